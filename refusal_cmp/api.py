@@ -1,0 +1,73 @@
+"""The short way in from Python: prompts → subspaces → a plan. The stages do the same with files between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from refusal_cmp.activations import collect
+from refusal_cmp.interventions import Setting
+from refusal_cmp.interventions.planning import Chosen, make_plan
+from refusal_cmp.interventions.scope import Scope
+from refusal_cmp.methods import EXTRACTORS
+from refusal_cmp.model import ChatModel
+from refusal_cmp.plan import Plan
+from refusal_cmp.subspace import Component, SubspaceField
+
+
+def extract(
+    model: ChatModel,
+    harmful: Sequence[str],
+    harmless: Sequence[str],
+    method: str = "diff-in-means",
+    *,
+    dev_share: float = 0.2,
+    seed: int = 42,
+    **options: Any,
+) -> SubspaceField:
+    """The subspaces of one method at every component of a model.
+
+    Parameters
+    ----------
+    harmful, harmless
+        At least 10 instructions each.
+    dev_share, seed
+        The stratified dev split.
+    options
+        Hyper-parameters of the method.
+    """
+    extractor = EXTRACTORS.create(method, **options)
+    return extractor.fit_field(collect(model, harmful, harmless, dev_share=dev_share, seed=seed), method)
+
+
+def plan_intervention(
+    intervention: str,
+    subspaces: SubspaceField,
+    *,
+    layer: int,
+    position: int = -1,
+    scope: str = "all",
+    strength: float | None = None,
+    direction: str = "best",
+    ranking: Sequence[Component] = (),
+    setting: Setting | None = None,
+) -> Plan:
+    """One intervention with the subspace of one component, at a scope.
+
+    Parameters
+    ----------
+    ranking
+        Components from best to worst, which a `top:p` scope is taken from; by default the field's own order
+        with the given component first.
+    """
+    selected = Component(position, layer)
+    subspaces[selected]  # an error that says why, if it has none
+    order = tuple(ranking) or (selected, *(component for component in subspaces if component != selected))
+    return make_plan(
+        intervention,
+        Chosen(subspaces, selected, order),
+        Scope.parse(scope),
+        strength=strength,
+        direction=direction,
+        setting=setting,
+    )

@@ -1,0 +1,240 @@
+"""The command line: parses, calls a stage, prints. No logic, and no heavy import before a stage runs."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import typer
+from rich.console import Console
+
+from refusal_cmp import config as settings
+from refusal_cmp.config import STAGES, MachineSettings, RunConfig, load_config
+from refusal_cmp.errors import RefusalCmpError, unknown_name
+
+app = typer.Typer(
+    help="Compare ways of finding and editing the refusal directions of chat models.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+err = Console(stderr=True)
+out = Console()
+
+DASHES = {"token_normalize_func": lambda token: token.replace("_", "-")}
+UNFLAGGED = ("model", "method_options", "strengths")
+HEADINGS = {
+    "ExtractSettings": "Extraction",
+    "SelectSettings": "Selection",
+    "InferSettings": "Interventions and completions",
+    "EvaluateSettings": "Evaluation",
+    "MachineSettings": "Machine",
+}
+STAGE_HELP = {
+    "run": "Do everything: extract, select, infer, evaluate, report.",
+    "extract": "Read activations and find every method's subspaces.",
+    "select": "Score every component, filter and rank them, and choose one for each method.",
+    "infer": "Complete the test prompts under every plan of the grid.",
+    "evaluate": "Judge the completions, measure losses, and write results.csv.",
+    "report": "Print the summary of a run.",
+}
+
+
+def _option(name: str) -> inspect.Parameter:
+    """A setting of the configuration as an option; it is validated there, not here."""
+    field = RunConfig.model_fields[name]
+    flag = f"--{name.replace('_', '-')}"
+    owner = next(base.__name__ for base in RunConfig.__mro__[1:] if name in base.__annotations__)
+    if field.annotation is bool:
+        kind, names = bool | None, (f"{flag}/--no-{flag[2:]}",)
+    else:
+        kind, names = str | None, (flag,)  # type: ignore[assignment]
+    option = typer.Option(
+        *names,
+        help=f"{field.description} {_default(field.default)}",
+        metavar="" if field.annotation is bool else _metavar(field.annotation),
+        show_default=False,
+        rich_help_panel=HEADINGS[owner],
+    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
+
+
+def _default(value: Any) -> str:
+    """A default as it would be typed."""
+    if value is None:
+        return ""
+    values = value if isinstance(value, tuple) else (value,)
+    shown = ",".join(f"{one:g}" if isinstance(one, float) else str(one) for one in values)
+    return f"(default: {shown.lower() if isinstance(value, bool) else shown})"
+
+
+def _metavar(annotation: Any) -> str:
+    """What stands for an option's value in the help: its choices, or its kind."""
+    choices = [choice for choice in get_args(annotation) if isinstance(choice, str)]
+    if choices:
+        return "|".join(choices)
+    text = str(annotation)
+    kinds = {"tuple": "LIST", "int": "N", "float": "X", "Path": "PATH"}
+    return next((meta for kind, meta in kinds.items() if kind in text), "TEXT")
+
+
+def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command an option for every setting, in place of its `**flags`."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    names = [name for owner in HEADINGS for name in getattr(settings, owner).model_fields]
+    options = [_option(name) for name in names if name not in UNFLAGGED]
+    command.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
+    return command
+
+
+def _stage_command(stage: str) -> Callable[..., None]:
+    """The command of one stage, or of all (`run`)."""
+
+    @_with_settings
+    def command(
+        model: Annotated[
+            str | None,
+            typer.Argument(help="Hugging Face id, local folder, or nothing: the embedded tiny-refuser."),
+        ] = None,
+        *,
+        config: Annotated[
+            Path | None,
+            typer.Option(help="YAML file with any setting; flags win over it.", rich_help_panel="Run"),
+        ] = None,
+        top_percentage: Annotated[
+            str | None,
+            typer.Option(help="Short for --scope top:PERCENT.", metavar="PERCENT", rich_help_panel="Run"),
+        ] = None,
+        start: Annotated[
+            str | None, typer.Option("--from", help="First stage.", metavar="STAGE", rich_help_panel="Run")
+        ] = None,
+        until: Annotated[str | None, typer.Option(help="Last stage.", metavar="STAGE", rich_help_panel="Run")] = None,
+        force: Annotated[bool, typer.Option("--force", help="Redo finished work.", rich_help_panel="Run")] = False,
+        debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel="Run")] = False,
+        **flags: Any,
+    ) -> None:
+        given = {name: value for name, value in flags.items() if value is not None}
+        if model is not None:
+            given["model"] = model
+        if top_percentage is not None:
+            given["scope"] = f"top:{top_percentage}"
+        stages = _span(start, until) if stage == "run" else (stage,)
+        _execute(config, given, stages, force)
+
+    command.__doc__ = STAGE_HELP[stage]
+    return command
+
+
+for _stage in ("run", *STAGES):
+    app.command(_stage, context_settings=DASHES)(_stage_command(_stage))
+
+
+@app.command()
+def methods() -> None:
+    """List the registered extractors."""
+    from refusal_cmp.methods import EXTRACTORS
+
+    _list(EXTRACTORS)
+
+
+@app.command()
+def interventions() -> None:
+    """List the registered interventions."""
+    from refusal_cmp.interventions import INTERVENTIONS
+
+    _list(INTERVENTIONS)
+
+
+@app.command()
+def evals() -> None:
+    """List the registered evaluators."""
+    from refusal_cmp.evals import EVALUATORS
+
+    _list(EVALUATORS)
+
+
+@app.command()
+def datasets() -> None:
+    """List the registered prompt sets."""
+    from refusal_cmp.data import DATASETS
+
+    _list(DATASETS)
+
+
+def main() -> None:
+    """Entry point: a mistake the user can mend is one sentence and exit code 2."""
+    debug = "--debug" in sys.argv
+    try:
+        app()
+    except RefusalCmpError as error:
+        if debug:
+            raise
+        err.print(f"[bold red]Error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        err.print("Stopped. Type the same command again to go on; finished work is kept.")
+        raise SystemExit(130) from None
+
+
+def _execute(path: Path | None, given: dict[str, Any], stages: tuple[str, ...], force: bool) -> None:
+    from refusal_cmp.artifacts import RunDir
+
+    config = load_config(path, given)
+    run = RunDir(config.runs_dir / config.run_name)
+    if stages[0] != STAGES[0] and path is None and "config" in run.manifest:
+        machine = set(MachineSettings.model_fields)
+        stored = {name: value for name, value in run.manifest["config"].items() if name not in machine}
+        config = load_config(None, stored | given)
+    run.force = stages if force else ()
+    _quiet()
+
+    from refusal_cmp.session import Session
+    from refusal_cmp.stages import run_stages
+    from refusal_cmp.terminal import live_progress, print_summary
+
+    session = Session(config, run, say=lambda message: err.print(_escape(message), highlight=False, soft_wrap=True))
+    with live_progress(err) as session.progress:
+        run_stages(session, stages)
+    if stages[-1] in ("evaluate", "report"):
+        print_summary(out, run)
+    else:
+        err.print(f"{stages[-1]} is done: {run.path / stages[-1]}", highlight=False)
+
+
+def _span(start: str | None, until: str | None) -> tuple[str, ...]:
+    for name in (start, until):
+        if name is not None and name not in STAGES:
+            raise unknown_name("stage", name, STAGES)
+    first, last = STAGES.index(start or STAGES[0]), STAGES.index(until or STAGES[-1])
+    if first > last:
+        raise RefusalCmpError(f"--from {start} comes after --until {until}; the order is {', '.join(STAGES)}.")
+    return STAGES[first : last + 1]
+
+
+def _list(registry: Any) -> None:
+    from rich.table import Table
+
+    table = Table("name", "what it is", "from", box=None, header_style="bold")
+    for name, summary, module in registry.describe():
+        table.add_row(name, _escape(summary), module)
+    out.print(table)
+
+
+def _quiet() -> None:
+    """Libraries' own progress bars and notices do not belong in ours."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

@@ -1,0 +1,25 @@
+"""What the user did or has that we cannot work with, each told in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RefusalCmpError(Exception):
+    """A mistake the user can mend: what, what was expected, what was found, what to do.
+
+    The command line prints it as one sentence and exits with code 2; nothing has been written over.
+    """
+
+
+class NoSubspaceError(Exception):
+    """Raised by an extractor where the two classes cannot be told apart; the message is the reason."""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> RefusalCmpError:
+    """An error that lists what there is and, if one is close, the name that was probably meant."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    return RefusalCmpError(f"Unknown {kind} {name!r}; known are {', '.join(names)}.{hint}")

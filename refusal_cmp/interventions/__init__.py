@@ -1,0 +1,87 @@
+"""Interventions: a subspace and a scope → the edits of a plan. One file each; see `Intervention`.
+
+In the equations of the files x is a column vector, V the orthonormal basis (k, d), û the unit direction.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+from jaxtyping import Float
+from torch import Tensor
+
+from refusal_cmp.config import Site
+from refusal_cmp.edit import LowRankEdit
+from refusal_cmp.plan import Place
+from refusal_cmp.registry import Registry
+from refusal_cmp.subspace import Subspace
+
+Edits = dict[Place, LowRankEdit]
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer in scope, the subspace to edit there, and the scale of the activations of that layer."""
+
+    layer: int
+    subspace: Subspace
+    harmful_mean: Float[Tensor, " d"]
+    """Mean training activation of harmful prompts on entry to this layer."""
+    harmless_mean: Float[Tensor, " d"]
+    unit_norm: float
+    """What multiplier 1 of an activation addition is: the difference-in-means norm of this layer."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Choices that hold for a whole run, not for one intervention."""
+
+    sites: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out")
+    """Where removal and mirror edits act in a layer in scope."""
+    spread: bool = True
+    """Divide additions by the number of layers in scope."""
+    compose: str = "once"
+    """`once`: a reflection mirrors each contribution to the stream once; `repeat`: at every site of every layer."""
+    norm: str = "own"
+    """`own`: additions are measured by the difference-in-means norm of their layer; `selected`: by that of the
+    selected difference-in-means component, as published."""
+
+
+class Intervention(ABC):
+    """Makes the edits of a plan. A strength is what its label has after the colon, or None."""
+
+    strengths: tuple[float, ...] | None = None
+    """Default strengths, one plan each; None: the intervention has no strength."""
+    uses: tuple[str, ...] = tuple(field.name for field in fields(Setting))
+    """The fields of `Setting` that matter to it; where one differs from its default, the label says so."""
+
+    @abstractmethod
+    def edits(self, targets: Sequence[Target], strength: float | None, setting: Setting) -> Edits:
+        """The edit for each place, given the layers in scope from the first block to the last."""
+
+
+def remove(
+    targets: Sequence[Target],
+    setting: Setting,
+    rows: Callable[[Target], Float[Tensor, "k d"]],
+    towards: Callable[[Target], Float[Tensor, " d"]] | None = None,
+) -> Edits:
+    """x ↦ x − Rᵀ R x at every site of every layer in scope, R = rows(target); with `towards`, + Rᵀ R μ.
+
+    The offset acts at `resid_pre` only, whatever the sites are, or it would be added three times.
+    """
+    edits: Edits = {}
+    for target in targets:
+        basis = rows(target)
+        for site in setting.sites:
+            edits[Place(target.layer, site)] = LowRankEdit(V=basis, A=-basis)
+        if towards is not None:
+            offset = (basis @ towards(target)) @ basis
+            edits[Place(target.layer, "resid_pre")] = LowRankEdit(V=basis, A=-basis, b=offset)
+    return edits
+
+
+INTERVENTIONS: Registry[type[Intervention]] = Registry("intervention", __name__)
+register_intervention = INTERVENTIONS.register

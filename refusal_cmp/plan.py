@@ -1,0 +1,98 @@
+"""A plan: an intervention made concrete. Its label, its facts, and an edit for each place it touches."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from refusal_cmp.config import Site
+from refusal_cmp.edit import LowRankEdit
+
+BASELINE = "baseline"
+
+
+class Place(NamedTuple):
+    """Where an edit acts: a decoder block and a site in it."""
+
+    layer: int
+    site: Site
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The same edits on every prompt, on all its tokens, prompt and generated, for every evaluator."""
+
+    label: str
+    """`method/intervention:strength@scope`, with what differs from the defaults in brackets."""
+    edits: Mapping[Place, LowRankEdit]
+    method: str = ""
+    k: int | None = None
+    intervention: str = ""
+    strength: float | None = None
+    scope: str = ""
+    n_components: int | None = None
+    """Components in scope."""
+    n_layers: int | None = None
+    """Distinct layers in scope: an edit acts once in each, however many of its components are in scope."""
+    direction: str = ""
+    """`best`: the selected component's subspace everywhere; `own`: each layer's own."""
+    position: int | None = None
+    layer: int | None = None
+
+    @property
+    def digest(self) -> str:
+        """A hash of the edits alone: plans with the same digest do exactly the same."""
+        digest = hashlib.sha256()
+        for place in sorted(self.edits):
+            for name, term in sorted(self.edits[place].tensors().items()):
+                digest.update(f"{place.layer}.{place.site}.{name}.{tuple(term.shape)}".encode())
+                digest.update(term.double().contiguous().cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def facts(self) -> dict[str, str | int | float | None]:
+        """Everything but the edits, as `results.csv` has it."""
+        return {name: getattr(self, name) for name in FACTS}
+
+
+FACTS = [
+    "method",
+    "k",
+    "intervention",
+    "strength",
+    "scope",
+    "n_components",
+    "n_layers",
+    "direction",
+    "position",
+    "layer",
+]
+
+
+def baseline() -> Plan:
+    """The plan that does nothing: the model as it is."""
+    return Plan(BASELINE, {})
+
+
+_LABEL = re.compile(r"[a-z0-9.,:@=/\[\]+-]+")
+_ENCODING = str.maketrans({"/": "_", ":": "~"})
+_DECODING = str.maketrans({"_": "/", "~": ":"})
+
+
+def file_name(label: str) -> str:
+    """A plan's label as the name of a folder: `/` and `:` become `_` and `~`, which no label contains."""
+    if not _LABEL.fullmatch(label) or label.startswith("."):
+        raise ValueError(f"not a plan label: {label!r}")
+    return label.translate(_ENCODING)
+
+
+def label_of(file_name: str) -> str:
+    """The label that a folder is named for; inverse of `file_name`."""
+    return file_name.translate(_DECODING)
+
+
+def number(value: float) -> str:
+    """A strength or percentage as labels and file names have it: 2, -1, 0.5."""
+    return format(value, "g")

@@ -1,0 +1,105 @@
+"""One small generic registry; methods, interventions, evals and datasets are instances of it.
+
+A plugin is one file with a decorator. Ours are the modules of one package, found by walking it; third
+parties' are entry points of the group with the package's name, so that installing one is enough.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Callable, Iterator
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from refusal_cmp.errors import RefusalCmpError, unknown_name
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+class Registry(Generic[T]):
+    """Names → plugins of one kind.
+
+    Parameters
+    ----------
+    kind
+        What is registered, for messages: "method".
+    package
+        The package whose modules are our own plugins; also the entry-point group of third parties' plugins.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self.package = package
+        self._plugins: dict[str, T] = {}
+        self._discovered = False
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that registers a class or function under `name`: lower-case words joined by dashes."""
+        if not NAME.fullmatch(name):
+            raise RefusalCmpError(
+                f"A {self.kind} cannot be called {name!r}: use lower-case letters, digits and dashes."
+            )
+
+        def add(plugin: T) -> T:
+            known = self._plugins.get(name)
+            if known is not None and known.__qualname__ != plugin.__qualname__:
+                raise RefusalCmpError(
+                    f"Two {self.kind}s are called {name!r}: {known.__module__}.{known.__qualname__} and "
+                    f"{plugin.__module__}.{plugin.__qualname__}; rename one."
+                )
+            self._plugins[name] = plugin
+            return plugin
+
+        return add
+
+    def get(self, name: str) -> T:
+        """The plugin called `name`; an error that names the nearest one if there is none."""
+        self._discover()
+        if name not in self._plugins:
+            raise unknown_name(self.kind, name, self._plugins)
+        return self._plugins[name]
+
+    def create(self, name: str, **options: Any) -> Any:
+        """An instance of the plugin class `name` with these hyper-parameters, checked against its signature."""
+        plugin = self.get(name)
+        known = inspect.signature(plugin).parameters
+        for option in options:
+            if option not in known:
+                raise unknown_name(f"option of {self.kind} {name!r}", option, known)
+        return plugin(**options)
+
+    def __iter__(self) -> Iterator[str]:
+        self._discover()
+        return iter(sorted(self._plugins))
+
+    def __contains__(self, name: str) -> bool:
+        self._discover()
+        return name in self._plugins
+
+    def describe(self) -> list[tuple[str, str, str]]:
+        """(name, first line of the docstring, module) of everything registered."""
+        return [
+            (name, (inspect.getdoc(self._plugins[name]) or "").split("\n")[0], self._plugins[name].__module__)
+            for name in self
+        ]
+
+    def _discover(self) -> None:
+        if self._discovered:
+            return
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self.package}.{module.name}")
+        for entry_point in entry_points(group=self.package):
+            try:
+                entry_point.load()
+            except Exception as error:
+                raise RefusalCmpError(
+                    f"The {self.kind} plugin {entry_point.name!r} ({entry_point.value}) does not load: {error}; "
+                    "mend or uninstall its package."
+                ) from error
+        self._discovered = True

@@ -1,0 +1,199 @@
+"""Scores of every component: bypass, induce and KL, locally or globally (Arditi et al. 2024, section 2.3).
+
+    bypass = mean refusal metric on harmful validation prompts under the removal edit
+    induce = mean refusal metric on harmless validation prompts under activation addition, for each multiplier
+    kl     = mean KL(baseline ‖ edited) of the last position's distribution on harmless prompts, removal edit
+
+Local scores edit the component's own layer, global ones every layer with the same subspace. The edits are
+those of the plans themselves. Many candidates share one forward pass, one edit for each group of rows, and
+a local candidate's pass starts from the cached residual stream at its layer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from refusal_cmp.edit import LowRankEdit, stack
+from refusal_cmp.interventions import Setting
+from refusal_cmp.interventions.planning import Chosen, make_plan
+from refusal_cmp.interventions.scope import Scope
+from refusal_cmp.model import Batch, ChatModel, refusal_metric
+from refusal_cmp.plan import Place
+from refusal_cmp.progress import Progress, silent
+from refusal_cmp.subspace import Component, SubspaceField
+
+_Key = TypeVar("_Key", int, tuple[int, int])
+
+Reach = Literal["local", "global"]
+SCOPES = {"local": Scope("single"), "global": Scope("all")}
+MAX_ROWS = 256
+
+
+@dataclass(frozen=True)
+class PromptScores:
+    """Per-prompt scores of the candidates of one method, in the order of the field's components."""
+
+    bypass: Float[Tensor, "c n"]
+    """Refusal metric on harmful prompts under the removal edit."""
+    induce: Float[Tensor, "c m n"]
+    """Refusal metric on harmless prompts under activation addition, for each multiplier."""
+    kl: Float[Tensor, "c n"]
+    """KL(baseline ‖ edited) on harmless prompts under the removal edit, nats."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A batch of validation prompts with what every candidate needs of the unedited pass."""
+
+    rows: list[int]
+    batch: Batch
+    streams: list[Tensor]
+    log_probs: Float[Tensor, "n vocab"]
+
+
+Edits = Mapping[Place, LowRankEdit]
+
+
+class Scorer:
+    """Scores candidates on fixed validation prompts; the unedited passes are done once.
+
+    Parameters
+    ----------
+    refusal_tokens
+        The set R of the refusal metric.
+    max_rows
+        Most rows (candidates × prompts) in one forward pass.
+    """
+
+    def __init__(
+        self,
+        model: ChatModel,
+        harmful: Sequence[str],
+        harmless: Sequence[str],
+        refusal_tokens: Sequence[int],
+        *,
+        max_rows: int = MAX_ROWS,
+    ) -> None:
+        self.model = model
+        self.refusal_tokens = refusal_tokens
+        self.max_rows = max_rows
+        self.harmful = self._parts(harmful)
+        self.harmless = self._parts(harmless)
+
+    def baseline(self, kind: Literal["harmful", "harmless"]) -> Float[Tensor, " n"]:
+        """Refusal metric of the unedited model on each validation prompt."""
+        parts = self.harmful if kind == "harmful" else self.harmless
+        metric = torch.empty(sum(len(part.batch) for part in parts), dtype=torch.float64)
+        for part in parts:
+            metric[part.rows] = refusal_metric(part.log_probs, self.refusal_tokens).cpu()
+        return metric
+
+    def score(
+        self,
+        field: SubspaceField,
+        reach: Reach,
+        *,
+        multipliers: Sequence[float],
+        setting: Setting | None = None,
+        progress: Progress = silent,
+    ) -> PromptScores:
+        """The per-prompt scores of every component of a field."""
+        components = list(field)
+        n_harmful = sum(len(part.batch) for part in self.harmful)
+        n_harmless = sum(len(part.batch) for part in self.harmless)
+        bypass = torch.full((len(components), n_harmful), torch.nan, dtype=torch.float64)
+        kl = torch.full((len(components), n_harmless), torch.nan, dtype=torch.float64)
+        induce = torch.full((len(components), len(multipliers), n_harmless), torch.nan, dtype=torch.float64)
+
+        removals: dict[int, list[tuple[int, Edits]]] = defaultdict(list)
+        additions: dict[int, list[tuple[tuple[int, int], Edits]]] = defaultdict(list)
+        for index, component in enumerate(components):
+            start = component.layer if reach == "local" else 0
+            removals[start].append((index, _edits("nullspace", field, component, reach, setting)))
+            for column, multiplier in enumerate(multipliers):
+                edits = _edits("actadd", field, component, reach, setting, multiplier)
+                additions[start].append(((index, column), edits))
+
+        with progress(f"scoring {field.method}, {reach}", len(components) * (1 + len(multipliers))) as advance:
+            for start, candidates in removals.items():
+                for part in self.harmful:
+                    for indices, logits in self._passes(start, candidates, part):
+                        bypass[torch.tensor(indices)[:, None], part.rows] = self._metric(logits)
+                for part in self.harmless:
+                    for indices, logits in self._passes(start, candidates, part):
+                        kl[torch.tensor(indices)[:, None], part.rows] = _kl(part.log_probs, logits)
+                advance(len(candidates))
+            for start, steered in additions.items():
+                for part in self.harmless:
+                    for pairs, logits in self._passes(start, steered, part):
+                        at = torch.tensor(pairs)
+                        induce[at[:, :1], at[:, 1:], part.rows] = self._metric(logits)
+                advance(len(steered))
+        return PromptScores(bypass, induce, kl)
+
+    def _parts(self, instructions: Sequence[str]) -> list[_Part]:
+        parts = []
+        with torch.inference_mode():
+            for rows, batch in self.model.batches(instructions, self.max_rows):
+                streams = self.model.streams(batch)
+                log_probs = self.model.last_logits(batch).double().log_softmax(-1)
+                parts.append(_Part(rows, batch, streams, log_probs))
+        return parts
+
+    def _passes(
+        self, start: int, candidates: Sequence[tuple[_Key, Edits]], part: _Part
+    ) -> Iterator[tuple[list[_Key], Float[Tensor, "g n vocab"]]]:
+        """Last-position logits of as many candidates at a time as fit in `max_rows`."""
+        size = max(1, self.max_rows // len(part.batch))
+        for first in range(0, len(candidates), size):
+            chunk = candidates[first : first + size]
+            yield (
+                [key for key, _ in chunk],
+                edited_logits(self.model, start, [e for _, e in chunk], part.batch, part.streams[start]),
+            )
+
+    def _metric(self, logits: Float[Tensor, "g n vocab"]) -> Float[Tensor, "g n"]:
+        return refusal_metric(logits.flatten(0, 1), self.refusal_tokens).view(logits.shape[:2]).cpu()
+
+
+def edited_logits(
+    model: ChatModel, start: int, edits: Sequence[Edits], batch: Batch, stream: Float[Tensor, "n s d"]
+) -> Float[Tensor, "g n vocab"]:
+    """Last-position logits of the batch under each of g sets of edits, in one pass from block `start` on."""
+    places = {place for one in edits for place in one}
+    stacked = {place: stack([one.get(place) for one in edits]) for place in places}
+    with (
+        torch.inference_mode(),
+        model.resumed(start, stream.repeat(len(edits), 1, 1)),
+        model.edited(stacked),
+    ):
+        logits = model.last_logits(batch.repeated(len(edits)))
+    return logits.view(len(edits), len(batch), -1)
+
+
+def _edits(
+    intervention: str,
+    field: SubspaceField,
+    component: Component,
+    reach: Reach,
+    setting: Setting | None,
+    strength: float | None = None,
+) -> Edits:
+    chosen = Chosen(field, component, (component,))
+    return make_plan(intervention, chosen, SCOPES[reach], strength=strength, setting=setting).edits
+
+
+def _kl(baseline: Float[Tensor, "n vocab"], logits: Float[Tensor, "g n vocab"]) -> Float[Tensor, "g n"]:
+    """KL(baseline ‖ edited) in log space, one group at a time: the vocabulary is the large dimension."""
+    rows = [
+        torch.nn.functional.kl_div(one.double().log_softmax(-1), baseline, reduction="none", log_target=True)
+        for one in logits
+    ]
+    return torch.stack([row.sum(-1) for row in rows]).cpu()

@@ -1,0 +1,145 @@
+"""infer: selections → the grid of plans → completions of every test prompt under every plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from refusal_cmp.data import Prompt, sample
+from refusal_cmp.edit import LowRankEdit
+from refusal_cmp.evals import Answer
+from refusal_cmp.interventions.planning import Chosen, grid
+from refusal_cmp.interventions.scope import Scope
+from refusal_cmp.plan import BASELINE, FACTS, Place, Plan, baseline, file_name
+from refusal_cmp.session import Session
+from refusal_cmp.stages.extract import KINDS, PROMPTS, read_prompts
+from refusal_cmp.stages.select import SELECTION, read_fields, read_selections, setting
+
+PLANS = "infer/plans.json"
+
+
+def infer_stage(session: Session) -> None:
+    """Complete the test prompts under the baseline and under every distinct plan."""
+    config, run = session.config, session.run
+    run.require(PROMPTS, "extract")
+    run.require(SELECTION, "select")
+    plans = [baseline(), *_grid(session)]
+    originals = _originals(plans)
+    prompts = {dataset: _test_prompts(session, dataset) for dataset in config.eval_datasets}
+    settings = config.binding("infer")
+    settings = {key: settings[key] for key in ("max_new_tokens", "engine")}
+    distinct = [plan for plan in plans if originals[plan.label] == plan.label]
+    missing = [
+        (plan, dataset)
+        for plan in distinct
+        for dataset in config.eval_datasets
+        if not run.is_fresh(answers_file(plan.label, dataset), settings, _sources(session, plan, prompts[dataset]))
+    ]
+    for plan in distinct:
+        _write_plan(session, plan)
+    run.write_json(PLANS, [{"label": plan.label, "same_as": originals[plan.label], **plan.facts()} for plan in plans])
+    if len(distinct) < len(plans):
+        session.say(f"{len(plans)} plans, {len(distinct)} of them distinct; the others do exactly the same as one.")
+    with session.progress("plans × test sets", len(missing)) as advance:
+        for plan, dataset in missing:
+            answers = _complete(session, plan, prompts[dataset])
+            name = answers_file(plan.label, dataset)
+            run.write_lines(name, [asdict(answer) for answer in answers])
+            run.record(name, settings, _sources(session, plan, prompts[dataset]))
+            advance(1)
+
+
+def answers_file(label: str, dataset: str) -> str:
+    """The artifact that holds a plan's completions of a test set."""
+    return f"infer/{file_name(label)}/{dataset}.jsonl"
+
+
+def read_plans(session: Session) -> list[tuple[Plan, str]]:
+    """The plans of the run, each with the label of the plan that was run for it: itself or an identical one."""
+    run = session.run
+    run.require(PLANS, "infer")
+    plans = []
+    for row in run.read_json(PLANS):
+        facts = {name: row[name] for name in FACTS}
+        plans.append((Plan(row["label"], _read_edits(session, row["same_as"]), **facts), row["same_as"]))
+    return plans
+
+
+def read_answers(session: Session, label: str, dataset: str) -> list[Answer]:
+    """A plan's completions of a test set."""
+    name = answers_file(label, dataset)
+    session.run.require(name, "infer")
+    return [Answer(**row) for row in session.run.read_lines(name)]
+
+
+def _grid(session: Session) -> list[Plan]:
+    config = session.config
+    chosen = [
+        Chosen(field, selection.selected, selection.ranking)
+        for field, selection in zip(read_fields(session), read_selections(session), strict=True)
+    ]
+    strengths: dict[str, Sequence[float]] = {
+        **config.strengths,
+        "actadd": config.actadd_multipliers,
+        "reflection": config.reflection_alphas,
+    }
+    scopes = [Scope.parse(scope) for scope in config.scope]
+    return grid(
+        chosen,
+        config.interventions,
+        scopes,
+        strengths=strengths,
+        direction=config.direction,
+        setting=setting(config),
+    )
+
+
+def _originals(plans: Sequence[Plan]) -> dict[str, str]:
+    """For each plan the label of the first plan with the same edits."""
+    first: dict[str, str] = {}
+    return {plan.label: first.setdefault(plan.digest, plan.label) for plan in plans}
+
+
+def _test_prompts(session: Session, dataset: str) -> list[Prompt]:
+    if dataset in KINDS:
+        return read_prompts(session, f"{dataset}_test")
+    return sample(dataset, "test", session.config.prompts(session.config.n_test), session.config.seed)
+
+
+def _sources(session: Session, plan: Plan, prompts: Sequence[Prompt]) -> dict[str, Any]:
+    return {PROMPTS: session.run.digest(PROMPTS), "edits": plan.digest, "n": len(prompts)}
+
+
+def _complete(session: Session, plan: Plan, prompts: Sequence[Prompt]) -> list[Answer]:
+    instructions = [prompt.instruction for prompt in prompts]
+    completions = session.engine.generate(plan, instructions, session.config.max_new_tokens)
+    return [
+        Answer(prompt.instruction, prompt.category, one.text, one.n_tokens, one.finish)
+        for prompt, one in zip(prompts, completions, strict=True)
+    ]
+
+
+def _write_plan(session: Session, plan: Plan) -> None:
+    if plan.label == BASELINE:
+        return
+    tensors = {
+        f"{place.layer}.{place.site}.{name}": term.float()
+        for place, edit in plan.edits.items()
+        for name, term in edit.tensors().items()
+    }
+    session.run.write_tensors(_plan_file(plan.label), tensors, {"label": plan.label})
+
+
+def _read_edits(session: Session, label: str) -> dict[Place, LowRankEdit]:
+    if label == BASELINE:
+        return {}
+    terms: dict[Place, dict[str, Any]] = {}
+    for key, term in session.run.read_tensors(_plan_file(label))[0].items():
+        layer, site, name = key.split(".")
+        terms.setdefault(Place(int(layer), site), {})[name] = term  # type: ignore[arg-type]
+    return {place: LowRankEdit(**of_place) for place, of_place in terms.items()}
+
+
+def _plan_file(label: str) -> str:
+    return f"infer/{file_name(label)}/plan.safetensors"

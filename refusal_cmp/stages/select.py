@@ -1,0 +1,117 @@
+"""select: subspaces → scores of every component → a ranking and a choice for each method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import cache
+
+import pandas as pd
+
+from refusal_cmp.config import RunConfig
+from refusal_cmp.interventions import Setting
+from refusal_cmp.rankings import agreement
+from refusal_cmp.scoring import PromptScores, Reach, Scorer
+from refusal_cmp.selection import Filters, Selection, outcome, score_table, select
+from refusal_cmp.session import Session
+from refusal_cmp.stages.extract import KINDS, PROMPTS, read_field, read_prompts, subspace_file
+from refusal_cmp.subspace import Component, SubspaceField
+
+SCORES = "select/scores.csv"
+SELECTION = "select/selection.json"
+RANKINGS = "select/rankings.json"
+
+
+def select_stage(session: Session) -> None:
+    """Score, filter and rank the components of every method, and compare the rankings if asked."""
+    config, run = session.config, session.run
+    settings = config.binding("select")
+    reaches: list[Reach] = ["local", "global"] if config.compare_rankings or config.rank_by == "global" else ["local"]
+    fields = read_fields(session)
+    run.is_fresh(SCORES, settings, {})  # a changed setting is an error before any work
+    scorer = cache(lambda: _scorer(session))
+    scores = {field.method: {reach: _scores(session, field, reach, scorer) for reach in reaches} for field in fields}
+    filters = Filters(config.induce_threshold, config.kl_threshold, config.prune_layers, config.induce_aggregate)
+    n_layers = fields[0].means.n_layers
+    tables, selections = [], []
+    for field in fields:
+        table = score_table(field, scores[field.method], config.induce_multipliers, config.induce_aggregate)
+        table = select(table, filters, n_layers=n_layers, rank_by=config.rank_by)
+        tables.append(table)
+        selections.append(outcome(table, field))
+        _report(session, selections[-1])
+    whole = pd.concat(tables, ignore_index=True)
+    run.write_table(SCORES, whole)
+    run.write_json(SELECTION, {"rank_by": config.rank_by, "methods": [asdict(one) for one in selections]})
+    if config.compare_rankings:
+        run.write_json(RANKINGS, agreement(whole))
+    run.record(SCORES, settings, {subspace_file(name): run.digest(subspace_file(name)) for name in config.methods})
+
+
+def read_fields(session: Session) -> list[SubspaceField]:
+    """The subspaces of every method, with every k policy of INLP."""
+    config = session.config
+    fields = []
+    for name in config.methods:
+        field = read_field(session, name)
+        fields += [field.leading(policy) for policy in config.inlp_k] if name == "inlp" else [field]
+    return fields
+
+
+def read_selections(session: Session) -> list[Selection]:
+    """What select chose, in the order of its methods."""
+    session.run.require(SELECTION, "select")
+    selections = []
+    for row in session.run.read_json(SELECTION)["methods"]:
+        row |= {name: tuple(Component(*c) for c in row[name]) for name in ("ranking", "kept")}
+        selections.append(Selection(**{**row, "selected": Component(*row["selected"])}))
+    return selections
+
+
+def setting(config: RunConfig) -> Setting:
+    """The choices that hold for all interventions of a run."""
+    return Setting(sites=config.sites, spread=config.spread, compose=config.compose, norm=config.actadd_norm)
+
+
+def _scores(session: Session, field: SubspaceField, reach: Reach, scorer: Callable[[], Scorer]) -> PromptScores:
+    """The per-prompt scores of a method, from its file if that was made from the same things.
+
+    `scorer` is called only if there is something to score; all methods then share its unedited passes.
+    """
+    config, run = session.config, session.run
+    name = f"select/{field.method}.{reach}.safetensors"
+    settings = config.binding("select")
+    settings = {key: settings[key] for key in ("induce_multipliers", "sites")}
+    base = field.method.split("[")[0]
+    sources = {file: run.digest(file) for file in (PROMPTS, subspace_file(base))}
+    if not run.is_fresh(name, settings, sources):
+        scores = scorer().score(
+            field,
+            reach,
+            multipliers=config.induce_multipliers,
+            setting=Setting(sites=config.sites),
+            progress=session.progress,
+        )
+        tensors = {"bypass": scores.bypass, "induce": scores.induce, "kl": scores.kl}
+        run.write_tensors(name, tensors, {"method": field.method, "reach": reach})
+        run.record(name, settings, sources)
+    return PromptScores(**run.read_tensors(name)[0])
+
+
+def _scorer(session: Session) -> Scorer:
+    harmful, harmless = ([p.instruction for p in read_prompts(session, f"{kind}_val")] for kind in KINDS)
+    tokens: Sequence[int] = session.run.read_json(PROMPTS)["refusal_tokens"]
+    return Scorer(session.model, harmful, harmless, tokens)
+
+
+def _report(session: Session, selection: Selection) -> None:
+    n, kept = len(selection.ranking), len(selection.kept)
+    if selection.fallback:
+        session.say(
+            f"Warning: {selection.method}: the filters keep none of {n} components; the best of all by bypass, "
+            f"{selection.selected}, is taken."
+        )
+    else:
+        session.say(f"{selection.method}: {selection.selected} selected; the filters keep {kept} of {n} components.")
+    if selection.nan:
+        session.say(f"Warning: {selection.method}: {selection.nan} components have NaN scores and are not ranked.")

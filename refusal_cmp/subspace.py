@@ -1,0 +1,172 @@
+"""What an extractor finds: a subspace for one component, and the field of them over all components."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from refusal_cmp.errors import NoSubspaceError, RefusalCmpError
+
+VANISHING = 1e-6
+"""Class means closer than this, relative to the activations' size, are the same: rounding, not a direction."""
+
+
+class Component(NamedTuple):
+    """A place where a direction is read: a post-instruction token and the input of a decoder block."""
+
+    position: int
+    """Negative index into the prompt's tokens: -1 is the last token of the prompt."""
+    layer: int
+    """0-based decoder block; activations are its `resid_pre`."""
+
+    def __str__(self) -> str:
+        return f"({self.position}, {self.layer})"
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """The subspace of one component that an extractor found."""
+
+    basis: Float[Tensor, "k d"]
+    """Orthonormal rows in order of extraction, each pointing to harmful; float64."""
+    direction: Float[Tensor, " d"]
+    """The one unit direction, pointing to harmful, for edits and additions of rank one; float64."""
+    norm: float
+    """Natural norm: how far apart the class means are along `direction`."""
+    evidence: Float[Tensor, " k"]
+    """Accuracy on the dev split of the classifier behind each row; NaN for rows without one."""
+
+    @property
+    def k(self) -> int:
+        """Number of directions."""
+        return self.basis.shape[0]
+
+    def leading(self, policy: str) -> Subspace:
+        """The first directions by a k policy: `full`, a number, or `acc99`: up to the first below 0.99."""
+        k = leading_k(policy, self.evidence)
+        return replace(self, basis=self.basis[:k], evidence=self.evidence[:k])
+
+
+def leading_k(policy: str, evidence: Float[Tensor, " k"]) -> int:
+    """How many leading directions a k policy keeps: at least one, at most all."""
+    if policy == "full":
+        return len(evidence)
+    if policy.startswith("acc"):
+        below = (evidence < float(policy.removeprefix("acc")) / 100).nonzero()
+        return max(1, int(below[0])) if len(below) else len(evidence)
+    return min(int(policy), len(evidence))
+
+
+@dataclass(frozen=True)
+class ClassMeans:
+    """Mean training activations of the two classes at every component; float64."""
+
+    positions: tuple[int, ...]
+    harmful: Float[Tensor, "p l d"]
+    harmless: Float[Tensor, "p l d"]
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return self.harmful.shape[1]
+
+    def at(self, component: Component) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+        """The harmful and the harmless mean at a component."""
+        row = self.positions.index(component.position)
+        return self.harmful[row, component.layer], self.harmless[row, component.layer]
+
+    def distance(self, component: Component) -> float:
+        """‖harmful mean − harmless mean‖: the difference-in-means norm, the unit of activation addition."""
+        harmful, harmless = self.at(component)
+        return float(torch.linalg.vector_norm(harmful - harmless))
+
+
+@dataclass(frozen=True)
+class SubspaceField:
+    """One method's subspaces over the components of a model, with what interventions need beside them."""
+
+    method: str
+    """The method with what differs from its defaults: `inlp`, `inlp[k=1]`."""
+    means: ClassMeans
+    subspaces: Mapping[Component, Subspace]
+    missing: Mapping[Component, str] = field(default_factory=dict)
+    """Components without a subspace, and why."""
+
+    def __getitem__(self, component: Component) -> Subspace:
+        if component not in self.subspaces:
+            reason = self.missing.get(component, "the model has no such component")
+            raise RefusalCmpError(f"{self.method} has no subspace at component {component}: {reason}.")
+        return self.subspaces[component]
+
+    def __iter__(self) -> Iterator[Component]:
+        return iter(self.subspaces)
+
+    def __len__(self) -> int:
+        return len(self.subspaces)
+
+    def leading(self, policy: str) -> SubspaceField:
+        """The field of the leading directions by a k policy; `full` is the field itself."""
+        if policy == "full":
+            return self
+        return replace(
+            self,
+            method=f"{self.method}[k={policy}]",
+            subspaces={component: subspace.leading(policy) for component, subspace in self.subspaces.items()},
+        )
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The field as float32 tensors, rows of all components one after the other, and metadata."""
+        found = list(self.subspaces.values())
+        d = self.means.harmful.shape[-1]
+        tensors = {
+            "components": torch.tensor(list(self.subspaces), dtype=torch.int64).reshape(-1, 2),
+            "k": torch.tensor([one.k for one in found], dtype=torch.int64),
+            "basis": torch.cat([one.basis for one in found] or [torch.zeros(0, d)]).float(),
+            "evidence": torch.cat([one.evidence for one in found] or [torch.zeros(0)]).float(),
+            "direction": torch.stack([one.direction for one in found] or [torch.zeros(d)])[: len(found)].float(),
+            "norm": torch.tensor([one.norm for one in found], dtype=torch.float32),
+            "positions": torch.tensor(self.means.positions, dtype=torch.int64),
+            "harmful_mean": self.means.harmful.float(),
+            "harmless_mean": self.means.harmless.float(),
+        }
+        missing = [[*component, reason] for component, reason in self.missing.items()]
+        return tensors, {"method": self.method, "missing": json.dumps(missing)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> SubspaceField:
+        """The field that `to_tensors` wrote, float64 again."""
+        sizes = tensors["k"].tolist()
+        columns = zip(
+            tensors["components"].tolist(),
+            tensors["basis"].double().split(sizes),
+            tensors["direction"].double(),
+            tensors["norm"].tolist(),
+            tensors["evidence"].double().split(sizes),
+            strict=True,
+        )
+        positions = tuple(tensors["positions"].tolist())
+        return cls(
+            method=metadata["method"],
+            means=ClassMeans(positions, tensors["harmful_mean"].double(), tensors["harmless_mean"].double()),
+            subspaces={
+                Component(*where): Subspace(basis, direction, norm, evidence)
+                for where, basis, direction, norm, evidence in columns
+            },
+            missing={Component(*where): reason for *where, reason in json.loads(metadata["missing"])},
+        )
+
+
+def unit(vector: Float[Tensor, " d"], what: str = "direction", scale: float = 1.0) -> Float[Tensor, " d"]:
+    """The vector at length one; NoSubspaceError where it vanishes (relative to `scale`) or is not finite."""
+    norm = torch.linalg.vector_norm(vector)
+    if not torch.isfinite(norm):
+        raise NoSubspaceError(f"the {what} is not finite")
+    if norm <= VANISHING * scale:
+        raise NoSubspaceError(f"the {what} vanishes (norm {float(norm):.1e})")
+    return vector / norm

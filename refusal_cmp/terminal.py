@@ -1,0 +1,74 @@
+"""What the command line shows: live progress with time left, and the summary table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pandas as pd
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
+from rich.table import Table
+
+from refusal_cmp.artifacts import RunDir
+from refusal_cmp.progress import Progress
+from refusal_cmp.stages.evaluate import RESULTS
+from refusal_cmp.stages.report import SUMMARY
+
+COLUMNS = {
+    "harmful_refusal": ("harmful", "{:.0%}"),
+    "harmless_refusal": ("harmless", "{:.0%}"),
+    "degenerate": ("broken", "{:.0%}"),
+    "tiny-answers_loss": ("answers", "{:.2f}"),
+    "tiny-general_loss": ("text", "{:.2f}"),
+}
+LEGEND = (
+    "harmful, harmless: share of completions that refuse; broken: share that is no language; answers, text: loss "
+    "on instruction answers and on plain text, nats a token; layers: how many are edited."
+)
+
+
+@contextmanager
+def live_progress(console: Console) -> Iterator[Progress]:
+    """Progress bars with time left; each line stays when its work is done."""
+    bars = Bars(
+        TextColumn("{task.description:<34}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=console,
+    )
+
+    @contextmanager
+    def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
+        task = bars.add_task(description, total=total, visible=total > 0)
+        yield lambda steps: bars.advance(task, steps)
+
+    with bars:
+        yield progress
+
+
+def print_summary(console: Console, run: RunDir) -> None:
+    """The summary of a run as a table, methods apart."""
+    rows = run.read_table(SUMMARY) if run.has(SUMMARY) else pd.DataFrame()
+    shown = {name: how for name, how in COLUMNS.items() if name in rows}
+    table = Table(title=str(run.path), title_justify="left", header_style="bold", box=None, padding=(0, 0, 0, 1))
+    table.add_column("plan", no_wrap=True)
+    table.add_column("layers", justify="right")
+    for heading, _ in shown.values():
+        table.add_column(heading, justify="right")
+    method = None
+    for _, row in rows.iterrows():
+        if method not in (None, row["method"]):
+            table.add_row()
+        method = row["method"]
+        cells = ["–" if pd.isna(row[name]) else how.format(row[name]) for name, (_, how) in shown.items()]
+        layers = "" if pd.isna(row["n_layers"]) else str(int(row["n_layers"]))
+        table.add_row(escape(row["plan"]), layers, *cells)
+    console.print(table)
+    console.print(LEGEND, style="dim", highlight=False)
+    console.print(f"Every number with its interval: {run.path / RESULTS}", highlight=False, soft_wrap=True)
