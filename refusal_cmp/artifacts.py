@@ -103,9 +103,12 @@ class RunDir:
 
     # The manifest
 
-    def update(self, **entries: Json) -> None:
-        """Set entries of the manifest and write it."""
+    def note(self, **entries: Json) -> None:
+        """Set entries of the manifest; they are written with the next artifact, so a mistake leaves no file."""
         self.manifest |= entries
+
+    def save(self) -> None:
+        """Write the manifest."""
         self.write_json("manifest.json", self.manifest)
 
     def is_fresh(self, name: str, settings: Mapping[str, Json], sources: Mapping[str, Json]) -> bool:
@@ -135,7 +138,8 @@ class RunDir:
         self._made.add(name)
         artifacts = dict(self.manifest.get("artifacts", {}))
         artifacts[name] = {"settings": _plain(settings), "sources": _plain(sources)}
-        self.update(artifacts=dict(sorted(artifacts.items())))
+        self.note(artifacts=dict(sorted(artifacts.items())))
+        self.save()
 
     # Files
 

@@ -27,6 +27,7 @@ def _split(value: Any) -> Any:
     return [value] if isinstance(value, int | float) else value
 
 
+KPolicy = Annotated[str, Field(pattern=r"^(full|[1-9]\d*|acc[1-9]\d)$")]
 Site = Literal["resid_pre", "attn_out", "mlp_out"]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_split), Field(min_length=1)]
@@ -69,7 +70,7 @@ class ExtractSettings(BaseModel):
 class SelectSettings(BaseModel):
     """What decides the scores and the choice of a component."""
 
-    inlp_k: Names = Field(
+    inlp_k: Annotated[tuple[KPolicy, ...], BeforeValidator(_split), Field(min_length=1)] = Field(
         ("full",), description="INLP directions to use: full, a number, acc99, acc95", json_schema_extra=GRID
     )
     compare_rankings: bool = Field(

@@ -55,7 +55,7 @@ class Session:
             chat_template=template,
             system=config.system,
         )
-        self.run.update(
+        self.run.note(
             model={
                 "name": config.model,
                 "revision": model.revision,

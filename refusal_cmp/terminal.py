@@ -15,7 +15,7 @@ from rich.table import Table
 from refusal_cmp.artifacts import RunDir
 from refusal_cmp.progress import Progress
 from refusal_cmp.stages.evaluate import RESULTS
-from refusal_cmp.stages.report import SUMMARY
+from refusal_cmp.stages.report import summary_of
 
 COLUMNS = {
     "harmful_refusal": ("harmful", "{:.0%}"),
@@ -54,7 +54,7 @@ def live_progress(console: Console) -> Iterator[Progress]:
 
 def print_summary(console: Console, run: RunDir) -> None:
     """The summary of a run as a table, methods apart."""
-    rows = run.read_table(SUMMARY) if run.has(SUMMARY) else pd.DataFrame()
+    rows = summary_of(run)
     shown = {name: how for name, how in COLUMNS.items() if name in rows}
     table = Table(title=str(run.path), title_justify="left", header_style="bold", box=None, padding=(0, 0, 0, 1))
     table.add_column("plan", no_wrap=True)

@@ -76,10 +76,12 @@ class HFEngine(Engine):
             use_cache=False,
             logits_to_keep=keep,
         ).logits
-        losses = next_token_losses(logits[:, :-1].float(), batch.ids[:, -keep + 1 :])
-        return [float(row[len(row) - n :].double().sum()) for row, n in zip(losses, scored, strict=True)]
+        return [
+            next_token_loss(row[keep - 1 - n : keep - 1], ids[len(ids) - n :]) if n else 0.0
+            for row, ids, n in zip(logits, batch.ids, scored, strict=True)
+        ]
 
 
-def next_token_losses(logits: Float[Tensor, "n s vocab"], targets: Int[Tensor, "n s"]) -> Float[Tensor, "n s"]:
-    """Cross-entropy of each target under the logits before it, nats."""
-    return torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none")
+def next_token_loss(logits: Float[Tensor, "s vocab"], targets: Int[Tensor, " s"]) -> float:
+    """Sum of the targets' cross-entropy under the logits before each, nats; float64, as float32 biases sums."""
+    return float(torch.nn.functional.cross_entropy(logits.double(), targets, reduction="sum"))

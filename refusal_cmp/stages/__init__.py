@@ -18,7 +18,7 @@ def run_stages(session: Session, stages: Sequence[str]) -> None:
     """Run these stages, in order; settings of earlier stages must be those that they were run with."""
     _check(session.config)
     _check_upstream(session, STAGES[: STAGES.index(stages[0])])
-    session.run.update(
+    session.run.note(
         config=session.config.model_dump(mode="json"),
         config_hash=session.config.digest,
         seed=session.config.seed,
@@ -28,6 +28,7 @@ def run_stages(session: Session, stages: Sequence[str]) -> None:
         _mark(session, stage, "running")
         _function(stage)(session)
         _mark(session, stage, "done", round(time.monotonic() - started, 3))
+        session.run.save()
 
 
 def _function(stage: str) -> Callable[[Session], None]:
@@ -81,4 +82,4 @@ def _check_upstream(session: Session, upstream: Sequence[str]) -> None:
 def _mark(session: Session, stage: str, state: str, seconds: float | None = None) -> None:
     stages = dict(session.run.manifest.get("stages", {}))
     stages[stage] = {"state": state} if seconds is None else {"state": state, "seconds": seconds}
-    session.run.update(stages=stages)
+    session.run.note(stages=stages)

@@ -1,0 +1,116 @@
+"""The command line as a stranger meets it: one sentence for every mistake, exit code 2, nothing written."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+
+
+def run(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from refusal_cmp.cli import main; main()", *args],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=ENVIRONMENT,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["run", "no-such/model"], "Cannot load model 'no-such/model'"),
+        (["run", "--methods", "diff-in-mean"], "Did you mean 'diff-in-means'?"),
+        (["run", "--interventions", "ablate"], "Did you mean 'ablation'?"),
+        (["run", "--evals", "refusals"], "Did you mean 'refusal'?"),
+        (["run", "--scope", "some"], "A scope is single, top:PERCENT or all"),
+        (["run", "--top-percentage", "0"], "above 0 and at most 100"),
+        (["run", "--top_percentage", "101"], "above 0 and at most 100"),
+        (["run", "--limit", "-1"], "The setting limit is '-1'"),
+        (["run", "--inlp-stop", "soon"], "inlp-stop"),
+        (["run", "--inlp-k", "many"], "inlp-k"),
+        (["run", "--dtype", "int8"], "The setting dtype is 'int8'"),
+        (["run", "--from", "infer", "--until", "extract"], "comes after"),
+        (["run", "--from", "inference"], "Did you mean 'infer'?"),
+        (["run", "--harmful", "tiny-harmfull"], "Did you mean 'tiny-harmful'?"),
+        (["run", "--config", "none.yaml"], "Cannot read the configuration none.yaml"),
+        (["run", "--chat-template", "none.jinja"], "Cannot read the chat template"),
+        (["run", "--device", "tpu"], "device"),
+        (["select"], "run `refusal-cmp extract` for this run first"),
+        (["infer"], "run `refusal-cmp extract` for this run first"),
+        (["evaluate"], "run `refusal-cmp infer` for this run first"),
+        (["report"], "run `refusal-cmp evaluate` for this run first"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_sentence(args, says, tmp_path):
+    result = run(*args, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert says in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_debug_shows_the_traceback(tmp_path):
+    assert "Traceback" in run("run", "--methods", "none", "--debug", cwd=tmp_path).stderr
+
+
+@pytest.mark.parametrize(
+    ("yaml", "says"),
+    [
+        ("methodz: [inlp]", "Unknown setting in run.yaml 'methodz'"),
+        ("limit: [", "run.yaml, line"),
+        ("- a", "must be"),
+        ("n_val: none", "The setting n-val in run.yaml is 'none'"),
+    ],
+)
+def test_a_mistake_in_the_file_is_located(yaml, says, tmp_path):
+    (tmp_path / "run.yaml").write_text(yaml)
+    result = run("run", "--config", "run.yaml", cwd=tmp_path)
+    assert result.returncode == 2
+    assert says in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+HELP = """
+import sys
+sys.argv = ["refusal-cmp", "--help"]
+import refusal_cmp.cli
+try:
+    refusal_cmp.cli.main()
+except SystemExit:
+    print([name for name in ("torch", "transformers", "lm_eval", "vllm", "pandas") if name in sys.modules])
+"""
+
+
+def test_help_does_not_import_torch():
+    done = subprocess.run([sys.executable, "-c", HELP], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("command", "name"),
+    [("methods", "inlp"), ("interventions", "alterrep"), ("evals", "refusal"), ("datasets", "tiny-harmful")],
+)
+def test_what_is_registered_is_listed(command, name):
+    assert name in run(command).stdout
+
+
+def test_stages_one_by_one_with_underscores(tmp_path):
+    small = ["--n_train", "40", "--n-val", "4", "--n_test", "3", "--max_new_tokens", "6", "--n_documents", "3"]
+    grid = ["--interventions", "ablation,actadd", "--scope", "all", "--actadd_multipliers", "-1,1"]
+    assert run("extract", *small, cwd=tmp_path).returncode == 0
+    for args in (["select", "--compare_rankings"], ["infer", *grid], ["evaluate"]):
+        result = run(*args, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+    assert "diff-in-means/actadd:-1@all" in result.stdout
+    assert (tmp_path / "runs/tiny-refuser/select/rankings.json").is_file()
+    assert run("report", cwd=tmp_path).stdout == result.stdout

@@ -1,0 +1,163 @@
+"""The pipeline on the embedded model: what a run leaves, what is reused, what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from refusal_cmp.artifacts import RunDir
+from refusal_cmp.config import STAGES, load_config
+from refusal_cmp.engines.hf import HFEngine
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.plan import baseline, file_name
+from refusal_cmp.session import Session
+from refusal_cmp.stages import run_stages
+from refusal_cmp.stages.evaluate import COLUMNS
+
+SMALL = {
+    "n_train": 48,
+    "n_val": 6,
+    "n_test": 4,
+    "max_new_tokens": 8,
+    "n_documents": 4,
+    "scope": "single,all",
+    "interventions": "ablation,nullspace,actadd",
+}
+
+
+def start(path, model, stages=STAGES, force=False, **flags):
+    """One command on a run directory; the model is loaded by the fixture."""
+    config = load_config(None, {**SMALL, **flags})
+    messages: list[str] = []
+    session = Session(config, RunDir(path, stages if force else ()), say=messages.append)
+    session.__dict__["model"] = model
+    run_stages(session, stages)
+    return session, messages
+
+
+def refuses_to_work(session):
+    raise AssertionError("finished work was done again")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "tiny-refuser"
+    start(path, tiny)
+    return path
+
+
+def test_a_run_leaves_what_the_contract_says(finished):
+    for name in (
+        "manifest.json",
+        "extract/prompts.json",
+        "extract/diff-in-means.safetensors",
+        "extract/inlp.safetensors",
+        "select/scores.csv",
+        "select/selection.json",
+        "infer/baseline/harmful.jsonl",
+        "infer/inlp_actadd~-1@all/harmless.jsonl",
+        "results.csv",
+    ):
+        assert (finished / name).is_file(), name
+    results = pd.read_csv(finished / "results.csv")
+    assert list(results) == COLUMNS
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert {stage: entry["state"] for stage, entry in manifest["stages"].items()} == dict.fromkeys(STAGES, "done")
+    assert manifest["config"]["n_test"] == 4
+    assert not [path for path in finished.rglob("*") if path.name.startswith(".")]
+
+
+def test_results_hold_the_full_grid_with_intervals(finished):
+    results = pd.read_csv(finished / "results.csv")
+    plans = results.drop_duplicates(["method", "intervention", "strength", "scope"])
+    assert len(plans) == 1 + 2 * 2 * (1 + 1 + 2)
+    rates = results[results["metric"].isin(["refusal", "compliance", "degenerate"])]
+    sums = rates.groupby(["method", "intervention", "strength", "scope", "dataset"], dropna=False)["value"].sum()
+    assert sums.round(9).eq(1).all()
+    assert results[["value", "ci_low", "ci_high", "n"]].notna().all().all()
+    assert (results["ci_low"] <= results["value"]).all()
+    assert (results["value"] <= results["ci_high"]).all()
+
+
+def test_identical_plans_are_run_once_and_have_the_same_numbers(finished):
+    assert not (finished / "infer" / file_name("diff-in-means/nullspace@all")).exists()
+    results = pd.read_csv(finished / "results.csv").query("method == 'diff-in-means' and scope == 'all'")
+    values = [results[results["intervention"] == name]["value"].tolist() for name in ("ablation", "nullspace")]
+    assert values[0] == values[1]
+
+
+def test_finished_work_is_not_done_again(finished, tiny, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.jsonl")}
+    monkeypatch.setattr(HFEngine, "generate", refuses_to_work)
+    monkeypatch.setattr(HFEngine, "losses", refuses_to_work)
+    monkeypatch.setattr("refusal_cmp.stages.select.Scorer", refuses_to_work)
+    monkeypatch.setattr("refusal_cmp.stages.extract.collect", refuses_to_work)
+    start(finished, tiny)
+    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.jsonl")} == before
+
+
+def test_a_larger_grid_adds_only_what_is_new(finished, tiny, monkeypatch):
+    generated = []
+    monkeypatch.setattr(HFEngine, "losses", HFEngine.losses)
+    original = HFEngine.generate
+    monkeypatch.setattr(HFEngine, "generate", lambda self, plan, *args: generated.append(plan.label) or original(
+        self, plan, *args
+    ))  # fmt: skip
+    start(finished, tiny, stages=("infer",), interventions="ablation,nullspace,actadd,clamp")
+    assert generated
+    assert all("/clamp" in label for label in generated)
+
+
+def test_a_changed_setting_stops_and_force_redoes(finished, tiny):
+    kept = (finished / "infer/baseline/harmful.jsonl").read_text()
+    with pytest.raises(RefusalCmpError, match="max-new-tokens was 8 and is now 9"):
+        start(finished, tiny, stages=("infer",), max_new_tokens=9)
+    with pytest.raises(RefusalCmpError, match="seed was 42"):
+        start(finished, tiny, stages=("infer",), seed=7)
+    with pytest.raises(RefusalCmpError, match="kl-threshold was 0.1 and is now 0.2"):
+        start(finished, tiny, stages=("select",), kl_threshold=0.2)
+    assert (finished / "infer/baseline/harmful.jsonl").read_text() == kept
+
+
+def test_force_gives_the_same_bytes(finished, tiny):
+    names = ["extract/inlp.safetensors", "select/scores.csv", "infer/baseline/harmful.jsonl", "results.csv"]
+    start(finished, tiny)
+    before = {name: (finished / name).read_bytes() for name in names}
+    start(finished, tiny, force=True)
+    assert {name: (finished / name).read_bytes() for name in names} == before
+
+
+def test_a_stage_without_the_one_before_names_it(tiny, tmp_path):
+    for stage, missing in (("select", "extract"), ("infer", "extract"), ("evaluate", "infer"), ("report", "evaluate")):
+        with pytest.raises(RefusalCmpError, match=f"run `refusal-cmp {missing}` for this run first"):
+            start(tmp_path / "empty", tiny, stages=(stage,))
+
+
+def test_a_damaged_artifact_is_named(finished, tiny, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    (copy / "extract/inlp.safetensors").write_bytes(b"short")
+    with pytest.raises(RefusalCmpError, match="inlp.safetensors is damaged"):
+        start(copy, tiny, stages=("select",))
+
+
+def test_loss_is_that_of_one_document_at_a_time(tiny):
+    """Perplexity equals a plain per-document computation without padding; the batch size changes nothing."""
+    import torch
+
+    from refusal_cmp.data import TEXTS
+
+    documents = [*TEXTS.get("tiny-answers")()[:5], *TEXTS.get("tiny-general")()[:5]]
+    losses = HFEngine(tiny, batch_size=4).losses(baseline(), documents)
+    for document, loss in zip(documents, losses, strict=True):
+        prompt = [] if document.instruction is None else tiny.tokenize([document.instruction])[0]
+        ids = prompt + tiny.tokenizer(document.text, add_special_tokens=document.instruction is None)["input_ids"]
+        with torch.inference_mode():
+            log_probs = tiny.model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        scored = range(max(1, len(prompt)), len(ids))
+        assert loss.n_tokens == len(scored)
+        assert loss.total == pytest.approx(-sum(float(log_probs[i - 1, ids[i]]) for i in scored), rel=1e-5)
