@@ -97,6 +97,10 @@ class RunDir:
         whole = {key: tensor.contiguous().cpu() for key, tensor in tensors.items()}
         self._write(name, save(whole, dict(metadata)))
 
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file as it is."""
+        self._write(name, content)
+
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Write CSV, numbers at full precision."""
         self._write(name, table.to_csv(index=False).encode())

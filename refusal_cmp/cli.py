@@ -178,9 +178,6 @@ def main() -> None:
             raise
         err.print(f"[bold red]Error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        err.print("Stopped. Type the same command again to go on; finished work is kept.")
-        raise SystemExit(130) from None
 
 
 def _execute(path: Path | None, given: dict[str, Any], stages: tuple[str, ...], force: bool) -> None:
@@ -197,11 +194,17 @@ def _execute(path: Path | None, given: dict[str, Any], stages: tuple[str, ...], 
 
     from refusal_cmp.session import Session
     from refusal_cmp.stages import run_stages
-    from refusal_cmp.terminal import live_progress, print_summary
+    from refusal_cmp.terminal import live_progress, print_rankings, print_summary
 
     session = Session(config, run, say=lambda message: err.print(_escape(message), highlight=False, soft_wrap=True))
-    with live_progress(err) as session.progress:
-        run_stages(session, stages)
+    try:
+        with live_progress(err) as session.progress:
+            run_stages(session, stages)
+    except KeyboardInterrupt:
+        err.print("Stopped. Type the same command again to go on; finished work is kept.")
+        raise typer.Exit(130) from None
+    if "select" in stages and config.compare_rankings:
+        print_rankings(out, run)
     if stages[-1] in ("evaluate", "report"):
         print_summary(out, run)
     else:

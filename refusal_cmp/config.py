@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 
@@ -58,7 +58,10 @@ class ExtractSettings(BaseModel):
         None, description="token ids of the refusal metric; by default found on the training prompts"
     )
     dev_share: Share = Field(0.2, description="share of the training prompts held out as INLP's dev split")
-    inlp_c: float = Field(0.1, gt=0, description="inverse L2 penalty of INLP's logistic regression")
+    inlp_c: float = Field(0.1, gt=0, description="inverse L2 penalty of INLP's classifier")
+    inlp_classifier: Literal["newton", "logistic", "linear-svc", "ridge", "perceptron"] = Field(
+        "newton", description="INLP's linear classifier: newton is our logistic regression, the others scikit-learn's"
+    )
     inlp_stop: str = Field(
         "binomial", description="INLP stops at dev accuracy no better than chance, or below e.g. 0.55"
     )
@@ -77,6 +80,7 @@ class SelectSettings(BaseModel):
         False, description="also score globally and compare the rankings", json_schema_extra=GRID
     )
     rank_by: Literal["local", "global"] = Field("local", description="which scores filter and rank")
+    rank_key: Literal["bypass", "accuracy-then-bypass"] = Field("bypass", description="what ranks components")
     induce_multipliers: Numbers = Field((0.5, 1.0, 2.0), description="multipliers of the induce score")
     induce_aggregate: Literal["max", "median", "one"] = Field("max", description="how they become one score")
     induce_threshold: float = Field(0.0, description="least mean refusal metric that addition must induce")
@@ -141,6 +145,12 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
+    @model_validator(mode="after")
+    def _one_is_a_multiplier(self) -> RunConfig:
+        if self.induce_aggregate == "one" and 1 not in self.induce_multipliers:
+            raise ValueError("induce-aggregate one needs 1 among the induce-multipliers")
+        return self
+
     @property
     def run_name(self) -> str:
         """The run directory's name: the alias, or the last part of the model's id in lower case."""
@@ -186,9 +196,12 @@ def load_config(path: Path | None, flags: dict[str, Any]) -> RunConfig:
         return RunConfig(**settings)
     except ValidationError as error:
         first = error.errors()[0]
+        message = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:  # a rule between settings
+            raise RefusalCmpError(f"The settings do not go together: {message}.") from None
         name = ".".join(map(str, first["loc"]))
         where = f" in {path}" if path is not None and str(first["loc"][0]) not in flags else ""
-        message = first["msg"][0].lower() + first["msg"][1:]
+        message = message[0].lower() + message[1:]
         raise RefusalCmpError(
             f"The setting {name.replace('_', '-')}{where} is {first['input']!r}, and this does not hold: {message}."
         ) from None

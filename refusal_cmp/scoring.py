@@ -24,6 +24,7 @@ from refusal_cmp.edit import LowRankEdit, stack
 from refusal_cmp.interventions import Setting
 from refusal_cmp.interventions.planning import Chosen, make_plan
 from refusal_cmp.interventions.scope import Scope
+from refusal_cmp.memory import RowBudget
 from refusal_cmp.model import Batch, ChatModel, refusal_metric
 from refusal_cmp.plan import Place
 from refusal_cmp.progress import Progress, silent
@@ -33,7 +34,8 @@ _Key = TypeVar("_Key", int, tuple[int, int])
 
 Reach = Literal["local", "global"]
 SCOPES = {"local": Scope("single"), "global": Scope("all")}
-MAX_ROWS = 256
+PART_SIZE = 16
+"""Prompts of a part: of like length, so that little is padding, and several candidates fit in one pass."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,8 @@ class Scorer:
     refusal_tokens
         The set R of the refusal metric.
     max_rows
-        Most rows (candidates × prompts) in one forward pass.
+        Most rows (candidates × prompts) in one forward pass; by default what memory and speed suggest, halved
+        whenever memory runs out.
     """
 
     def __init__(
@@ -79,11 +82,11 @@ class Scorer:
         harmless: Sequence[str],
         refusal_tokens: Sequence[int],
         *,
-        max_rows: int = MAX_ROWS,
+        max_rows: int | None = None,
     ) -> None:
         self.model = model
         self.refusal_tokens = refusal_tokens
-        self.max_rows = max_rows
+        self.rows = RowBudget(model.device, max_rows)
         self.harmful = self._parts(harmful)
         self.harmless = self._parts(harmless)
 
@@ -141,23 +144,26 @@ class Scorer:
     def _parts(self, instructions: Sequence[str]) -> list[_Part]:
         parts = []
         with torch.inference_mode():
-            for rows, batch in self.model.batches(instructions, self.max_rows):
-                streams = self.model.streams(batch)
-                log_probs = self.model.last_logits(batch).double().log_softmax(-1)
-                parts.append(_Part(rows, batch, streams, log_probs))
+            for rows, batch in self.model.batches(instructions, self.rows.at_most(PART_SIZE)):
+                with self.rows.measured(len(batch)):
+                    log_probs = self.model.last_logits(batch).double().log_softmax(-1)
+                parts.append(_Part(rows, batch, self.model.streams(batch), log_probs))
         return parts
 
     def _passes(
         self, start: int, candidates: Sequence[tuple[_Key, Edits]], part: _Part
     ) -> Iterator[tuple[list[_Key], Float[Tensor, "g n vocab"]]]:
-        """Last-position logits of as many candidates at a time as fit in `max_rows`."""
-        size = max(1, self.max_rows // len(part.batch))
-        for first in range(0, len(candidates), size):
-            chunk = candidates[first : first + size]
-            yield (
-                [key for key, _ in chunk],
-                edited_logits(self.model, start, [e for _, e in chunk], part.batch, part.streams[start]),
-            )
+        """Last-position logits of as many candidates at a time as fit in memory."""
+        done = 0
+        while done < len(candidates):
+            chunk = candidates[done : done + max(1, self.rows.limit // len(part.batch))]
+            edits = [one for _, one in chunk]
+            with self.rows.halving(len(chunk) * len(part.batch), least=len(part.batch)) as attempt:
+                logits = edited_logits(self.model, start, edits, part.batch, part.streams[start])
+            if attempt.failed:
+                continue
+            yield [key for key, _ in chunk], logits
+            done += len(chunk)
 
     def _metric(self, logits: Float[Tensor, "g n vocab"]) -> Float[Tensor, "g n"]:
         return refusal_metric(logits.flatten(0, 1), self.refusal_tokens).view(logits.shape[:2]).cpu()

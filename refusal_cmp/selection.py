@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,11 +16,12 @@ from refusal_cmp.scoring import PromptScores, Reach
 from refusal_cmp.subspace import Component, SubspaceField
 
 Aggregate = Literal["max", "median", "one"]
+RankKey = Literal["bypass", "accuracy-then-bypass"]
 
 
 @dataclass(frozen=True)
-class Filters:
-    """What discards a component, and how induce scores of several multipliers become one."""
+class Rule:
+    """What discards a component, and what ranks those that are left."""
 
     induce_threshold: float = 0.0
     """A component whose addition leaves the mean refusal metric below this does not induce refusal."""
@@ -28,8 +29,15 @@ class Filters:
     """A component whose removal changes harmless prompts by more than this, in nats, does too much."""
     prune_layers: float = 0.8
     """Components from layer int(prune_layers × n_layers) on are too close to the output tokens."""
+    multipliers: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Of the activation additions behind the induce score."""
     induce_aggregate: Aggregate = "max"
     """`max` or `median` over the multipliers, or `one`: at multiplier 1 only."""
+    rank_by: Reach = "local"
+    """Which bypass and KL scores filter and rank; the induce filter stays at the source layer."""
+    rank_key: RankKey = "bypass"
+    """`accuracy-then-bypass` ranks by the first classifier's dev accuracy, and by bypass among equals, as
+    published for INLP."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +58,12 @@ class Selection:
     """Components with a subspace whose scores are NaN; they are not ranked."""
 
 
-def score_table(
-    field: SubspaceField,
-    scores: Mapping[Reach, PromptScores],
-    multipliers: Sequence[float],
-    aggregate: Aggregate,
-) -> pd.DataFrame:
+def ranked_table(field: SubspaceField, scores: Mapping[Reach, PromptScores], rule: Rule) -> pd.DataFrame:
+    """A row per component of one method, scored, filtered and ranked by the rule."""
+    return select(score_table(field, scores, rule), rule, field.means.n_layers)
+
+
+def score_table(field: SubspaceField, scores: Mapping[Reach, PromptScores], rule: Rule) -> pd.DataFrame:
     """A row per component of one method: its scores, local and (if there) global, averaged over prompts."""
     rows = []
     for index, (component, subspace) in enumerate(field.subspaces.items()):
@@ -69,32 +77,31 @@ def score_table(
         for reach, per_prompt in scores.items():
             induce = per_prompt.induce[index].mean(-1)
             row[f"{reach}_bypass"] = float(per_prompt.bypass[index].mean())
-            row[f"{reach}_induce"] = _aggregate(induce, multipliers, aggregate)
+            row[f"{reach}_induce"] = _aggregate(induce, rule)
             row[f"{reach}_kl"] = float(per_prompt.kl[index].mean())
-            row |= {f"{reach}_induce@{number(m)}": float(v) for m, v in zip(multipliers, induce, strict=True)}
+            row |= {f"{reach}_induce@{number(m)}": float(v) for m, v in zip(rule.multipliers, induce, strict=True)}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def select(table: pd.DataFrame, filters: Filters, *, n_layers: int, rank_by: Reach = "local") -> pd.DataFrame:
-    """The table of one method with `dropped_by`, `kept`, `rank` and `selected`.
-
-    Parameters
-    ----------
-    rank_by
-        Which bypass and KL scores filter and rank; the induce filter stays at the source layer.
-    """
-    bypass, kl = table[f"{rank_by}_bypass"], table[f"{rank_by}_kl"]
+def select(table: pd.DataFrame, rule: Rule, n_layers: int) -> pd.DataFrame:
+    """The table of one method with `key`, `dropped_by`, `kept`, `rank` and `selected`."""
+    bypass, kl = table[f"{rule.rank_by}_bypass"], table[f"{rule.rank_by}_kl"]
     induce = table["local_induce"]
     failed = {
         "nan": bypass.isna() | kl.isna() | induce.isna(),
-        "induce": induce < filters.induce_threshold,
-        "kl": kl > filters.kl_threshold,
-        "layer": table["layer"] >= int(filters.prune_layers * n_layers),
+        "induce": induce < rule.induce_threshold,
+        "kl": kl > rule.kl_threshold,
+        "layer": table["layer"] >= int(rule.prune_layers * n_layers),
     }
     table = table.assign(dropped_by=["+".join(n for n, f in failed.items() if f[i]) for i in table.index])
     table["kept"] = table["dropped_by"] == ""
-    ranked = table[~failed["nan"]].sort_values([f"{rank_by}_bypass", "layer", "position"])
+    table["key"] = f"{rule.rank_by}_{rule.rank_key}"
+    keys = [f"{rule.rank_by}_bypass", "layer", "position"]
+    ascending = [True, True, True]
+    if rule.rank_key == "accuracy-then-bypass":
+        keys, ascending = ["accuracy", *keys], [False, *ascending]
+    ranked = table[~failed["nan"]].sort_values(keys, ascending=ascending)
     table["rank"] = pd.Series(range(1, len(ranked) + 1), index=ranked.index, dtype="Int64")
     candidates = table[table["kept"]] if table["kept"].any() else ranked
     if ranked.empty:
@@ -121,7 +128,7 @@ def outcome(table: pd.DataFrame, field: SubspaceField) -> Selection:
     )
 
 
-def _aggregate(induce: Float[Tensor, " m"], multipliers: Sequence[float], aggregate: Aggregate) -> float:
-    if aggregate == "one":
-        return float(induce[list(multipliers).index(1)])
-    return float(induce.max() if aggregate == "max" else induce.quantile(0.5))
+def _aggregate(induce: Float[Tensor, " m"], rule: Rule) -> float:
+    if rule.induce_aggregate == "one":
+        return float(induce[rule.multipliers.index(1)])
+    return float(induce.max() if rule.induce_aggregate == "max" else induce.quantile(0.5))

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from refusal_cmp.artifacts import RunDir
 from refusal_cmp.progress import Progress
+from refusal_cmp.stages.compare import RANKINGS
 from refusal_cmp.stages.evaluate import RESULTS
 from refusal_cmp.stages.report import summary_of
 
@@ -27,6 +28,12 @@ COLUMNS = {
 LEGEND = (
     "harmful, harmless: share of completions that refuse; broken: share that is no language; answers, text: loss "
     "on instruction answers and on plain text, nats a token; layers: how many are edited."
+)
+
+
+RANKINGS_LEGEND = (
+    "Intervals draw the validation prompts anew and rank again; p takes components for independent, which they are "
+    "not, and is too small. Regret: global bypass of the local choice minus the best."
 )
 
 
@@ -50,6 +57,26 @@ def live_progress(console: Console) -> Iterator[Progress]:
 
     with bars:
         yield progress
+
+
+def print_rankings(console: Console, run: RunDir) -> None:
+    """How far local and global rankings agree, a row per method and pool."""
+    table = Table(title="Local against global ranking, by bypass", title_justify="left", header_style="bold", box=None)
+    for heading in ("method", "components", "n", "ρ", "95 % interval", "p", "τ", "top 1", "top 5", "regret"):
+        table.add_column(heading, justify="left" if heading in ("method", "components") else "right")
+    for one in run.read_json(RANKINGS):
+        for name, pool in one["pools"].items():
+            row = [escape(one["method"]), name, str(pool["n"])]
+            if pool["rho"] is None:
+                table.add_row(*row, "–", pool["why"])
+                continue
+            interval = f"{pool['ci_low']:.2f} to {pool['ci_high']:.2f}"
+            top = "–" if pool["top5_overlap"] is None else f"{pool['top5_overlap']:.0%}"
+            same = "same" if pool["top1_match"] else "other"
+            table.add_row(*row, f"{pool['rho']:.2f}", interval, f"{pool['p']:.1g}", f"{pool['tau']:.2f}", same, top,
+                          f"{one['regret']:.2f}")  # fmt: skip
+    console.print(table)
+    console.print(RANKINGS_LEGEND, style="dim", highlight=False)
 
 
 def print_summary(console: Console, run: RunDir) -> None:

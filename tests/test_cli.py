@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -38,6 +39,7 @@ def run(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]
         (["run", "--inlp-stop", "soon"], "inlp-stop"),
         (["run", "--inlp-k", "many"], "inlp-k"),
         (["run", "--dtype", "int8"], "The setting dtype is 'int8'"),
+        (["run", "--induce-aggregate", "one", "--induce-multipliers", "2"], "do not go together"),
         (["run", "--from", "infer", "--until", "extract"], "comes after"),
         (["run", "--from", "inference"], "Did you mean 'infer'?"),
         (["run", "--harmful", "tiny-harmfull"], "Did you mean 'tiny-harmful'?"),
@@ -57,6 +59,17 @@ def test_a_mistake_is_one_sentence(args, says, tmp_path):
     assert says in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_model_without_chat_template_is_refused(tmp_path):
+    from refusal_cmp.model import model_path
+
+    shutil.copytree(model_path("tiny-refuser"), tmp_path / "base")
+    (tmp_path / "base/chat_template.jinja").unlink()
+    result = run("run", "./base", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "has no chat template" in " ".join(result.stderr.split())
+    assert not (tmp_path / "runs").exists()
 
 
 def test_debug_shows_the_traceback(tmp_path):

@@ -6,11 +6,11 @@ r = mean of harmful activations − mean of harmless activations,    r̂ = r / �
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
-from refusal_cmp.activations import Labelled
+from refusal_cmp.activations import Labelled, Moments, Needs
 from refusal_cmp.methods import Extractor, register_extractor
 from refusal_cmp.subspace import Subspace, unit
 
@@ -20,10 +20,12 @@ from refusal_cmp.subspace import Subspace, unit
 class DiffInMeans(Extractor):
     """The one direction between the class means (Arditi et al. 2024)."""
 
+    needs: ClassVar[Needs] = "means"
+
     data: Literal["train", "all"] = "train"
     """`train`: the prompts that every method is fitted on; `all`: the dev split too."""
 
-    def fit(self, train: Labelled, dev: Labelled) -> Subspace:
+    def fit(self, train: Labelled | Moments, dev: Labelled) -> Subspace:
         """A subspace of rank one; its evidence is the dev accuracy of the midpoint between the means."""
         data = train + dev if self.data == "all" else train
         harmful, harmless = data.means()

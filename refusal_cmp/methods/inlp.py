@@ -6,28 +6,31 @@ until the classifier is no better than chance on the dev split. The subspace is 
 that were better; the one that failed is not part of it.
 
 An L2-regularised linear classifier lies in the span of its training vectors and does not depend on the basis
-they are written in. So everything happens in n coordinates instead of d: x = z Q with z (n, r), Q (r, d)
+they are written in. So everything happens in at most n coordinates instead of d: x = z Q with z (n, r), Q (r, d)
 orthonormal rows from one thin factorisation. Each iteration is then a rank-one deflation of z, and each
-classifier is orthogonal to the ones before it, up to rounding, which one re-orthogonalisation removes.
+classifier is orthogonal to the ones before it, up to rounding, which re-orthogonalisation removes.
+
+The components of a model are independent, so that many go through an iteration at a time; one that stops
+leaves the batch. Results do not depend on the batch, beyond rounding.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from scipy.stats import binomtest
+from scipy.stats import binom
 from torch import Tensor
 
-from refusal_cmp.activations import Labelled
-from refusal_cmp.errors import NoSubspaceError, RefusalCmpError
+from refusal_cmp.activations import MIN_PROMPTS, Labelled
+from refusal_cmp.errors import NoSubspaceError, RefusalCmpError, unknown_name
 from refusal_cmp.methods import Extractor, register_extractor
-from refusal_cmp.subspace import Subspace
+from refusal_cmp.methods._classifiers import CLASSIFIERS, classifier
+from refusal_cmp.subspace import VANISHING, Subspace
 
-RANK_TOLERANCE = 1e-10
-NEWTON_TOLERANCE = 1e-10
-MAX_NEWTON_STEPS = 100
 LEVEL = 0.05
 
 
@@ -42,86 +45,121 @@ class INLP(Extractor):
     """`binomial`: dev accuracy no better than chance, one-sided at 5 %; or a fixed accuracy such as `0.55`."""
     max_k: int = 100
     """Most classifiers."""
+    classifier: str = "newton"
+    """`newton`: logistic regression, ours; scikit-learn's `logistic`, `linear-svc`, `ridge`, `perceptron`."""
+    device: str = "cpu"
+    """Where the iterations run: `cpu`, `cuda`, …"""
+    batch_size: int = 4
+    """Components that go through an iteration at a time."""
+    n_jobs: int = -1
+    """Processes for scikit-learn's classifiers; -1 is all cores."""
 
     def __post_init__(self) -> None:
         if self.stop != "binomial" and not _is_share(self.stop):
             raise RefusalCmpError(f"inlp-stop must be 'binomial' or an accuracy between 0 and 1, and is {self.stop!r}.")
+        if self.classifier not in CLASSIFIERS:
+            raise unknown_name("INLP classifier", self.classifier, CLASSIFIERS)
 
     def fit(self, train: Labelled, dev: Labelled) -> Subspace:
         """One orthonormal row per accepted classifier, in order of extraction, with its dev accuracy."""
-        span = row_space(train.x)
-        z, z_dev = train.x @ span.mT, dev.x @ span.mT
-        rows: list[Tensor] = []
-        evidence: list[float] = []
-        while len(rows) < min(self.max_k, len(span)):
-            weight, intercept = logistic(z, train.y, self.c)
-            accuracy = float(((z_dev @ weight + intercept > 0) == dev.y).double().mean())
-            if not self.accepts(accuracy, dev.y):
+        (result,) = self.fit_many([(train, dev)])
+        if isinstance(result, NoSubspaceError):
+            raise result
+        return result
+
+    def fit_many(self, data: Sequence[tuple[Labelled, Labelled]]) -> list[Subspace | NoSubspaceError]:
+        """The subspace of each component; all hold the same prompts."""
+        y, y_dev = data[0][0].y, data[0][1].y
+        coordinates, spans = zip(*(factorise(train.x.to(self.device)) for train, _ in data), strict=True)
+        z = torch.stack(coordinates)
+        z_dev = torch.stack([dev.x.to(span) @ span.mT for (_, dev), span in zip(data, spans, strict=True)])
+        found = self._iterate(z, y.to(z.device), z_dev, y_dev.to(z.device))
+        return [
+            _subspace((rows @ span).cpu(), evidence.cpu(), train)
+            for (rows, evidence), span, (train, _) in zip(found, spans, data, strict=True)
+        ]
+
+    def _iterate(
+        self,
+        z: Float[Tensor, "m n r"],
+        y: Bool[Tensor, " n"],
+        z_dev: Float[Tensor, "m v r"],
+        y_dev: Bool[Tensor, " v"],
+    ) -> list[tuple[Float[Tensor, "k r"], Float[Tensor, " k"]]]:
+        """The accepted classifiers of every component, in the coordinates of its span, and their dev accuracies."""
+        fit = classifier(self.classifier, self.c, self.n_jobs)
+        least = self.least_correct(len(y), y_dev)
+        size = z.square().sum((1, 2))
+        most = min(self.max_k, z.shape[-1])
+        rows, evidence = z.new_zeros(len(z), most, z.shape[-1]), z.new_zeros(len(z), most)
+        k = [0] * len(z)
+        alive = torch.arange(len(z), device=z.device)
+        for i in range(most):
+            weight, intercept = fit(z[alive], y)
+            margin = (z_dev[alive] @ weight[..., None])[..., 0] + intercept[:, None]
+            correct = ((margin > 0) == y_dev).sum(-1)
+            better = (correct >= least) & (_spread(z[alive]) > VANISHING**2 * size[alive])
+            alive, weight, correct = alive[better], weight[better], correct[better]
+            if not len(alive):
                 break
-            row = weight - sum((weight @ found * found for found in rows), torch.zeros_like(weight))
-            row = row / torch.linalg.vector_norm(row)
-            rows.append(row)
-            evidence.append(accuracy)
-            z, z_dev = z - (z @ row)[:, None] * row, z_dev - (z_dev @ row)[:, None] * row
-        if not rows:
-            raise NoSubspaceError("no classifier is better than chance on the dev split")
-        basis = torch.stack(rows) @ span
-        harmful, harmless = train.means()
-        return Subspace(
-            basis,
-            basis[0],
-            float(basis[0] @ (harmful - harmless)),
-            torch.tensor(evidence, dtype=torch.float64),
-        )
+            row = _orthonormal(weight, rows[alive, :i])
+            rows[alive, i], evidence[alive, i] = row, correct.to(z) / len(y_dev)
+            z[alive], z_dev[alive] = _without(z[alive], row), _without(z_dev[alive], row)
+            for component in alive.tolist():
+                k[component] = i + 1
+        return [(rows[component, :found], evidence[component, :found]) for component, found in enumerate(k)]
 
-    def accepts(self, accuracy: float, y_dev: Bool[Tensor, " n"]) -> bool:
-        """Whether a dev accuracy is good enough for its classifier to be part of the subspace."""
-        if self.stop != "binomial":
-            return accuracy >= float(self.stop)
+    def least_correct(self, n_train: int, y_dev: Bool[Tensor, " v"]) -> int:
+        """How many dev prompts a classifier must get right to be part of the subspace."""
         n, harmful = len(y_dev), int(y_dev.sum())
-        chance = max(harmful, n - harmful) / n
-        return binomtest(round(accuracy * n), n, chance, alternative="greater").pvalue <= LEVEL
+        if n_train + n < MIN_PROMPTS:
+            raise RefusalCmpError(f"INLP needs at least {MIN_PROMPTS} prompts, and there are {n_train + n}.")
+        counts = np.arange(n + 1)
+        if self.stop == "binomial":
+            enough = binom.sf(counts - 1, n, max(harmful, n - harmful) / n) <= LEVEL
+        else:
+            enough = counts / n >= float(self.stop)
+        if not enough.any():
+            raise RefusalCmpError(
+                f"On a dev split of {harmful} harmful and {n - harmful} harmless prompts no classifier can be better "
+                "than chance; give more prompts, a larger --dev-share, or a fixed --inlp-stop."
+            )
+        return int(counts[enough][0])
 
 
-def row_space(x: Float[Tensor, "n d"]) -> Float[Tensor, "r d"]:
-    """Orthonormal rows that span the rows of x, one thin SVD for the whole of INLP."""
-    _, values, rows = torch.linalg.svd(x, full_matrices=False)
-    rank = int((values > RANK_TOLERANCE * values[0]).sum()) if values[0] > 0 else 0
-    if not rank:
-        raise NoSubspaceError("all activations are zero")
-    return rows[:rank]
+def factorise(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n r"], Float[Tensor, "r d"]]:
+    """x = z Q with r = min(n, d) orthonormal rows Q: one thin QR factorisation of xᵀ for the whole of INLP."""
+    q, r = torch.linalg.qr(x.mT)
+    return r.mT, q.mT
 
 
-def logistic(z: Float[Tensor, "n r"], y: Bool[Tensor, " n"], c: float) -> tuple[Float[Tensor, " r"], float]:
-    """L2-regularised logistic regression with an unpenalised intercept, by damped Newton steps in float64.
+def _spread(z: Float[Tensor, "m n r"]) -> Float[Tensor, " m"]:
+    """Sum of squared distances from the mean: what a classifier has left to work with."""
+    return (z - z.mean(1, keepdim=True)).square().sum((1, 2))
 
-    Minimises  ½ w·w + c Σ log(1 + exp(−s (z·w + b))),  s = ±1: scikit-learn's `LogisticRegression(C=c)`.
-    """
-    ones = torch.ones(len(z), 1, dtype=z.dtype)
-    design = torch.cat([z, ones], dim=1)
-    sign = torch.where(y, 1.0, -1.0).to(z.dtype)
-    penalty = torch.ones(design.shape[1], dtype=z.dtype)
-    penalty[-1] = 0
 
-    def loss(theta: Tensor) -> Tensor:
-        margins = sign * (design @ theta)
-        return 0.5 * (penalty * theta) @ theta + c * torch.nn.functional.softplus(-margins).sum()
+def _without(z: Float[Tensor, "m n r"], row: Float[Tensor, "m r"]) -> Float[Tensor, "m n r"]:
+    """z − (z·row) row."""
+    return z - (z @ row[..., None]) * row[:, None]
 
-    theta = torch.zeros(design.shape[1], dtype=z.dtype)
-    for _ in range(MAX_NEWTON_STEPS):
-        p = torch.sigmoid(-sign * (design @ theta))
-        gradient = penalty * theta - c * design.mT @ (sign * p)
-        if gradient.abs().max() <= NEWTON_TOLERANCE * max(1.0, c * float(design.abs().sum(0).max())):
-            break
-        curvature = (c * p * (1 - p))[:, None] * design
-        hessian = design.mT @ curvature + torch.diag(penalty)
-        hessian[-1, -1] += 1e-12
-        step = torch.linalg.solve(hessian, gradient)
-        size, before, slope = 1.0, loss(theta), gradient @ step
-        while size > 1e-8 and loss(theta - size * step) > before - 1e-4 * size * slope:
-            size /= 2
-        theta = theta - size * step
-    return theta[:-1], float(theta[-1])
+
+def _orthonormal(weight: Float[Tensor, "m r"], rows: Float[Tensor, "m i r"]) -> Float[Tensor, "m r"]:
+    """The unit vector along what of the weight is orthogonal to the rows; Gram-Schmidt, where twice is enough."""
+    for _ in range(2):
+        weight = weight - ((rows @ weight[..., None]).mT @ rows)[:, 0]
+        weight = weight / torch.linalg.vector_norm(weight, dim=-1, keepdim=True)
+    return weight
+
+
+def _subspace(
+    basis: Float[Tensor, "k d"], evidence: Float[Tensor, " k"], train: Labelled
+) -> Subspace | NoSubspaceError:
+    if not len(basis):
+        if float(_spread(train.x[None])) <= (VANISHING * train.scale) ** 2 * len(train):
+            return NoSubspaceError("the activations of all prompts coincide")
+        return NoSubspaceError("no classifier is better than chance on the dev split")
+    harmful, harmless = train.means()
+    return Subspace(basis, basis[0], float(basis[0] @ (harmful - harmless)), evidence)
 
 
 def _is_share(text: str) -> bool:

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from refusal_cmp.activations import Activations, collect
 from refusal_cmp.config import RunConfig
 from refusal_cmp.data import Prompt, Split, sample
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.methods import EXTRACTORS, Extractor
+from refusal_cmp.methods.inlp import INLP
 from refusal_cmp.model import ChatModel, refusal_metric
 from refusal_cmp.session import Session
 from refusal_cmp.subspace import SubspaceField
@@ -30,17 +33,20 @@ def extract_stage(session: Session) -> None:
     wanted = [name for name in config.methods if not run.is_fresh(subspace_file(name), settings, sources)]
     if not wanted:
         return
+    methods = {name: extractor(config, name) for name in wanted}
     train = [read_prompts(session, f"{kind}_train") for kind in KINDS]
     activations = collect(
         session.model,
         *[[prompt.instruction for prompt in prompts] for prompts in train],
+        needs="means" if all(method.needs == "means" for method in methods.values()) else "activations",
         dev_share=config.dev_share,
         seed=config.seed,
         batch_size=config.batch_size,
+        folder=run.path,
         progress=session.progress,
     )
-    for name in wanted:
-        field = extractor(config, name).fit_field(activations, name, session.progress)
+    for name, method in methods.items():
+        field = method.fit_field(activations, name, session.progress)
         if not len(field):
             reasons = ", ".join(sorted(set(field.missing.values())))
             raise RefusalCmpError(f"{name} found no subspace at any component ({reasons}); give other or more prompts.")
@@ -51,8 +57,20 @@ def extract_stage(session: Session) -> None:
 
 def extractor(config: RunConfig, name: str) -> Extractor:
     """The method with its hyper-parameters from the configuration."""
-    flags = {"c": config.inlp_c, "stop": config.inlp_stop, "max_k": config.inlp_max_k} if name == "inlp" else {}
-    return EXTRACTORS.create(name, **flags, **config.method_options.get(name, {}))
+    flags = _inlp_flags(config) if name == "inlp" else {}
+    return EXTRACTORS.create(name, **(flags | config.method_options.get(name, {})))
+
+
+def _inlp_flags(config: RunConfig) -> dict[str, Any]:
+    on_gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+    return {
+        "c": config.inlp_c,
+        "stop": config.inlp_stop,
+        "max_k": config.inlp_max_k,
+        "classifier": config.inlp_classifier,
+        "device": config.device.replace("auto", "cuda") if on_gpu else "cpu",
+        "batch_size": 32 if on_gpu else INLP.batch_size,
+    }
 
 
 def subspace_file(method: str) -> str:

@@ -10,16 +10,16 @@ import pandas as pd
 
 from refusal_cmp.config import RunConfig
 from refusal_cmp.interventions import Setting
-from refusal_cmp.rankings import agreement
 from refusal_cmp.scoring import PromptScores, Reach, Scorer
-from refusal_cmp.selection import Filters, Selection, outcome, score_table, select
+from refusal_cmp.selection import Rule, Selection, outcome, ranked_table
 from refusal_cmp.session import Session
+from refusal_cmp.stages.compare import compare_rankings
 from refusal_cmp.stages.extract import KINDS, PROMPTS, read_field, read_prompts, subspace_file
 from refusal_cmp.subspace import Component, SubspaceField
 
 SCORES = "select/scores.csv"
 SELECTION = "select/selection.json"
-RANKINGS = "select/rankings.json"
+BASELINE = "select/baseline.json"
 
 
 def select_stage(session: Session) -> None:
@@ -31,21 +31,21 @@ def select_stage(session: Session) -> None:
     run.is_fresh(SCORES, settings, {})  # a changed setting is an error before any work
     scorer = cache(lambda: _scorer(session))
     scores = {field.method: {reach: _scores(session, field, reach, scorer) for reach in reaches} for field in fields}
-    filters = Filters(config.induce_threshold, config.kl_threshold, config.prune_layers, config.induce_aggregate)
-    n_layers = fields[0].means.n_layers
-    tables, selections = [], []
-    for field in fields:
-        table = score_table(field, scores[field.method], config.induce_multipliers, config.induce_aggregate)
-        table = select(table, filters, n_layers=n_layers, rank_by=config.rank_by)
-        tables.append(table)
-        selections.append(outcome(table, field))
-        _report(session, selections[-1])
-    whole = pd.concat(tables, ignore_index=True)
-    run.write_table(SCORES, whole)
-    run.write_json(SELECTION, {"rank_by": config.rank_by, "methods": [asdict(one) for one in selections]})
-    if config.compare_rankings:
-        run.write_json(RANKINGS, agreement(whole))
+    rule = _rule(config)
+    tables = [ranked_table(field, scores[field.method], rule) for field in fields]
+    selections = [outcome(table, field) for table, field in zip(tables, fields, strict=True)]
+    for selection in selections:
+        _report(session, selection)
+    run.write_table(SCORES, pd.concat(tables, ignore_index=True))
+    baseline = _baseline(session, scorer)
+    run.write_json(
+        SELECTION,
+        {"rank_by": config.rank_by, "baseline": baseline, "methods": [asdict(one) for one in selections]},
+    )
     run.record(SCORES, settings, {subspace_file(name): run.digest(subspace_file(name)) for name in config.methods})
+    if config.compare_rankings:
+        sources = {_file(field, reach): run.digest(_file(field, reach)) for field in fields for reach in reaches}
+        compare_rankings(session, fields, tables, scores, rule, baseline, sources)
 
 
 def read_fields(session: Session) -> list[SubspaceField]:
@@ -73,13 +73,25 @@ def setting(config: RunConfig) -> Setting:
     return Setting(sites=config.sites, spread=config.spread, compose=config.compose, norm=config.actadd_norm)
 
 
+def _rule(config: RunConfig) -> Rule:
+    return Rule(
+        induce_threshold=config.induce_threshold,
+        kl_threshold=config.kl_threshold,
+        prune_layers=config.prune_layers,
+        multipliers=config.induce_multipliers,
+        induce_aggregate=config.induce_aggregate,
+        rank_by=config.rank_by,
+        rank_key=config.rank_key,
+    )
+
+
 def _scores(session: Session, field: SubspaceField, reach: Reach, scorer: Callable[[], Scorer]) -> PromptScores:
     """The per-prompt scores of a method, from its file if that was made from the same things.
 
     `scorer` is called only if there is something to score; all methods then share its unedited passes.
     """
     config, run = session.config, session.run
-    name = f"select/{field.method}.{reach}.safetensors"
+    name = _file(field, reach)
     settings = config.binding("select")
     settings = {key: settings[key] for key in ("induce_multipliers", "sites")}
     base = field.method.split("[")[0]
@@ -96,6 +108,20 @@ def _scores(session: Session, field: SubspaceField, reach: Reach, scorer: Callab
         run.write_tensors(name, tensors, {"method": field.method, "reach": reach})
         run.record(name, settings, sources)
     return PromptScores(**run.read_tensors(name)[0])
+
+
+def _file(field: SubspaceField, reach: Reach) -> str:
+    return f"select/{field.method}.{reach}.safetensors"
+
+
+def _baseline(session: Session, scorer: Callable[[], Scorer]) -> dict[str, float]:
+    """The unedited model's mean refusal metric on the validation prompts of each kind."""
+    sources = {PROMPTS: session.run.digest(PROMPTS)}
+    if not session.run.is_fresh(BASELINE, {}, sources):
+        means = {"harmful": scorer().baseline("harmful"), "harmless": scorer().baseline("harmless")}
+        session.run.write_json(BASELINE, {kind: float(metric.mean()) for kind, metric in means.items()})
+        session.run.record(BASELINE, {}, sources)
+    return session.run.read_json(BASELINE)
 
 
 def _scorer(session: Session) -> Scorer:

@@ -1,0 +1,83 @@
+"""One markdown table from the files in benchmarks/results, for the README."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from _measure import RESULTS
+
+
+def read(name: str) -> dict[str, Any] | None:
+    """A result file, if its benchmark has been run."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def duration(seconds: float) -> str:
+    """With the unit that fits."""
+    return f"{seconds * 1e3:.1f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+def of_classifier(form: dict[str, Any]) -> str:
+    """Time per classifier, and over how many it is the mean."""
+    return f"{duration(form['seconds_per_classifier'])} (mean of {form['classifiers']})"
+
+
+def inlp_rows(results: dict[str, Any]) -> list[str]:
+    """A row for each width, and one for the whole model."""
+    rows = [
+        f"| one INLP classifier, d = {row['d']}, n = {row['n']} | {of_classifier(row['textbook'])} | "
+        f"{of_classifier(row['ours'])} | {row['ratio']:,.0f} × |"
+        for row in results["side_by_side"]
+    ]
+    if "whole_model" in results:
+        whole = results["whole_model"]
+        rows.append(
+            f"| INLP at all {whole['components']} components of an 8B model ({whole['classifiers']} classifiers) | "
+            f"dense matrices: {whole['dense_gb']:.1f} GB | {duration(whole['seconds'])}, {whole['peak_gib']:.1f} GiB "
+            f"of memory, file of {whole['artifact_mb']:.0f} MB | |"
+        )
+    return rows
+
+
+def extraction_rows(results: dict[str, Any]) -> list[str]:
+    """A row for each model."""
+    return [
+        f"| extraction, {row['prompts']} prompts, {row['layers']} layers, d = {row['d']} | "
+        f"bare passes {duration(row['seconds']['bare'])} | {duration(row['seconds']['activations'])} | "
+        f"{1 / row['ratio']['activations']:.2f} × |"
+        for row in results["models"]
+    ]
+
+
+def selection_rows(results: dict[str, Any]) -> list[str]:
+    """A row for local and one for global scores."""
+    return [
+        f"| {row['reach']} selection, {results['shape']} model, {results['components']} components | "
+        f"{duration(row['plain_s'])} | {duration(row['ours_s'])} ({row['over_floor']:.2f} × the floor) | "
+        f"{row['ratio']:.1f} × |"
+        for row in results["rows"]
+    ]
+
+
+def main() -> None:
+    """Print the table."""
+    forms = [
+        (read("inlp"), inlp_rows),
+        (read("extraction"), extraction_rows),
+        *((read(f"selection-{shape}"), selection_rows) for shape in ("tiny", "0.5b", "7b")),
+    ]
+    print("| work | textbook form | here | faster by |\n|---|---|---|---|")
+    for results, rows in forms:
+        if results is not None:
+            print("\n".join(rows(results)))
+    for results, _ in forms:
+        if results is not None:
+            machine = results["machine"]
+            print(f"\n{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}.")
+            break
+
+
+if __name__ == "__main__":
+    main()
