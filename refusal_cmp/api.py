@@ -37,7 +37,8 @@ def extract(
         Hyper-parameters of the method.
     """
     extractor = EXTRACTORS.create(method, **options)
-    return extractor.fit_field(collect(model, harmful, harmless, dev_share=dev_share, seed=seed), method)
+    activations = collect(model, harmful, harmless, needs=extractor.needs, dev_share=dev_share, seed=seed)
+    return extractor.fit_field(activations, method)
 
 
 def plan_intervention(
