@@ -25,6 +25,9 @@ from refusal_cmp.errors import RefusalCmpError
 
 Json = Any
 
+METADATA = "refusal_cmp"
+"""The one metadata key of our safetensors files: several would be written in an order that changes."""
+
 
 class RunDir:
     """A run directory and its manifest.
@@ -70,7 +73,8 @@ class RunDir:
 
         def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+                metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+                return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
 
         return self._read(name, read)
 
@@ -95,7 +99,7 @@ class RunDir:
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Write safetensors."""
         whole = {key: tensor.contiguous().cpu() for key, tensor in tensors.items()}
-        self._write(name, save(whole, dict(metadata)))
+        self._write(name, save(whole, {METADATA: json.dumps(dict(metadata), sort_keys=True)}))
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Write a file as it is."""
