@@ -61,16 +61,24 @@ def live_progress(console: Console) -> Iterator[Progress]:
 
 def print_rankings(console: Console, run: RunDir) -> None:
     """How far local and global rankings agree, a row per method and pool."""
-    table = Table(title="Local against global ranking, by bypass", title_justify="left", header_style="bold", box=None)
-    for heading in ("method", "components", "n", "ρ", "95 % interval", "p", "τ", "top 1", "top 5", "regret"):
-        table.add_column(heading, justify="left" if heading in ("method", "components") else "right")
+    table = Table(
+        title="Local against global ranking, by bypass",
+        title_justify="left",
+        header_style="bold",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in ("method", "pool", "n", "ρ", "95 %", "p", "τ", "top 1", "top 5", "regret"):
+        table.add_column(
+            heading, justify="left" if heading in ("method", "pool") else "right", no_wrap=heading == "method"
+        )
     for one in run.read_json(RANKINGS):
         for name, pool in one["pools"].items():
             row = [escape(one["method"]), name, str(pool["n"])]
             if pool["rho"] is None:
                 table.add_row(*row, "–", pool["why"])
                 continue
-            interval = f"{pool['ci_low']:.2f} to {pool['ci_high']:.2f}"
+            interval = f"{pool['ci_low']:.2f}…{pool['ci_high']:.2f}"
             top = "–" if pool["top5_overlap"] is None else f"{pool['top5_overlap']:.0%}"
             same = "same" if pool["top1_match"] else "other"
             table.add_row(*row, f"{pool['rho']:.2f}", interval, f"{pool['p']:.1g}", f"{pool['tau']:.2f}", same, top,
