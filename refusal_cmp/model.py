@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,25 +14,20 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from refusal_cmp.chat import PROBE_INSTRUCTIONS, Chat
+from refusal_cmp.config import EMBEDDED
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.generation import Completion, greedy
+from refusal_cmp.memory import RowBudget
 from refusal_cmp.plan import Place, Plan
 from refusal_cmp.progress import Progress, silent
-from refusal_cmp.structure import Block, after, before, find_blocks, installed
+from refusal_cmp.structure import Block, after, before, find_blocks, input_device, installed
 
-EMBEDDED = "tiny-refuser"
-
-REFUSAL_OPENERS = (
-    "I cannot", "I can't", "I am unable", "I'm unable", "I am not able", "I'm not able", "I'm sorry", "I am sorry",
-    "I apologize", "I will not", "As an AI", "As a language model", "As an assistant", "Sorry", "Unfortunately",
-)  # fmt: skip
 MIN_REFUSAL_MASS = 0.01
 """Mean probability on harmful prompts from which a candidate counts as a refusal token of this model."""
 
 METRIC_EPSILON = 1e-8
-
-_PROBE_INSTRUCTIONS = ("Name a colour.", "What is 2 + 2?", "hello", "List: a, b,\nc", "Say «yes»", "(x)")
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,7 @@ class Batch:
         return len(self.ids)
 
 
-class ChatModel:
+class ChatModel(Chat):
     """A causal language model with its chat template, its blocks and sites, and its refusal tokens.
 
     Parameters
@@ -65,7 +60,13 @@ class ChatModel:
     name
         What results call it.
     system
-        A system prompt put before every instruction, where the template has one.
+        A system prompt put before every instruction.
+
+    Raises
+    ------
+    RefusalCmpError
+        If there is no chat template or it cannot be rendered, it has no place for a system prompt that is given,
+        or the model's structure is not understood.
     """
 
     def __init__(
@@ -77,27 +78,21 @@ class ChatModel:
         system: str | None = None,
         revision: str | None = None,
     ) -> None:
-        if not getattr(tokenizer, "chat_template", None):
-            raise RefusalCmpError(
-                f"The tokenizer of {name} has no chat template, so it is not a chat model; give one by "
-                "--chat-template FILE, or choose a chat-tuned model."
-            )
+        super().__init__(tokenizer, name, model.generation_config, system=system)
         self.model: Any = model.eval()
-        self.tokenizer = tokenizer
-        self.name = name
-        self.system = system
         self.revision = revision
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
         self.blocks: tuple[Block, ...] = find_blocks(model)
 
     @classmethod
-    def load(
+    def load(  # type: ignore[override]  # a chat without its model has no device and no weights to choose
         cls,
         name: str = EMBEDDED,
         *,
         device: str = "auto",
         dtype: str = "auto",
+        quantization: str = "none",
+        revision: str | None = None,
+        trust_remote_code: bool = False,
         chat_template: str | None = None,
         system: str | None = None,
     ) -> ChatModel:
@@ -106,9 +101,16 @@ class ChatModel:
         Parameters
         ----------
         device
-            `cpu`, `cuda`, `cuda:1`, …; `auto` takes the first GPU if there is one.
+            `cpu`, `cuda`, `cuda:1`, …; `auto` takes the first GPU if there is one, and where the weights do not fit
+            there, all GPUs and then the CPU (accelerate's `device_map="auto"`).
         dtype
             `float32`, `bfloat16`, `float16`; `auto` is float32 on a CPU and bfloat16 on a GPU.
+        quantization
+            `none`, or `8bit` or `4bit` (nf4) by bitsandbytes.
+        revision
+            A branch, tag or commit on the hub.
+        trust_remote_code
+            Whether Python code that comes with the model may be run.
         chat_template
             A Jinja template that replaces the tokenizer's own.
 
@@ -117,25 +119,21 @@ class ChatModel:
         RefusalCmpError
             If there is no such model, it is not a causal chat model, or its structure is not understood.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from refusal_cmp.loading import load_pretrained
 
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        if dtype == "auto":
-            dtype = "bfloat16" if device.startswith("cuda") else "float32"
-        path = model_path(name)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path)
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype)).to(device)
-        except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise RefusalCmpError(
-                f"Cannot load model {name!r} ({reason.rstrip('.')}); give a Hugging Face id that can be reached, a "
-                f"local folder, or nothing for the embedded {EMBEDDED}."
-            ) from error
+        model, tokenizer = load_pretrained(
+            name,
+            model_path(name),
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
         if chat_template is not None:
             tokenizer.chat_template = chat_template
-        revision = getattr(model.config, "_commit_hash", None)
-        return cls(model, tokenizer, Path(name).name, system=system, revision=revision)
+        commit = getattr(model.config, "_commit_hash", None)
+        return cls(model, tokenizer, Path(name).name, system=system, revision=commit)
 
     # What the model is
 
@@ -150,47 +148,17 @@ class ChatModel:
         return self.model.config.get_text_config().hidden_size
 
     @property
-    def device(self) -> torch.device:
-        """Where the inputs go."""
-        return self.model.get_input_embeddings().weight.device
-
-    @cached_property
-    def positions(self) -> tuple[int, ...]:
-        """The post-instruction tokens as negative indices: (-4, -3, -2, -1).
-
-        They are the tokens that end every rendered prompt, whatever the user's text.
-        """
-        rendered = self.tokenize(_PROBE_INSTRUCTIONS)
-        shared = 0
-        while shared < min(map(len, rendered)) and len({ids[-1 - shared] for ids in rendered}) == 1:
-            shared += 1
-        if not shared:
-            raise RefusalCmpError(
-                f"The chat template of {self.name} puts nothing after the user's text, so there is no "
-                "post-instruction token to read; give another by --chat-template FILE."
-            )
-        return tuple(range(-shared, 0))
+    def context(self) -> int:
+        """Most tokens that the model takes; where its positions have no end, as many as its tokenizer says."""
+        config = self.model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None) or self.tokenizer.model_max_length
 
     @property
-    def stop_ids(self) -> frozenset[int]:
-        """Tokens that end a completion."""
-        stop = self.model.generation_config.eos_token_id
-        stop = stop if isinstance(stop, list) else [stop]
-        return frozenset(token for token in [*stop, self.tokenizer.eos_token_id] if token is not None)
+    def device(self) -> torch.device:
+        """Where the inputs go."""
+        return input_device(self.model)
 
     # Prompts
-
-    def render(self, instruction: str) -> str:
-        """The prompt text: the instruction in the model's own chat template, ready for the answer."""
-        messages = [{"role": "user", "content": instruction}]
-        if self.system is not None:
-            messages.insert(0, {"role": "system", "content": self.system})
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-    def tokenize(self, instructions: Sequence[str]) -> list[list[int]]:
-        """Token ids of the rendered prompts."""
-        texts = [self.render(instruction) for instruction in instructions]
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
 
     def batch(self, sequences: Sequence[Sequence[int]]) -> Batch:
         """Token sequences as one batch, padded on the left."""
@@ -210,21 +178,17 @@ class ChatModel:
             chosen = order[start : start + batch_size]
             yield chosen, self.batch([sequences[index] for index in chosen])
 
-    # Refusal
+    def over_batches(
+        self, instructions: Sequence[str], batch_size: int | None, work: Callable[[list[int], Batch], None]
+    ) -> None:
+        """Do the work on `batches`, of which one is halved whenever memory runs out."""
+        sequences = self.tokenize(instructions)
+        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+        RowBudget(self.device, batch_size).each(
+            order, lambda rows: work(rows, self.batch([sequences[row] for row in rows]))
+        )
 
-    def refusal_candidates(self) -> dict[int, str]:
-        """First tokens of the usual refusal openers, in the position right after the generation prompt."""
-        prompt = self.render(_PROBE_INSTRUCTIONS[0])
-        start = self.tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        candidates = {}
-        for opener in REFUSAL_OPENERS:
-            ids = self.tokenizer(prompt + opener, add_special_tokens=False)["input_ids"]
-            if ids[: len(start)] == start:
-                first = ids[len(start)]
-            else:  # the tokenizer joins the prompt's end with the opener, which generation cannot
-                first = self.tokenizer(opener, add_special_tokens=False)["input_ids"][0]
-            candidates[first] = self.tokenizer.decode([first])
-        return candidates
+    # Refusal
 
     @torch.inference_mode()
     def refusal_tokens(self, harmful: Sequence[str], batch_size: int = 64) -> tuple[int, ...]:
@@ -259,22 +223,41 @@ class ChatModel:
 
     @contextmanager
     def resumed(self, layer: int, stream: Float[Tensor, "n s d"]) -> Iterator[None]:
-        """Inside the block, forward passes enter at `layer` with this residual stream; earlier blocks are skipped.
+        """Inside the block, forward passes enter at `layer` with this residual stream.
 
-        The input ids still have to have the stream's shape (n, s); their content is not used.
+        The input ids are those that the stream comes from, if only for their shape: earlier blocks are skipped, or
+        run in vain where later ones read more of them than the stream (see `starts_anywhere`).
         """
-        skipped = [block.module for block in self.blocks[:layer]]
-        saved = [module.__dict__.get("forward") for module in skipped]
-        for block in self.blocks[:layer]:
+        with self._entered(layer, stream, skipped=layer if self.starts_anywhere else 0):
+            yield
+
+    @cached_property
+    def starts_anywhere(self) -> bool:
+        """Whether the stream is all that a block reads of earlier ones; Gemma-4's also read keys and values."""
+        batch, last = self.batch(self.tokenize(PROBE_INSTRUCTIONS[:1])), self.n_layers - 1
+        with torch.inference_mode():
+            full, stream = self.last_logits(batch), self.streams(batch)[last]
+            try:
+                with self._entered(last, stream, skipped=last):
+                    resumed = self.last_logits(batch)
+            except (KeyError, IndexError, AttributeError, TypeError):  # what it reads is not there
+                return False
+        return bool((resumed - full).norm() <= 0.01 * full.norm())
+
+    @contextmanager
+    def _entered(self, layer: int, stream: Float[Tensor, "n s d"], skipped: int) -> Iterator[None]:
+        passed = self.blocks[:skipped]
+        saved = [block.module.__dict__.get("forward") for block in passed]  # accelerate sets one
+        for block in passed:
             block.module.forward = _pass_tuple if block.returns_tuple else _pass_through
         try:
             with installed(before(self.blocks[layer].module, lambda _: stream, prepend=True)):
                 yield
         finally:
-            for module, forward in zip(skipped, saved, strict=True):
-                del module.forward  # uncovers the class's own
+            for block, forward in zip(passed, saved, strict=True):
+                del block.module.forward  # uncovers the class's own
                 if forward is not None:
-                    module.forward = forward
+                    block.module.forward = forward
 
     # Edits
 
@@ -282,29 +265,43 @@ class ChatModel:
     def edited(self, plan: Plan | Mapping[Place, LowRankEdit]) -> Iterator[ChatModel]:
         """Inside the block the model runs under the plan; after it, the model is what it was before."""
         edits = plan.edits if isinstance(plan, Plan) else plan
-        with installed(*(self._hook(place, edit) for place, edit in edits.items())):
+        with installed(*(hook for place, edit in edits.items() for hook in self._hooks(place, edit))):
             yield self
 
-    def _hook(self, place: Place, edit: LowRankEdit) -> Any:
+    def _hooks(self, place: Place, edit: LowRankEdit) -> Iterator[Any]:
+        """One hook for each module that writes at the place.
+
+        Where several add up to what is written, each is edited by itself: the edited terms of a linear edit add up
+        to the edited sum. Ours are all linear at these sites.
+        """
         block = self.blocks[place.layer]
-        edit = edit.to(self.device, torch.promote_types(self.model.dtype, torch.float32))
+        placed = _on_its_device(edit, torch.promote_types(self.model.dtype, torch.float32))
         if place.site == "resid_pre":
-            return before(block.module, edit)
-        module = block.attn_out if place.site == "attn_out" else block.mlp_out
-        if block.scale == 1:
-            return after(module, edit)
-        return after(module, lambda x: edit(x * block.scale) / block.scale)
+            yield before(block.module, placed)
+            return
+        writers = block.writers(place.site)
+        if len(writers) > 1 and (edit.B is not None or edit.b is not None):
+            raise RefusalCmpError(
+                f"Several modules of layer {place.layer} of {self.name} write {place.site} ({', '.join(block.names)}), "
+                "where only a linear edit can act; edit resid_pre instead."
+            )
+        for module in writers:
+            if block.scale == 1:
+                yield after(module, placed)
+            else:
+                yield after(module, lambda x: placed(x * block.scale) / block.scale)
 
     def generate(
         self,
         instructions: Sequence[str],
         *,
         max_new_tokens: int = 64,
-        batch_size: int = 64,
+        batch_size: int | None = None,
         progress: Progress = silent,
     ) -> list[Completion]:
         """Greedy completions, in the order of the instructions; see `refusal_cmp.generation`."""
-        return greedy(self, instructions, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
+        rows = RowBudget(self.device, batch_size)
+        return greedy(self, instructions, max_new_tokens=max_new_tokens, rows=rows, progress=progress)
 
 
 def refusal_metric(
@@ -323,6 +320,18 @@ def model_path(name: str) -> str:
     if name == EMBEDDED:
         return str(files("refusal_cmp") / "assets" / EMBEDDED)
     return name
+
+
+def _on_its_device(edit: LowRankEdit, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """The edit, moved to the device of what it is applied to: the blocks of a big model are on several."""
+    moved: dict[torch.device, LowRankEdit] = {}
+
+    def apply(x: Tensor) -> Tensor:
+        if x.device not in moved:
+            moved[x.device] = edit.to(x.device, dtype)
+        return moved[x.device](x)
+
+    return apply
 
 
 def _pass_through(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
