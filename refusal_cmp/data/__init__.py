@@ -1,17 +1,24 @@
-"""Prompt sets and texts, by name. A set is a function from a split to its prompts; see `data/tiny.py`."""
+"""Prompt sets and texts: registered by name, or local files by path.
+
+A set is a function from a split to its prompts (see `data/tiny.py`); a text set a function that gives documents,
+a list or, where there are too many to hold, any iterable. What can be registered can be third parties' too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 
+from refusal_cmp.config import is_path
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.registry import Registry
 
 Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = get_args(Split)
 
 
 @dataclass(frozen=True)
@@ -30,18 +37,111 @@ class Document:
     instruction: str | None = None
 
 
-DATASETS: Registry[Callable[[Split], list[Prompt]]] = Registry("dataset", __name__)
-register_dataset = DATASETS.register
+@dataclass(frozen=True)
+class Columns:
+    """Which columns of a local file to read."""
 
-TEXTS: Registry[Callable[[], list[Document]]] = Registry("text set", __name__)
-register_text = TEXTS.register
+    prompt: tuple[str, ...] | None = None
+    """The first of these that the file has; None: one of the usual names."""
+    category: str | None = None
+    """None: one of the usual names, if the file has one."""
 
 
-def sample(name: str, split: Split, wanted: int, seed: int) -> list[Prompt]:
-    """`wanted` prompts of a split, or all if there are fewer, drawn with `seed` and in the set's own order."""
-    prompts = DATASETS.get(name)(split)
+@dataclass(frozen=True)
+class Card:
+    """What `refusal-cmp datasets` says of a set beside its docstring."""
+
+    source: str = ""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """By split; empty where it is not known without reading the set."""
+
+    @property
+    def size(self) -> str:
+        """`256/64/192` by split, or one number."""
+        if len(self.sizes) < 2:
+            return "".join(str(size) for size in self.sizes.values())
+        return "/".join(str(self.sizes.get(split, "–")) for split in SPLITS)
+
+
+PromptSet = Callable[[Split], list[Prompt]]
+TextSet = Callable[[], Iterable[Document]]
+_Plugin = TypeVar("_Plugin", PromptSet, TextSet)
+
+DATASETS: Registry[PromptSet] = Registry("dataset", __name__)
+TEXTS: Registry[TextSet] = Registry("text set", __name__)
+CARDS: dict[Registry, dict[str, Card]] = {DATASETS: {}, TEXTS: {}}
+
+
+def register_dataset(name: str, *, source: str = "", **sizes: int) -> Callable[[PromptSet], PromptSet]:
+    """Decorator that registers a prompt set: a function from a split to its prompts.
+
+    A set of one list gives it as the test split, and nothing for the others.
+
+    Parameters
+    ----------
+    source
+        Where the prompts come from, for people.
+    sizes
+        Prompts of each split, if known: `train=128`.
+    """
+    return _register(DATASETS, name, Card(source, sizes))
+
+
+def register_text(name: str, *, source: str = "", **sizes: int) -> Callable[[TextSet], TextSet]:
+    """Decorator that registers a text set: a function that gives its documents."""
+    return _register(TEXTS, name, Card(source, sizes))
+
+
+def _register(registry: Registry, name: str, card: Card) -> Callable[[_Plugin], _Plugin]:
+    add = registry.register(name)
+
+    def registered(plugin: _Plugin) -> _Plugin:
+        CARDS[registry][name] = card
+        return add(plugin)
+
+    return registered
+
+
+def check_name(name: str) -> None:
+    """RefusalCmpError if a set is neither registered nor given as a path; files are read later."""
+    if not is_path(name):
+        DATASETS.get(name)
+
+
+def load(name: str, columns: Columns, say: Callable[[str], None]) -> dict[Split, list[Prompt]]:
+    """Every split of a set; one of a single list has it as `test`.
+
+    Parameters
+    ----------
+    name
+        A registered name or the path of a local file.
+    say
+        Told of rows that were left out.
+    """
+    if is_path(name):
+        from refusal_cmp.data._files import read_splits
+
+        return read_splits(Path(name), columns, say)
+    prompts = DATASETS.get(name)
+    return {split: prompts(split) for split in SPLITS}
+
+
+def load_test(name: str, columns: Columns, say: Callable[[str], None]) -> list[Prompt]:
+    """The test split of a set alone.
+
+    Raises
+    ------
+    RefusalCmpError
+        If it is empty.
+    """
+    prompts = load(name, columns, say)["test"] if is_path(name) else DATASETS.get(name)("test")
     if not prompts:
-        raise RefusalCmpError(f"The {split} split of dataset {name!r} is empty; choose another set.")
+        raise RefusalCmpError(f"The test split of dataset {name!r} is empty; choose another set.")
+    return prompts
+
+
+def pick(prompts: list[Prompt], wanted: int, seed: int) -> list[Prompt]:
+    """`wanted` of the prompts, or all if there are fewer, drawn with `seed` and in their own order."""
     if wanted >= len(prompts):
         return prompts
     drawn = np.random.default_rng(seed).choice(len(prompts), wanted, replace=False)

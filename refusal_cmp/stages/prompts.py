@@ -1,0 +1,185 @@
+"""The prompts of a run: drawn once, filtered by what the model does, and kept, so that no later stage draws again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from refusal_cmp.config import OWN_SETS as KINDS
+from refusal_cmp.config import is_path
+from refusal_cmp.data import SPLITS, Columns, Prompt, Split, load_test, pick
+from refusal_cmp.data._drawing import Drawn, check_apart, draw, unlike_training
+from refusal_cmp.data._files import digests
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.model import Batch, ChatModel, refusal_metric
+from refusal_cmp.session import Session
+
+PROMPTS = "extract/prompts.json"
+
+
+def draw_prompts(session: Session) -> None:
+    """Draw the prompts of the run and of all its test sets, unless that is done.
+
+    Everything is read before the model is loaded: a set that is gated or a file that is not there is told at once.
+    """
+    config, run = session.config, session.run
+    settings, sources = config.binding("extract"), _digests(session, PROMPTS, config.harmful, config.harmless)
+    drawn = None if run.is_fresh(PROMPTS, settings, sources) else _draw(session)
+    tests = {name: _read_test(session, name) for name in config.test_sets if not _is_drawn(session, name)}
+    if drawn is not None:
+        run.write_json(PROMPTS, _filtered(session, drawn))
+        run.record(PROMPTS, settings, sources)
+    for name, prompts in tests.items():
+        _write_test(session, name, prompts)
+
+
+def read_prompts(session: Session, split: str) -> list[Prompt]:
+    """The prompts of a split that were sampled and kept: `harmful_train`."""
+    session.run.require(PROMPTS, "extract")
+    return [Prompt(**row) for row in session.run.read_json(PROMPTS)["prompts"][split]]
+
+
+def read_test_prompts(session: Session, dataset: str) -> list[Prompt]:
+    """The prompts of a test set of `config.test_sets`, drawn now if it was added after extract."""
+    if dataset in KINDS:
+        return read_prompts(session, f"{dataset}_test")
+    if not _is_drawn(session, dataset):
+        _write_test(session, dataset, _read_test(session, dataset))
+    return [Prompt(**row) for row in session.run.read_json(prompts_file(dataset))["prompts"]]
+
+
+def prompts_file(dataset: str) -> str:
+    """The artifact that holds the prompts of a test set: the run's own, or one beside them."""
+    return PROMPTS if dataset in KINDS else f"infer/prompts/{dataset}.json"
+
+
+def _draw(session: Session) -> dict[str, Drawn]:
+    config = session.config
+    sizes: dict[Split, int] = {"train": config.n_train, "val": config.n_val, "test": config.n_test}
+    sizes = {split: config.prompts(size) for split, size in sizes.items()}
+    drawn = {
+        kind: draw(
+            getattr(config, kind),
+            sizes,
+            config.seed,
+            columns=_columns(session),
+            near_duplicates=config.near_duplicates,
+            say=session.say,
+        )
+        for kind in KINDS
+    }
+    check_apart(*drawn.values())
+    return drawn
+
+
+def _filtered(session: Session, drawn: dict[str, Drawn]) -> dict[str, Any]:
+    """What `prompts.json` holds: the prompts of every split, what was left out and why, the refusal tokens."""
+    config = session.config
+    prompts = {f"{kind}_{split}": drawn[kind].prompts[split] for kind in KINDS for split in SPLITS}
+    counts = {f"{kind}_{split}": {**drawn[kind].counts[split], "dropped": 0} for kind in KINDS for split in SPLITS}
+    tokens = config.refusal_tokens or session.model.refusal_tokens(
+        [prompt.instruction for prompt in prompts["harmful_train"]], config.batch_size
+    )
+    if config.filter_prompts:
+        for name, sampled in prompts.items():
+            if not name.endswith("_test"):
+                prompts[name] = _as_expected(session, sampled, tokens, refuses=name.startswith("harmful"))
+                counts[name]["dropped"] = len(sampled) - len(prompts[name])
+    _report_dropped(session, counts)
+    return {
+        "refusal_tokens": list(tokens),
+        "refusal_token_texts": [session.model.tokenizer.decode([token]) for token in tokens],
+        "counts": counts,
+        "prompts": {name: [asdict(prompt) for prompt in kept] for name, kept in prompts.items()},
+    }
+
+
+def _as_expected(session: Session, prompts: list[Prompt], tokens: Sequence[int], refuses: bool) -> list[Prompt]:
+    """Harmful prompts that the model refuses, harmless ones that it does not: the sign of the refusal metric."""
+    metric = prompt_metrics(
+        session.model, [prompt.instruction for prompt in prompts], tokens, session.config.batch_size
+    )
+    return [prompt for prompt, value in zip(prompts, metric, strict=True) if (value > 0) == refuses]
+
+
+def prompt_metrics(
+    model: ChatModel, instructions: Sequence[str], tokens: Sequence[int], batch_size: int
+) -> list[float]:
+    """The unedited model's refusal metric on each prompt."""
+    metrics: dict[int, float] = {}
+
+    def measure(rows: list[int], batch: Batch) -> None:
+        metrics.update(zip(rows, refusal_metric(model.last_logits(batch), tokens).tolist(), strict=True))
+
+    model.over_batches(instructions, batch_size, measure)
+    return [metrics[row] for row in range(len(instructions))]
+
+
+def _report_dropped(session: Session, counts: dict[str, dict[str, int]]) -> None:
+    for name, count in counts.items():
+        left = count["sampled"] - count["dropped"]
+        verb = "is not refused" if name.startswith("harmful") else "is refused"
+        if count["dropped"]:
+            session.say(f"{name}: {count['dropped']} of {count['sampled']} prompts dropped: what they ask {verb}.")
+        if left == 0:
+            raise RefusalCmpError(
+                f"No prompt of {name} is left: the model does not do as expected on any of {count['sampled']}; choose "
+                "another model or other prompts, or keep them with --no-filter-prompts."
+            )
+
+
+def _read_test(session: Session, dataset: str) -> list[Prompt]:
+    return load_test(session.config.test_sets[dataset], _columns(session), session.say)
+
+
+def _write_test(session: Session, dataset: str, prompts: list[Prompt]) -> None:
+    """Keep a sample of a test set, without what the run learns from."""
+    config = session.config
+    learned = [
+        prompt for kind in KINDS for split in ("train", "val") for prompt in read_prompts(session, f"{kind}_{split}")
+    ]
+    kept, counts = unlike_training(prompts, learned, config.near_duplicates)
+    if not kept:
+        raise RefusalCmpError(
+            f"Every prompt of test set {dataset!r} is one that the run learns from; give another set."
+        )
+    if counts["duplicates"] + counts["near_duplicates"]:
+        session.say(
+            f"{dataset}: {len(prompts) - len(kept)} of {len(prompts)} prompts are left out, as they are repeated or "
+            "the run learns from them."
+        )
+    sampled = pick(kept, config.prompts(config.n_test), config.seed)
+    content = {"counts": {**counts, "sampled": len(sampled)}, "prompts": [asdict(prompt) for prompt in sampled]}
+    session.run.write_json(prompts_file(dataset), content)
+    session.run.record(prompts_file(dataset), {}, _test_sources(session, dataset))
+
+
+def _is_drawn(session: Session, dataset: str) -> bool:
+    """Whether the prompts of a test set are there; the run's own are in `prompts.json`."""
+    if dataset in KINDS:
+        return True
+    return session.run.is_fresh(prompts_file(dataset), {}, _test_sources(session, dataset))
+
+
+def _test_sources(session: Session, dataset: str) -> dict[str, Any]:
+    config = session.config
+    name = config.test_sets[dataset]
+    facts = {"name": name, "n": config.prompts(config.n_test), "seed": config.seed}
+    return {**_digests(session, prompts_file(dataset), name), **facts}
+
+
+def _digests(session: Session, artifact: str, *names: str) -> dict[str, Any]:
+    """Hashes of the files that prompts come from; of files that are gone, those of when the artifact was made."""
+    try:
+        return {path: digest for name in names if is_path(name) for path, digest in digests(Path(name)).items()}
+    except RefusalCmpError:
+        record = session.run.manifest.get("artifacts", {}).get(artifact)
+        if record is None or not session.run.has(artifact):
+            raise
+        return record["sources"]
+
+
+def _columns(session: Session) -> Columns:
+    return Columns(session.config.column, session.config.category_column)

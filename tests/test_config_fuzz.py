@@ -1,0 +1,261 @@
+"""Configuration and data files of any content: read, or refused in one sentence; and nothing is written."""
+
+from __future__ import annotations
+
+import json
+import random
+import string
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from refusal_cmp.artifacts import RunDir
+from refusal_cmp.config import SUFFIXES, RunConfig, load_config
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.methods.given import GivenDirection
+from refusal_cmp.session import Session
+from refusal_cmp.stages import _check, run_stages
+from refusal_cmp.subspace import ClassMeans, Component, Subspace, SubspaceField
+
+EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
+NAMES = sorted(RunConfig.model_fields)
+FUZZ = settings(max_examples=100, deadline=None)
+
+texts = st.text(max_size=20) | st.sampled_from(
+    [
+        "",
+        "none",
+        "all",
+        "inlp",
+        "a,b",
+        "x[a=1]",
+        "top:50",
+        "a/b.csv",
+        "d.safetensors",
+        "-1,2",
+        "1e400",
+        "../..",
+        "\0",
+        "0.5",
+    ]
+)
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | texts
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3), max_leaves=6
+)
+
+
+class ModelNeededError(Exception):
+    """What a run gets to when its configuration and its data are in order."""
+
+
+class Unloaded:
+    def __getattr__(self, name: str) -> Any:
+        raise ModelNeededError
+
+
+def outcome(folder: Path, config: RunConfig) -> str | None:
+    """Begin a run without a model: None if it comes to need one, else its one sentence; no file is left."""
+    run = folder / "run"
+    session = Session(config, RunDir(run))
+    session.__dict__["model"] = Unloaded()
+    said = None
+    try:
+        run_stages(session, ("extract",))
+    except ModelNeededError:
+        pass
+    except RefusalCmpError as error:
+        said = str(error)
+        assert said
+    assert not [path for path in run.rglob("*") if path.is_file()]
+    return said
+
+
+def load(path: Path | None, flags: dict[str, Any]) -> RunConfig | None:
+    try:
+        return load_config(path, flags)
+    except RefusalCmpError:
+        return None
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_examples_are_valid(path):
+    _check(load_config(path, {}))
+
+
+def test_the_published_setting_differs_where_the_design_says():
+    config = load_config(Path(__file__).parent.parent / "examples/published.yaml", {})
+    assert (config.inlp_stop, config.compose, config.actadd_norm) == ("0.55", "repeat", "selected")
+    assert (config.kl_threshold, config.kl_epsilon, config.prune_layers) == (0.1, 1e-6, 0.8)
+    assert (config.harmful, config.harmless) == ("published-harmful", "published-harmless")
+    assert (config.max_new_tokens, config.seed, config.induce_aggregate) == (512, 42, "max")
+
+
+@FUZZ
+@given(st.text(max_size=60) | st.text(alphabet="abc:-[]{}#&*!|>'\"%@`,?\n \t0123456789.~<=", max_size=60))
+@example("2020-13-45")
+@example("a: 1\na: 2")
+@example("&a [*a]")
+@example("[" * 400)
+@example("? {a: b}\n: c")
+@example("!!python/object/apply:os.getcwd []")
+@example("<<: *x")
+@example("model: !!binary x")
+@example("methods: &m [inlp, *m]")
+def test_any_text_as_configuration(tmp_path_factory, text):
+    path = tmp_path_factory.getbasetemp() / "fuzz.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    load(path, {})
+
+
+@FUZZ
+@given(st.dictionaries(st.sampled_from(NAMES) | texts, values, max_size=3), st.booleans())
+def test_any_values_of_settings(tmp_path_factory, chosen, as_file):
+    path = None
+    if as_file:
+        path = tmp_path_factory.getbasetemp() / "values.yaml"
+        path.write_text(yaml.safe_dump(chosen), encoding="utf-8", errors="replace")
+    config = load(path, {} if as_file else chosen)
+    if config is not None:
+        again = tmp_path_factory.getbasetemp() / "again.yaml"
+        again.write_text(config.to_yaml(), encoding="utf-8", errors="surrogatepass")
+
+
+@FUZZ
+@given(st.dictionaries(st.sampled_from([n for n in NAMES if n not in ("alias", "runs_dir")]), texts, max_size=2))
+def test_any_flags_end_in_a_sentence_or_in_work(tmp_path_factory, flags):
+    config = load(None, flags)
+    if config is not None:
+        outcome(tmp_path_factory.mktemp("flags"), config)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "seed": st.integers(0, 99),
+            "kl_epsilon": st.floats(0, 1e-3),
+            "methods": st.sampled_from(["inlp", ["diff-in-means"], "inlp[c=1.0],inlp"]),
+            "direction": st.sampled_from(["own", "x.safetensors", "own,a/b.safetensors"]),
+            "direction_at": st.sampled_from(["-1,3", [-2, 0]]),
+            "eval_datasets": st.sampled_from(["harmful", "xstest,my/own set.csv"]),
+            "column": st.sampled_from(["goal", "a,b"]),
+            "method_options": st.just({"diff-in-means": {"data": "all"}}),
+            "strengths": st.just({"affine": [1, 2]}),
+            "system": st.text(string.printable + "äß🙂", max_size=20),
+            "refusal_tokens": st.just([1, 2]),
+        },
+    )
+)
+def test_the_written_configuration_gives_the_same_run(tmp_path_factory, chosen):
+    config = load_config(None, chosen)
+    path = tmp_path_factory.getbasetemp() / "config.yaml"
+    path.write_bytes(config.to_yaml().encode())
+    assert load_config(path, {}) == config
+
+
+@given(
+    st.integers(0, 30), st.sampled_from([("methodz: 1", "'methods'"), ("n_val: none", "n-val"), ("seed: [", "YAML")])
+)
+def test_a_mistake_is_located(tmp_path_factory, line, mistake):
+    text, says = mistake
+    fillers = [f"# {n}" if n % 3 else "" for n in range(line)]
+    path = tmp_path_factory.getbasetemp() / "mistake.yaml"
+    path.write_text("\n".join([*fillers, text]))
+    with pytest.raises(RefusalCmpError, match=rf"line {line + 1}\b") as caught:
+        load_config(path, {})
+    assert says in str(caught.value)
+
+
+def test_a_setting_twice_is_located(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("seed: 1\nlimit: 3\nseed: 2\n")
+    with pytest.raises(RefusalCmpError, match="sets 'seed' twice, on lines 1 and 3"):
+        load_config(path, {})
+
+
+def test_secrets_are_not_written():
+    assert "hush" not in load_config(None, {"openai_key": "hush"}).to_yaml()
+
+
+# Data files
+
+
+def begin(folder: Path, name: str, content: bytes) -> str | None:
+    (folder / name).write_bytes(content)
+    files = {"harmful": str(folder / name), "eval_datasets": ["harmful", str(folder / name)]}
+    said = outcome(folder, load_config(None, files))
+    assert (folder / name).read_bytes() == content
+    return said
+
+
+@FUZZ
+@given(
+    st.sampled_from(SUFFIXES),
+    st.binary(max_size=80) | st.text(max_size=80).map(lambda text: text.encode("utf-8", "replace")),
+)
+@example(".json", b"[" * 3000)
+@example(".json", b"9" * 5000)
+@example(".json", b"[NaN, 1e999]")
+@example(".jsonl", b'{"prompt": "a", "prompt": 1}')
+@example(".csv", b"a,b\r\n\x00,1")
+@example(".csv", b"goal\n" + b"x" * 200_000)
+@example(".txt", b"\xff\xfe")
+@example(".parquet", b"PAR1PAR1")
+def test_any_bytes_as_prompts(tmp_path_factory, suffix, content):
+    begin(tmp_path_factory.mktemp("bytes"), f"mine{suffix}", content)
+
+
+cells = st.none() | st.text(max_size=6) | st.integers() | st.lists(st.integers(), max_size=1)
+tables = st.lists(
+    st.text(max_size=9) | st.dictionaries(st.sampled_from(["prompt", "Goal", "split", "type", "x"]), cells, max_size=3),
+    max_size=12,
+)
+
+
+@FUZZ
+@given(tables)
+@example([{"prompt": "\ud800"}] * 6)
+@example(["?", "!", "...", "??", "!!", "-", "+", "*"])
+@example([f"{n} 🙂" for n in range(9)])
+def test_any_rows_as_prompts(tmp_path_factory, rows):
+    begin(tmp_path_factory.mktemp("rows"), "mine.json", json.dumps(rows).encode())
+
+
+@FUZZ
+@given(st.binary(max_size=120))
+@example(b"\x08\0\0\0\0\0\0\0{}      ")
+@example(b'\x1f\0\0\0\0\0\0\0{"a":{"dtype":"F32","shape":[],')
+def test_any_bytes_as_a_direction(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "fuzz.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(RefusalCmpError):
+        GivenDirection(path).rows()
+
+
+def test_a_damaged_file_of_subspaces_is_one_sentence(tmp_path):
+    """Any byte of a run's own file turned over: the file is read, or refused in one sentence."""
+    run = RunDir(tmp_path)
+    means = ClassMeans((-2, -1), torch.ones(2, 3, 4), torch.zeros(2, 3, 4))
+    row = torch.eye(4)[0]
+    subspaces = {Component(-1, layer): Subspace(row[None], row, 1.0, torch.ones(1)) for layer in range(3)}
+    run.write_tensors("a.safetensors", *SubspaceField("diff-in-means", means, subspaces).to_tensors())
+    whole = (tmp_path / "a.safetensors").read_bytes()
+    header = int.from_bytes(whole[:8], "little")
+    rng = random.Random(0)
+    refused = 0
+    for _ in range(60):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(8 + header)] ^= 1 << rng.randrange(8)
+        (tmp_path / "b.safetensors").write_bytes(bytes(damaged))
+        try:
+            GivenDirection(tmp_path / "b.safetensors").rows()
+        except RefusalCmpError as error:
+            refused += "b.safetensors" in str(error)
+    assert refused > 30
