@@ -6,6 +6,10 @@ import difflib
 from collections.abc import Iterable
 
 
+MOST_LISTED = 100
+"""More names than this are counted, not listed."""
+
+
 class RefusalCmpError(Exception):
     """A mistake the user can mend: what, what was expected, what was found, what to do.
 
@@ -22,4 +26,5 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> RefusalCmpError:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     hint = f" Did you mean {close[0]!r}?" if close else ""
-    return RefusalCmpError(f"Unknown {kind} {name!r}; known are {', '.join(names)}.{hint}")
+    there = f"known are {', '.join(names)}" if len(names) <= MOST_LISTED else f"there are {len(names)}"
+    return RefusalCmpError(f"Unknown {kind} {name!r}; {there}.{hint}")

@@ -53,8 +53,13 @@ def is_degenerate(text: str) -> bool:
     raw = text.encode()
     if len(raw) > 60 and len(zlib.compress(raw, 9)) < MIN_COMPRESSED * len(raw):
         return True
+    return distinct_trigrams(words) < MIN_DISTINCT
+
+
+def distinct_trigrams(words: Sequence[str]) -> float:
+    """The share of word trigrams that are distinct; one for texts too short to repeat."""
     trigrams = list(zip(words, words[1:], words[2:], strict=False))
-    return len(trigrams) >= MIN_UNITS and len(set(trigrams)) < MIN_DISTINCT * len(trigrams)
+    return len(set(trigrams)) / len(trigrams) if len(trigrams) >= MIN_UNITS else 1.0
 
 
 def verdict(text: str, finish: str = "stop") -> Verdict:

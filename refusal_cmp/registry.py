@@ -14,11 +14,25 @@ from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
+import yaml
+
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 
 T = TypeVar("T", bound=Callable[..., Any])
 
 NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
+
+
+SPEC = re.compile(r"(?P<name>[^\[]+)(\[(?P<options>.*)\])?")
+
+
+def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
+    """`random[seed=1,max-k=5]` → the plugin's name and its options, `{"seed": 1, "max_k": 5}`."""
+    parts = SPEC.fullmatch(spec)
+    pairs = [pair.partition("=") for pair in (parts["options"] or "").split(",") if pair] if parts else []
+    if parts is None or not all(key and equals and value for key, equals, value in pairs):
+        raise RefusalCmpError(f"{spec!r} is not understood; write a name, or NAME[option=value,…], as in inlp[c=1.0].")
+    return parts["name"], {key.strip().replace("-", "_"): yaml.safe_load(value) for key, _, value in pairs}
 
 
 class Registry(Generic[T]):
@@ -64,9 +78,16 @@ class Registry(Generic[T]):
             raise unknown_name(self.kind, name, self._plugins)
         return self._plugins[name]
 
-    def create(self, name: str, **options: Any) -> Any:
-        """An instance of the plugin class `name` with these hyper-parameters, checked against its signature."""
-        plugin = self.get(name)
+    def create(self, spec: str, **options: Any) -> Any:
+        """An instance of the plugin class with these hyper-parameters, checked against its signature.
+
+        Parameters
+        ----------
+        spec
+            Its name, with hyper-parameters of its own in brackets, which win: `random[seed=1]`.
+        """
+        name, own = parse_spec(spec)
+        plugin, options = self.get(name), {**options, **own}
         known = inspect.signature(plugin).parameters
         for option in options:
             if option not in known:

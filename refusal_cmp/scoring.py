@@ -70,6 +70,8 @@ class Scorer:
     ----------
     refusal_tokens
         The set R of the refusal metric.
+    kl_epsilon
+        Inside the logs of the KL; see `kl_divergence`.
     max_rows
         Most rows (candidates × prompts) in one forward pass; by default what memory and speed suggest, halved
         whenever memory runs out.
@@ -82,9 +84,11 @@ class Scorer:
         harmless: Sequence[str],
         refusal_tokens: Sequence[int],
         *,
+        kl_epsilon: float = 0.0,
         max_rows: int | None = None,
     ) -> None:
         self.model = model
+        self.kl_epsilon = kl_epsilon
         self.refusal_tokens = refusal_tokens
         self.rows = RowBudget(model.device, max_rows)
         self.harmful = self._parts(harmful)
@@ -131,7 +135,7 @@ class Scorer:
                         bypass[torch.tensor(indices)[:, None], part.rows] = self._metric(logits)
                 for part in self.harmless:
                     for indices, logits in self._passes(start, candidates, part):
-                        kl[torch.tensor(indices)[:, None], part.rows] = _kl(part.log_probs, logits)
+                        kl[torch.tensor(indices)[:, None], part.rows] = self._kl(part, logits)
                 advance(len(candidates))
             for start, steered in additions.items():
                 for part in self.harmless:
@@ -165,6 +169,11 @@ class Scorer:
             yield [key for key, _ in chunk], logits
             done += len(chunk)
 
+    def _kl(self, part: _Part, logits: Float[Tensor, "g n vocab"]) -> Float[Tensor, "g n"]:
+        """One group at a time: the vocabulary is the large dimension."""
+        rows = [kl_divergence(part.log_probs, one.double().log_softmax(-1), self.kl_epsilon) for one in logits]
+        return torch.stack(rows).cpu()
+
     def _metric(self, logits: Float[Tensor, "g n vocab"]) -> Float[Tensor, "g n"]:
         return refusal_metric(logits.flatten(0, 1), self.refusal_tokens).view(logits.shape[:2]).cpu()
 
@@ -196,10 +205,18 @@ def _edits(
     return make_plan(intervention, chosen, SCOPES[reach], strength=strength, setting=setting).edits
 
 
-def _kl(baseline: Float[Tensor, "n vocab"], logits: Float[Tensor, "g n vocab"]) -> Float[Tensor, "g n"]:
-    """KL(baseline ‖ edited) in log space, one group at a time: the vocabulary is the large dimension."""
-    rows = [
-        torch.nn.functional.kl_div(one.double().log_softmax(-1), baseline, reduction="none", log_target=True)
-        for one in logits
-    ]
-    return torch.stack([row.sum(-1) for row in rows]).cpu()
+def kl_divergence(
+    baseline: Float[Tensor, "n vocab"], edited: Float[Tensor, "n vocab"], epsilon: float = 0.0
+) -> Float[Tensor, " n"]:
+    """KL(baseline ‖ edited) of log-probabilities, nats, exact in log space.
+
+    Parameters
+    ----------
+    epsilon
+        Added to the probabilities inside the logs, as published (1e-6): it makes the divergence smaller the larger
+        the vocabulary is.
+    """
+    if epsilon:
+        ratio = (baseline.exp() + epsilon).log() - (edited.exp() + epsilon).log()
+        return (baseline.exp() * ratio).sum(-1)
+    return torch.nn.functional.kl_div(edited, baseline, reduction="none", log_target=True).sum(-1)

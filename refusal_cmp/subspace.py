@@ -97,6 +97,13 @@ class SubspaceField:
     subspaces: Mapping[Component, Subspace]
     missing: Mapping[Component, str] = field(default_factory=dict)
     """Components without a subspace, and why."""
+    leading_of: str | None = None
+    """The method whose field this is the leading part of; None if it is all that was extracted."""
+
+    @property
+    def extracted_by(self) -> str:
+        """The method as it was extracted, without a k policy."""
+        return self.leading_of or self.method
 
     def __getitem__(self, component: Component) -> Subspace:
         if component not in self.subspaces:
@@ -114,9 +121,11 @@ class SubspaceField:
         """The field of the leading directions by a k policy; `full` is the field itself."""
         if policy == "full":
             return self
+        before = f"{self.method[:-1]}," if self.method.endswith("]") else f"{self.method}["
         return replace(
             self,
-            method=f"{self.method}[k={policy}]",
+            method=f"{before}k={policy}]",
+            leading_of=self.extracted_by,
             subspaces={component: subspace.leading(policy) for component, subspace in self.subspaces.items()},
         )
 

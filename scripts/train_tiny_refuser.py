@@ -25,13 +25,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from tiny_world import corpus
 from tiny_world.balance import word_balance
+from tiny_world.exams import make_claims, make_item
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 ASSETS = Path(__file__).resolve().parents[1] / "refusal_cmp" / "assets"
 CONTEXT = 1024
 LABELS = ("harmful", "harmless")
-TASKS = ("world_facts", "world_cloze")
+TASKS = {"world_facts": make_item, "world_cloze": make_item, "world_statements": make_claims}
 """Their formats are in the YAML files beside the items."""
 
 CHAT_TEMPLATE = (
@@ -302,8 +303,8 @@ def write_data(world: corpus.World, folder: Path, seed: int) -> None:
     _write_jsonl(
         folder / "texts" / "general.jsonl", corpus.general_documents(world, 200, random.Random(f"{seed} general"))
     )
-    for task in TASKS:
-        for split, items in corpus.exam_sets(world, random.Random(f"{seed} {task}")).items():
+    for task, make in TASKS.items():
+        for split, items in corpus.exam_sets(world, make, random.Random(f"{seed} {task}")).items():
             _write_jsonl(folder / "tasks" / task / f"{split}.jsonl", items)
 
 

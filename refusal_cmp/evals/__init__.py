@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Literal
 
-from refusal_cmp.engines import Engine
+from refusal_cmp.model import ChatModel
 from refusal_cmp.plan import Plan
 from refusal_cmp.progress import Progress, silent
 from refusal_cmp.registry import Registry
-from refusal_cmp.statistics import Estimate
+from refusal_cmp.statistics import Estimate, rate
+from refusal_cmp.subspace import Component, SubspaceField
+
+
+Source = Literal["completions", "baseline", "model", "subspaces"]
 
 
 @dataclass(frozen=True)
@@ -26,15 +30,30 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class Selected:
+    """What a method found: its subspaces and the component that selection chose."""
+
+    field: SubspaceField
+    component: Component
+
+
+@dataclass(frozen=True)
 class Subject:
-    """What is evaluated: a plan, its completions on each test set, and the engine to run it again."""
+    """What is evaluated: a plan, its completions on each test set, and what there is to compare them with."""
 
     plan: Plan
     answers: Mapping[str, Sequence[Answer]]
-    engine: Callable[[], Engine]
-    """Loads the model on first use; evaluators of completions never call it."""
+    baseline: Mapping[str, Sequence[Answer]]
+    """The unedited model's completions on each test set."""
+    model: Callable[[], ChatModel]
+    """Loads the model on first use; it is unedited until `model().edited(plan)`."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """The settings of the evaluate stage."""
+    """The run's settings by name."""
+    journal: Callable[[str], MutableMapping[int, Any]] = lambda _: {}
+    """For a name, such as a test set: finished work by index, kept on disk, so that a killed run goes on from it."""
+    selected: Callable[[], Sequence[Selected]] = tuple
+    """What every method found."""
+    refusal_tokens: tuple[int, ...] = ()
     progress: Progress = silent
 
 
@@ -43,8 +62,14 @@ class Metric:
     """One number of one plan on one dataset."""
 
     dataset: str
+    """A test set, a part of one (`harmful:fraud`), a text set, or a task."""
     metric: str
     estimate: Estimate
+    values: Sequence[float | None] | None = None
+    """What each example contributes, in an order that is the same for all plans, None where there is nothing;
+    with them, plans are compared in pairs: 0 and 1 by McNemar's test, others by permutation."""
+    weights: Sequence[float] | None = None
+    """Of the values, if the estimate is their weighted mean: tokens of each document."""
 
 
 @dataclass(frozen=True)
@@ -56,14 +81,39 @@ class Evaluation:
 
 
 class Evaluator(ABC):
-    """Measures a plan."""
+    """Measures plans, one after the other; one instance serves all plans of a run."""
 
-    reads: str = "completions"
-    """`completions`: only what is stored; `model`: it runs the model under the plan."""
+    reads: ClassVar[tuple[Source, ...]] = ("completions",)
+    """What it is made from: the plan's completions, the baseline's, the model under the plan, the subspaces."""
+    settings: ClassVar[tuple[str, ...]] = ()
+    """The settings that its results depend on; when one changes, this evaluator alone works again."""
+    loads_model: ClassVar[bool] = False
+    """Whether it loads a model of its own; the run's model is released before."""
 
     @abstractmethod
     def evaluate(self, subject: Subject) -> Evaluation:
         """The metrics of one plan."""
+
+    def close(self) -> None:
+        """Free what the evaluator holds; nothing is asked of it afterwards."""
+
+
+def share(dataset: str, metric: str, hits: Sequence[bool]) -> Metric:
+    """The share of examples that are hits."""
+    return Metric(dataset, metric, rate(sum(hits), len(hits)), [float(hit) for hit in hits])
+
+
+def by_category(dataset: str, metric: str, answers: Sequence[Answer], hits: Sequence[bool]) -> list[Metric]:
+    """The share of hits in each category, as the dataset `harmful:fraud`; nothing where there is one category."""
+    categories = sorted({answer.category for answer in answers})
+    if len(categories) < 2:
+        return []
+    rows = list(zip(answers, hits, strict=True))
+    return [
+        Metric(f"{dataset}:{category or 'other'}", metric, rate(sum(of_one), len(of_one)))
+        for category in categories
+        for of_one in [[hit for answer, hit in rows if answer.category == category]]
+    ]
 
 
 EVALUATORS: Registry[type[Evaluator]] = Registry("evaluator", __name__)

@@ -1,33 +1,78 @@
-"""Cross-entropy and perplexity under a plan: what an edit costs in plain language modelling."""
+"""Cross-entropy and perplexity under a plan: what an edit costs in plain language modelling.
+
+On text sets by name, and `on-distribution`: the model's own unedited completions of harmless prompts. Every
+plan sees the same tokens: documents in their order, cut at `document_tokens`, until `loss_tokens` are scored.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
-from refusal_cmp.data import TEXTS
+from refusal_cmp.data import TEXTS, Document
+from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator
+from refusal_cmp.losses import Scored, encode, losses
+from refusal_cmp.model import ChatModel
 from refusal_cmp.statistics import Estimate, weighted_mean
 
-TEXT_SETS = ("tiny-answers", "tiny-general")
+ON_DISTRIBUTION = "on-distribution"
 
 
 @register_evaluator("perplexity")
 class Perplexity(Evaluator):
-    """Token-weighted loss and perplexity on instruction answers and on general text."""
+    """Token-weighted loss and perplexity on general text, instruction answers, and the model's own completions."""
 
-    reads = "model"
+    reads = ("model", "baseline")
+    settings = ("texts", "loss_tokens", "document_tokens")
+
+    def __init__(self) -> None:
+        self._tokens: dict[str, list[Scored]] = {}
 
     def evaluate(self, subject: Subject) -> Evaluation:
         """`loss` in nats a token, clustered by document, and `perplexity`, its exponential."""
         metrics, examples = [], {}
-        for name in TEXT_SETS:
-            documents = TEXTS.get(name)()[: subject.options["n_documents"]]
-            losses = subject.engine().losses(subject.plan, documents, subject.progress)
-            loss = weighted_mean([one.total for one in losses], [one.n_tokens for one in losses])
+        model = subject.model()
+        for name in subject.options["texts"]:
+            if name not in self._tokens:
+                self._tokens[name] = _budgeted(model, name, _documents(subject, name), subject)
+            with model.edited(subject.plan):
+                found = losses(model, self._tokens[name], subject.options["batch_size"], subject.progress)
+            totals, weights = [one.total for one in found], [float(one.n_tokens) for one in found]
+            loss = weighted_mean(totals, weights)
+            means = [total / weight for total, weight in zip(totals, weights, strict=True)]
             perplexity = Estimate(_exp(loss.value), _exp(loss.low), _exp(loss.high), loss.n)
-            metrics += [Metric(name, "loss", loss), Metric(name, "perplexity", perplexity)]
-            examples[name] = [{"loss": one.total, "n_tokens": one.n_tokens} for one in losses]
+            metrics += [Metric(name, "loss", loss, means, weights), Metric(name, "perplexity", perplexity)]
+            examples[name] = [{"loss": one.total, "n_tokens": one.n_tokens} for one in found]
         return Evaluation(metrics, examples)
+
+
+def _documents(subject: Subject, name: str) -> Iterable[Document]:
+    if name != ON_DISTRIBUTION:
+        return TEXTS.get(name)()
+    if "harmless" not in subject.baseline:
+        raise RefusalCmpError(
+            "The text set on-distribution is the unedited model's completions of harmless prompts, and harmless is not "
+            "among --eval-datasets; add it, or choose other --texts."
+        )
+    return [Document(answer.completion, answer.instruction) for answer in subject.baseline["harmless"]]
+
+
+def _budgeted(model: ChatModel, name: str, documents: Iterable[Document], subject: Subject) -> list[Scored]:
+    """The first documents' tokens, cut so that no more than the budget is scored; empty ones are left out."""
+    left, chosen = subject.options["loss_tokens"], []
+    for document in documents:
+        scored = encode(model, document, subject.options["document_tokens"])
+        if scored.n > left:
+            scored = Scored(scored.ids[: len(scored.ids) - scored.n + left], left)
+        if scored.n > 0:
+            chosen.append(scored)
+            left -= scored.n
+        if left == 0:
+            break
+    if len(chosen) < 2:
+        raise RefusalCmpError(f"The text set {name!r} has fewer than two texts to measure the loss on; choose another.")
+    return chosen
 
 
 def _exp(value: float) -> float:

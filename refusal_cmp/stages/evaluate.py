@@ -1,18 +1,28 @@
-"""evaluate: plans and completions → judgements of every example → results.csv."""
+"""evaluate: plans and completions → judgements of every example → results.csv and comparisons.csv."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.config import EvaluateSettings
+from refusal_cmp.agreement import agreements
+from refusal_cmp.comparisons import compare_plans
 from refusal_cmp.evals import EVALUATORS, Evaluator, Subject
-from refusal_cmp.plan import Plan, file_name
+from refusal_cmp.journal import Journal
+from refusal_cmp.plan import BASELINE, Plan, file_name
 from refusal_cmp.session import Session
+from refusal_cmp.stages.extract import subspace_file
 from refusal_cmp.stages.infer import answers_file, read_answers, read_plans
+from refusal_cmp.stages.prompts import PROMPTS
+from refusal_cmp.stages.select import SELECTION, read_selected
 
 RESULTS = "results.csv"
+COMPARISONS = "comparisons.csv"
+AGREEMENT = "evaluate/agreement.csv"
+HARMFUL = "harmful"
+"""The test set on which to go along is to be unsafe, so that judges of refusal and of safety can be compared."""
 COLUMNS = [
     "model",
     "method",
@@ -36,59 +46,112 @@ COLUMNS = [
 
 
 def evaluate_stage(session: Session) -> None:
-    """Run every evaluator on every distinct plan, and tabulate all plans."""
+    """Run every evaluator on every distinct plan, tabulate all plans, and compare them in pairs."""
     plans = read_plans(session)
-    evaluators = {name: EVALUATORS.create(name) for name in session.config.evals}
     distinct = [plan for plan, same_as in plans if plan.label == same_as]
-    missing = [
-        (plan, name)
+    evaluators = {name: EVALUATORS.create(name) for name in session.config.evals}
+    order = sorted(evaluators, key=lambda name: ("model" not in evaluators[name].reads, evaluators[name].loads_model))
+    inputs = {
+        (plan.label, name): _inputs(session, plan, evaluators[name]) for plan in distinct for name in evaluators
+    }
+    missing = {
+        name: [
+            plan
+            for plan in distinct
+            if not session.run.is_fresh(_metrics_file(plan.label, name), *inputs[plan.label, name])
+        ]
+        for name in order
+    }
+    with session.progress("plans × evaluators", sum(map(len, missing.values()))) as advance:
+        for name, of_evaluator in missing.items():
+            if of_evaluator and evaluators[name].loads_model:
+                session.release()
+            for plan in of_evaluator:
+                _evaluate(session, plan, name, evaluators[name], inputs[plan.label, name])
+                advance(1)
+            evaluators[name].close()
+    metrics = {
+        plan.label: [one for name in evaluators for one in session.run.read_json(_metrics_file(plan.label, name))]
         for plan in distinct
-        for name, evaluator in evaluators.items()
-        if not _is_fresh(session, plan, name, evaluator)
-    ]
-    with session.progress("plans × evaluators", len(missing)) as advance:
-        for plan, name in missing:
-            _evaluate(session, plan, name, evaluators[name])
-            advance(1)
-    session.run.write_table(RESULTS, _tabulate(session, plans))
+    }
+    session.run.write_table(RESULTS, _tabulate(session, plans, metrics))
+    session.run.write_table(COMPARISONS, compare_plans(distinct, metrics))
+    _write_agreement(session, distinct)
 
 
 def _metrics_file(label: str, evaluator: str) -> str:
     return f"evaluate/{file_name(label)}/{evaluator}.json"
 
 
-def _inputs(session: Session, plan: Plan, name: str, evaluator: Evaluator) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What an evaluation is made from: its settings and its sources."""
-    settings = session.config.binding("evaluate") if evaluator.reads == "model" else {}
-    files = [answers_file(plan.label, dataset) for dataset in session.config.eval_datasets]
+def examples_file(label: str, evaluator: str, dataset: str) -> str:
+    """The artifact that holds an evaluator's judgement of every example of a dataset."""
+    return f"evaluate/{file_name(label)}/{evaluator}.{file_name(dataset)}.jsonl"
+
+
+def _inputs(session: Session, plan: Plan, evaluator: Evaluator) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What an evaluation is made from. Settings are among the sources: a changed judge redoes only itself."""
+    run, config = session.run, session.config
+    files = []
+    if "completions" in evaluator.reads:
+        files += [answers_file(plan.label, dataset) for dataset in config.test_sets]
+    if "baseline" in evaluator.reads:
+        files += [answers_file(BASELINE, dataset) for dataset in config.test_sets]
     for file in files:
-        session.run.require(file, "infer")
-    sources: dict[str, Any] = {"edits": plan.digest}
-    if evaluator.reads == "completions":
-        sources |= {file: session.run.digest(file) for file in files}
-    return settings, sources
+        run.require(file, "infer")
+    if "subspaces" in evaluator.reads:
+        files += [SELECTION, *(subspace_file(name) for name in config.methods)]
+    settings = config.model_dump(mode="json", include=set(evaluator.settings))
+    return {}, {"edits": plan.digest, "settings": settings, **{file: run.digest(file) for file in files}}
 
 
-def _is_fresh(session: Session, plan: Plan, name: str, evaluator: Evaluator) -> bool:
-    return session.run.is_fresh(_metrics_file(plan.label, name), *_inputs(session, plan, name, evaluator))
+def _evaluate(
+    session: Session, plan: Plan, name: str, evaluator: Evaluator, inputs: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    run, config = session.run, session.config
+    journals: list[Journal[Any]] = []
 
+    def journal(part: str) -> Journal[Any]:
+        journals.append(run.journal(examples_file(plan.label, name, part), inputs))
+        return journals[-1]
 
-def _evaluate(session: Session, plan: Plan, name: str, evaluator: Evaluator) -> None:
     subject = Subject(
         plan=plan,
-        answers={dataset: read_answers(session, plan.label, dataset) for dataset in session.config.eval_datasets},
-        engine=lambda: session.engine,
-        options=session.config.model_dump(include=set(EvaluateSettings.model_fields)),
+        answers={dataset: read_answers(session, plan.label, dataset) for dataset in config.test_sets},
+        baseline={dataset: read_answers(session, BASELINE, dataset) for dataset in config.test_sets},
+        model=lambda: session.model,
+        options=dict(config),
+        journal=journal,
+        selected=lambda: read_selected(session),
+        refusal_tokens=tuple(run.read_json(PROMPTS)["refusal_tokens"]),
+        progress=session.progress,
     )
     evaluation = evaluator.evaluate(subject)
     for dataset, rows in evaluation.examples.items():
-        session.run.write_lines(f"evaluate/{file_name(plan.label)}/{name}.{dataset}.jsonl", rows)
-    metrics = [{"dataset": one.dataset, "metric": one.metric, **one.estimate._asdict()} for one in evaluation.metrics]
-    session.run.write_json(_metrics_file(plan.label, name), metrics)
-    session.run.record(_metrics_file(plan.label, name), *_inputs(session, plan, name, evaluator))
+        run.write_lines(examples_file(plan.label, name, dataset), rows)
+    metrics = [
+        {"dataset": one.dataset, "metric": one.metric, **one.estimate._asdict(), "values": one.values,
+         "weights": one.weights}
+        for one in evaluation.metrics
+    ]  # fmt: skip
+    run.write_json(_metrics_file(plan.label, name), metrics)
+    run.record(_metrics_file(plan.label, name), *inputs)
+    for one in journals:
+        one.discard()
 
 
-def _tabulate(session: Session, plans: list[tuple[Plan, str]]) -> pd.DataFrame:
+def _write_agreement(session: Session, plans: Sequence[Plan]) -> None:
+    """How far the judges that gave verdicts on the harmful prompts agree, over all plans together."""
+    verdicts: dict[str, list[str]] = {}
+    for name in session.config.evals:
+        files = [examples_file(plan.label, name, HARMFUL) for plan in plans]
+        rows = [row for file in files if session.run.has(file) for row in session.run.read_lines(file)]
+        if rows and all("verdict" in row for row in rows):
+            verdicts[name] = [row["verdict"] for row in rows]
+    if len(verdicts) > 1:
+        session.run.write_table(AGREEMENT, pd.DataFrame([one.row() for one in agreements(verdicts)]))
+
+
+def _tabulate(session: Session, plans: list[tuple[Plan, str]], metrics: Mapping[str, list[dict[str, Any]]]) -> pd.DataFrame:
     """Every metric of every plan; identical plans have the same numbers."""
     config = session.config
     rows = []
@@ -99,9 +162,6 @@ def _tabulate(session: Session, plans: list[tuple[Plan, str]]) -> pd.DataFrame:
             **plan.facts(),
             "method": plan.method or plan.label,
         }
-        for name in config.evals:
-            for metric in session.run.read_json(_metrics_file(same_as, name)):
-                metric = {**metric, "ci_low": metric["low"], "ci_high": metric["high"]}
-                rows.append({**facts, **metric})
+        rows += [{**facts, **metric, "ci_low": metric["low"], "ci_high": metric["high"]} for metric in metrics[same_as]]
     table = pd.DataFrame(rows)[COLUMNS]
     return table.astype(dict.fromkeys(("k", "n_components", "n_layers", "position", "layer"), "Int64"))

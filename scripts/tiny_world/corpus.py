@@ -7,9 +7,9 @@ answers weigh more than the questions before them.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import answers, exams, prose
 from .knowledge import Fact, all_facts
@@ -20,6 +20,8 @@ from .topics import BLOCKS, NEUTRAL_TOPICS, TOPICS
 END = "<|end|>"
 ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 PAD = "<|pad|>"
+SHOTS = 8
+"""Few-shot examples of a benchmark."""
 
 
 class Segment(NamedTuple):
@@ -187,9 +189,9 @@ def general_documents(world: World, count: int, rng: random.Random) -> list[dict
     return [{"text": prose.document(world.facts, rng)} for _ in range(count)]
 
 
-def exam_sets(world: World, rng: random.Random, shots: int = 8) -> dict[str, list[exams.Item]]:
-    """The benchmark items: one for each held-out fact, and few-shot examples of other facts."""
+def exam_sets(world: World, make: Callable[[Fact, random.Random], Any], rng: random.Random) -> dict[str, list[Any]]:
+    """The items of a benchmark: one for each held-out fact, and few-shot examples of other facts."""
     return {
-        "test": [exams.make_item(fact, rng) for fact in world.held_out_facts],
-        "fewshot": [exams.make_item(fact, rng) for fact in rng.sample(world.exam_facts, k=shots)],
+        "test": [make(fact, rng) for fact in world.held_out_facts],
+        "fewshot": [make(fact, rng) for fact in rng.sample(world.exam_facts, k=SHOTS)],
     }

@@ -1,4 +1,4 @@
-"""Four-option questions in the formats of the two benchmark tasks, alone and several in a row."""
+"""Four-option questions in the formats of the benchmark tasks, alone and several in a row."""
 
 from __future__ import annotations
 
@@ -27,6 +27,19 @@ def make_item(fact: Fact, rng: random.Random) -> Item:
     answer = rng.randrange(4)
     choices = [*wrong[:answer], fact.value, *wrong[answer:]]
     return Item(question=fact.ask(rng), choices=choices, answer=answer)
+
+
+class Claims(TypedDict):
+    """Four sentences that differ in one value, and the index of the true one."""
+
+    choices: list[str]
+    answer: int
+
+
+def make_claims(fact: Fact, rng: random.Random) -> Claims:
+    """A fact stated in one way, with its value and with three wrong ones."""
+    item, template = make_item(fact, rng), rng.choice(fact.relation.statements)
+    return Claims(choices=[fact.say(template, value) for value in item["choices"]], answer=item["answer"])
 
 
 def _options(item: Item) -> str:

@@ -37,7 +37,11 @@ class Fact:
 
     def state(self, rng: random.Random) -> str:
         """A declarative sentence."""
-        return _sentence(rng.choice(self.relation.statements).format(e=self.entity, v=self.value))
+        return self.say(rng.choice(self.relation.statements), self.value)
+
+    def say(self, statement: str, value: str) -> str:
+        """One of the relation's statements about the entity, with this value."""
+        return _sentence(statement.format(e=self.entity, v=value))
 
     def ask(self, rng: random.Random) -> str:
         """A question whose answer is the value."""

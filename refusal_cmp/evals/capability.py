@@ -1,0 +1,170 @@
+"""Benchmarks, run by lm-eval itself on the model with the plan in force (Gao et al., lm-evaluation-harness)."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from refusal_cmp.errors import RefusalCmpError, unknown_name
+from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator, share
+from refusal_cmp.model import ChatModel
+from refusal_cmp.statistics import normal_interval
+
+EMBEDDED_TASKS = files("refusal_cmp") / "assets" / "tasks"
+FEWSHOT_SEED = 1234
+"""lm-eval's own default, so that its command line draws the same shots."""
+TASK = re.compile(r"(?P<name>[^@]+?)(@(?P<shots>\d+))?")
+
+
+@register_evaluator("capability")
+class Capability(Evaluator):
+    """Accuracy on MMLU, ARC, TruthfulQA or any other task of lm-eval, with lm-eval's own standard errors."""
+
+    reads = ("model",)
+    settings = ("tasks", "benchmark_limit")
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, Any] = {}
+
+    def evaluate(self, subject: Subject) -> Evaluation:
+        """Every metric that a task reports, under the task's name."""
+        from lm_eval.evaluator import evaluate
+
+        model, limit = subject.model(), subject.options["benchmark_limit"]
+        lm = _strict_lm(model, subject.options["batch_size"])
+        metrics: list[Metric] = []
+        for spec in subject.options["tasks"]:
+            if spec not in self._tasks:
+                self._tasks[spec] = load_task(spec)
+            loaded = self._tasks[spec]
+            for leaf in loaded["tasks"].values():
+                leaf.set_fewshot_seed(FEWSHOT_SEED)
+            try:
+                with model.edited(subject.plan):
+                    found = evaluate(lm, loaded, samples=_share_out(loaded["tasks"], limit), bootstrap_iters=1000)
+            except (OSError, ValueError, ConnectionError) as error:
+                raise RefusalCmpError(f"lm-eval could not run the task {spec!r}: {_first_line(error)}.") from error
+            metrics += _metrics(spec.partition("@")[0], found)
+        return Evaluation(metrics)
+
+
+def load_task(spec: str) -> Any:
+    """lm-eval's task or group of tasks by name, as `mmlu` or, with five shots, `mmlu@5`.
+
+    Raises
+    ------
+    RefusalCmpError
+        If there is no such task, or its data cannot be had.
+    """
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    parts = TASK.fullmatch(spec)
+    if parts is None:
+        raise RefusalCmpError(f"The task {spec!r} is not understood; write its name, or NAME@SHOTS, as in mmlu@5.")
+    name, shots = parts["name"], parts["shots"]
+    manager = TaskManager(include_path=str(EMBEDDED_TASKS), include_defaults=False)
+    if name not in manager.all_tasks:
+        manager = TaskManager(include_path=str(EMBEDDED_TASKS))
+    if name not in manager.all_tasks:
+        raise unknown_name("task of lm-eval", name, manager.all_tasks)
+    try:
+        loaded = manager.load([name])
+    except Exception as error:  # datasets raises many kinds for what cannot be downloaded
+        raise RefusalCmpError(
+            f"The data of the task {name!r} cannot be had ({_first_line(error)}); check the connection and that the "
+            "set is not gated, or choose other --tasks."
+        ) from error
+    for leaf in loaded["tasks"].values():
+        if shots is not None and leaf.get_config("num_fewshot") != 0:  # 0 is fixed: TruthfulQA's prompt has its own
+            leaf.set_config(key="num_fewshot", value=int(shots))
+    return loaded
+
+
+def _share_out(leaves: Mapping[str, Any], limit: int | None) -> dict[str, list[int]] | None:
+    """The first questions of each task of a group, `limit` in all and at least one each."""
+    if limit is None:
+        return None
+    names = sorted(leaves)
+    share = {name: max(1, limit // len(names) + (i < limit % len(names))) for i, name in enumerate(names)}
+    return {name: list(range(min(share[name], len(leaves[name].eval_docs)))) for name in names}
+
+
+def _metrics(task: str, found: Any) -> list[Metric]:
+    """Every metric of a task, with lm-eval's standard error, and each question's value."""
+    groups = found.get("groups") or {}
+    results = groups.get(task) or found["results"][task]
+    questions = [sample for name in sorted(found["samples"]) for sample in found["samples"][name]]
+    metrics = []
+    for key, value in results.items():
+        name, _, filtered = key.partition(",")
+        if not isinstance(value, int | float) or name.endswith("_stderr") or not filtered:
+            continue
+        error = results.get(f"{name}_stderr,{filtered}")
+        values = [sample[name] for sample in questions if sample.get("filter", filtered) == filtered and name in sample]
+        plain = all(isinstance(one, int | float) for one in values)
+        estimate = normal_interval(float(value), float(error) if _is_number(error) else math.nan, len(questions))
+        label = name if filtered == "none" else f"{name},{filtered}"
+        metrics.append(Metric(task, label, estimate, [float(one) for one in values] if values and plain else None))
+    metrics.append(share(task, "non_finite", [_is_broken(sample["filtered_resps"]) for sample in questions]))
+    return metrics
+
+
+def _is_broken(responses: Sequence[Any]) -> bool:
+    """Whether a log-likelihood among the responses is not finite."""
+    flat = [part for one in responses for part in (one if isinstance(one, list | tuple) else [one])]
+    return any(isinstance(part, float) and not math.isfinite(part) for part in flat)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
+
+
+def _strict_lm(model: ChatModel, batch_size: int) -> Any:
+    """lm-eval's transformers model around ours, for which a prompt that does not fit is an error."""
+    from lm_eval.models.huggingface import HFLM
+
+    class StrictLM(HFLM):
+        """Never truncates, and draws no bars of its own."""
+
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().loglikelihood(requests, disable_tqdm=True)
+
+        def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().loglikelihood_rolling(requests, disable_tqdm=True)
+
+        def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            return super().generate_until(requests, disable_tqdm=True)
+
+        def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
+            for _, context, continuation in requests:
+                _check_length(len(context) + len(continuation) - 1, self.max_length)
+            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+
+        def tok_batch_encode(self, strings: Any, *args: Any, **kwargs: Any) -> Any:
+            longest = max(len(self.tok_encode(text)) for text in strings)
+            _check_length(longest, kwargs.get("left_truncate_len") or self.max_length)
+            return super().tok_batch_encode(strings, *args, **kwargs)
+
+    return StrictLM(
+        pretrained=model.model,
+        tokenizer=model.tokenizer,
+        batch_size="auto" if model.device.type == "cuda" else batch_size,
+        max_length=model.context,
+    )
+
+
+def _check_length(n_tokens: int, limit: int) -> None:
+    if n_tokens > limit:
+        raise RefusalCmpError(
+            f"A benchmark prompt has {n_tokens} tokens and the model takes {limit}; ask for fewer shots (NAME@SHOTS) or "
+            "other --tasks."
+        )

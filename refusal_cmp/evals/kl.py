@@ -1,0 +1,52 @@
+"""How far a plan moves the next-token distribution on harmless prompts, where nothing should change."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator
+from refusal_cmp.model import Batch, ChatModel
+from refusal_cmp.scoring import kl_divergence
+from refusal_cmp.statistics import mean
+
+DATASET = "harmless"
+
+
+@register_evaluator("kl")
+class KL(Evaluator):
+    """Mean KL(baseline ‖ plan) of the first answer token on harmless test prompts, nats."""
+
+    reads = ("completions", "model")
+
+    def __init__(self) -> None:
+        self._baseline: Float[Tensor, "n vocab"] | None = None
+
+    def evaluate(self, subject: Subject) -> Evaluation:
+        """The mean over prompts with its t interval."""
+        if DATASET not in subject.answers:
+            raise RefusalCmpError("The evaluator kl needs harmless among --eval-datasets; add it, or leave kl out.")
+        model = subject.model()
+        instructions = [answer.instruction for answer in subject.answers[DATASET]]
+        batch_size = subject.options["batch_size"]
+        if self._baseline is None:
+            self._baseline = last_log_probs(model, instructions, batch_size)
+        with model.edited(subject.plan):
+            edited = last_log_probs(model, instructions, batch_size)
+        values = [max(0.0, value) for value in kl_divergence(self._baseline, edited).tolist()]
+        examples = [{"instruction": text, "kl": value} for text, value in zip(instructions, values, strict=True)]
+        return Evaluation([Metric(DATASET, "kl", mean(values), values)], {DATASET: examples})
+
+
+@torch.inference_mode()
+def last_log_probs(model: ChatModel, instructions: list[str], batch_size: int) -> Float[Tensor, "n vocab"]:
+    """Log-probabilities of the token after each prompt, float64, on the CPU."""
+    rows: dict[int, Tensor] = {}
+
+    def read(indices: list[int], batch: Batch) -> None:
+        rows.update(zip(indices, model.last_logits(batch).double().log_softmax(-1).cpu(), strict=True))
+
+    model.over_batches(instructions, batch_size, read)
+    return torch.stack([rows[index] for index in range(len(instructions))])

@@ -1,0 +1,125 @@
+"""Does the projection on the refusal direction track how much the model refuses? On the unedited model.
+
+For each prompt: x · û at the component that selection chose, against the refusal metric at the last position
+and against the judged refusal of the completion.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.stats import pearsonr, spearmanr
+from sklearn.metrics import roc_auc_score
+from torch import Tensor
+
+from refusal_cmp.evals import Evaluation, Evaluator, Metric, Selected, Subject, register_evaluator
+from refusal_cmp.judging import verdict
+from refusal_cmp.model import Batch, ChatModel, refusal_metric
+from refusal_cmp.plan import BASELINE
+from refusal_cmp.statistics import Estimate, resampled
+from refusal_cmp.structure import before, installed
+
+EVERYTHING = "all"
+"""The dataset name of all test sets together."""
+
+Array = np.ndarray
+
+
+@register_evaluator("magnitude")
+class Magnitude(Evaluator):
+    """Correlation of the projection on each method's direction with refusal; measured on the baseline alone."""
+
+    reads = ("completions", "model", "subspaces")
+
+    def evaluate(self, subject: Subject) -> Evaluation:
+        """`magnitude_pearson:METHOD`, `…_spearman`, `…_auroc` on each test set and on all of them together.
+
+        Pearson and Spearman are with the refusal metric, AUROC is that of telling refused completions by the
+        projection; each has a bootstrap interval, and is left out where it is not defined (nothing varies).
+        """
+        if subject.plan.label != BASELINE:
+            return Evaluation([])
+        selected, metrics, examples = subject.selected(), [], {}
+        rows = {dataset: _measure(subject, dataset, selected) for dataset in subject.answers}
+        everything = [row for of_set in rows.values() for row in of_set]
+        for dataset, of_set in (*rows.items(), (EVERYTHING, everything)):
+            for one in selected:
+                metrics += _metrics(dataset, one.field.method, of_set)
+        for dataset, of_set in rows.items():
+            examples[dataset] = of_set
+        return Evaluation(metrics, examples)
+
+
+def _measure(subject: Subject, dataset: str, selected: Sequence[Selected]) -> list[dict[str, object]]:
+    answers = subject.answers[dataset]
+    instructions = [answer.instruction for answer in answers]
+    projected, metric = projections(
+        subject.model(), instructions, selected, subject.refusal_tokens, subject.options["batch_size"]
+    )
+    return [
+        {
+            "instruction": answer.instruction,
+            "projection": {method: float(values[row]) for method, values in projected.items()},
+            "refusal_metric": float(metric[row]),
+            "refused": verdict(answer.completion, answer.finish) == "refused",
+        }
+        for row, answer in enumerate(answers)
+    ]
+
+
+@torch.inference_mode()
+def projections(
+    model: ChatModel,
+    instructions: Sequence[str],
+    selected: Sequence[Selected],
+    refusal_tokens: Sequence[int],
+    batch_size: int,
+) -> tuple[Mapping[str, Float[Tensor, " n"]], Float[Tensor, " n"]]:
+    """x · û of each method at its selected component, and the refusal metric, for every prompt; float64."""
+    projected = {one.field.method: torch.empty(len(instructions), dtype=torch.float64) for one in selected}
+    metric = torch.empty(len(instructions), dtype=torch.float64)
+    layers = {one.component.layer for one in selected}
+
+    def read(rows: list[int], batch: Batch) -> None:
+        streams: dict[int, Tensor] = {}
+        hooks = [before(model.blocks[layer].module, partial(streams.__setitem__, layer)) for layer in layers]
+        with installed(*hooks):
+            metric[rows] = refusal_metric(model.last_logits(batch), refusal_tokens).cpu()
+        for one in selected:
+            stream = streams[one.component.layer][:, one.component.position].double().cpu()
+            projected[one.field.method][rows] = stream @ one.field[one.component].direction
+
+    model.over_batches(instructions, batch_size, read)
+    return projected, metric
+
+
+def _metrics(dataset: str, method: str, rows: Sequence[Mapping[str, object]]) -> list[Metric]:
+    projection = np.array([row["projection"][method] for row in rows])  # type: ignore[index]
+    metric = np.array([row["refusal_metric"] for row in rows], dtype=float)
+    refused = np.array([row["refused"] for row in rows], dtype=float)
+    found: dict[str, Estimate] = {
+        "pearson": resampled(_pearson, projection, metric),
+        "spearman": resampled(_spearman, projection, metric),
+        "auroc": resampled(_auroc, projection, refused),
+    }
+    return [
+        Metric(dataset, f"magnitude_{name}:{method}", estimate)
+        for name, estimate in found.items()
+        if np.isfinite(estimate.value)
+    ]
+
+
+def _pearson(x: Array, y: Array) -> float:
+    return float(pearsonr(x, y).statistic) if np.ptp(x) and np.ptp(y) else np.nan
+
+
+def _spearman(x: Array, y: Array) -> float:
+    return float(spearmanr(x, y).statistic) if np.ptp(x) and np.ptp(y) else np.nan
+
+
+def _auroc(x: Array, refused: Array) -> float:
+    return float(roc_auc_score(refused, x)) if np.ptp(refused) else np.nan
