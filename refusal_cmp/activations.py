@@ -233,10 +233,16 @@ def collect(
         model.positions, model.n_layers, model.d_model, torch.from_numpy(labels), dev, needs=needs, folder=folder
     )
     with progress("reading activations", len(prompts)) as advance:
-        for rows, batch in model.batches(prompts, batch_size):
-            read_streams(model, batch, partial(activations.add, rows), len(model.positions))
+
+        def read(rows: list[int], batch: Batch) -> None:
+            read_all: dict[int, Tensor] = {}  # added only when complete: a batch may run out of memory on the way
+            read_streams(model, batch, lambda layer, x: read_all.update({layer: x.clone()}), len(model.positions))
+            for layer, x in read_all.items():
+                activations.add(rows, layer, x)
             activations.done(rows)
             advance(len(rows))
+
+        model.over_batches(prompts, batch_size, read)
     return activations
 
 

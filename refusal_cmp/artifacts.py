@@ -7,12 +7,14 @@ the run stops and says which: finished work is only replaced when the user says 
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.journal import Journal
+from refusal_cmp.store import ACTIVATIONS
 
 Json = Any
 
+MANIFEST = "manifest.json"
+UNFINISHED = ".part"
+TEMPORARY = ".tmp"
 METADATA = "refusal_cmp"
 """The one metadata key of our safetensors files: several would be written in an order that changes."""
 
@@ -42,7 +49,7 @@ class RunDir:
         self.path = path
         self.force = force
         self._made: set[str] = set()  # artifacts made by this process: never stale to it
-        self.manifest: dict[str, Json] = self.read_json("manifest.json") if self.has("manifest.json") else {}
+        self.manifest: dict[str, Json] = self.read_json(MANIFEST) if self.has(MANIFEST) else {}
 
     # Reading
 
@@ -117,7 +124,7 @@ class RunDir:
 
     def save(self) -> None:
         """Write the manifest."""
-        self.write_json("manifest.json", self.manifest)
+        self.write_json(MANIFEST, self.manifest)
 
     def is_fresh(self, name: str, settings: Mapping[str, Json], sources: Mapping[str, Json]) -> bool:
         """Whether the artifact is there and was made from just these; an error if a setting changed since.
@@ -149,6 +156,43 @@ class RunDir:
         self.note(artifacts=dict(sorted(artifacts.items())))
         self.save()
 
+    # Work in progress
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out of the run directory; the lock goes with the process, however it ends."""
+        with self._errors_named(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RefusalCmpError(
+                    f"Another process is at work in {self.path}; wait for it, or name another run with --alias."
+                ) from None
+            self.manifest = self.read_json(MANIFEST) if self.has(MANIFEST) else {}
+            self._sweep()
+            yield
+        finally:
+            os.close(handle)
+            with suppress(OSError):
+                self.path.rmdir()  # a mistake before the first file leaves no folder
+
+    def journal(self, name: str, identity: Json, **coding: Callable[[Any], Any]) -> Journal[Any]:
+        """What is finished of an artifact in the making; `identity` is what it is made from."""
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        return Journal(self.path / f"{name}{UNFINISHED}", digest, **coding)
+
+    def _sweep(self) -> None:
+        """Delete what killed processes left: half-written files, and journals of artifacts that are finished."""
+        for folder in self.path.glob(f"{ACTIVATIONS}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for path in [*self.path.rglob(f".*{TEMPORARY}"), *self.path.rglob(f"*{UNFINISHED}")]:
+            name = str(path.relative_to(self.path)).removesuffix(UNFINISHED)
+            if path.suffix == TEMPORARY or name in self.manifest.get("artifacts", {}):
+                path.unlink()
+
     # Files
 
     def _read(self, name: str, read: Callable[[Path], Any]) -> Any:
@@ -164,10 +208,15 @@ class RunDir:
 
     def _write(self, name: str, content: bytes) -> None:
         path = self.path / name
-        try:
+        with self._errors_named(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with _replacing(path) as file:
                 file.write(content)
+
+    @contextmanager
+    def _errors_named(self, path: Path) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:
             raise RefusalCmpError(
                 f"Cannot write {path}: {error.strerror}; free space or choose another folder with --runs-dir."
@@ -177,7 +226,7 @@ class RunDir:
 @contextmanager
 def _replacing(path: Path) -> Iterator[Any]:
     """A temporary file that takes the path's place once it is complete."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from refusal_cmp.memory import RowBudget
 from refusal_cmp.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -29,14 +30,33 @@ def greedy(
     instructions: Sequence[str],
     *,
     max_new_tokens: int,
-    batch_size: int,
+    rows: RowBudget,
     progress: Progress = silent,
+    done: MutableMapping[int, Completion] | None = None,
 ) -> list[Completion]:
-    """Complete each instruction greedily; the results come in the order of the instructions."""
-    completions: dict[int, Completion] = {}
+    """Complete each instruction greedily; the results come in the order of the instructions.
+
+    Parameters
+    ----------
+    rows
+        How many prompts go together; halved for good when memory runs out.
+    done
+        Completions by index that there are already; batches of which all are there are skipped, and those of
+        each finished batch are added.
+    """
+    completions: MutableMapping[int, Completion] = {} if done is None else done
+    sequences = model.tokenize(instructions)
+    left = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
     with torch.inference_mode(), progress("generating", len(instructions)) as advance:
-        for indices, batch in model.batches(instructions, batch_size):
-            completions.update(zip(indices, _complete(model, batch, max_new_tokens), strict=True))
+        while left:
+            indices = left[: rows.limit]
+            if any(index not in completions for index in indices):
+                with rows.halving(len(indices), least=1) as attempt:
+                    made = _complete(model, model.batch([sequences[index] for index in indices]), max_new_tokens)
+                if attempt.failed:
+                    continue
+                completions.update(zip(indices, made, strict=True))
+            left = left[len(indices) :]
             advance(len(indices))
     return [completions[index] for index in range(len(instructions))]
 
@@ -75,6 +95,6 @@ def _complete(model: ChatModel, batch: Batch, max_new_tokens: int) -> list[Compl
         if done.any():
             kept = (~done).nonzero()[:, 0]
             ids, mask, positions, active = ids[kept], mask[kept], positions[kept], active[kept.cpu()]
-            cache.batch_select_indices(kept)
+            cache.reorder_cache(kept)  # unlike batch_select_indices, every kind of layer has it, on any device
     texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return [Completion(text, len(ids), why) for text, ids, why in zip(texts, tokens, finish, strict=True)]

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from refusal_cmp.errors import RefusalCmpError
+
+T = TypeVar("T")
 
 MOST_ROWS = {"cpu": 128, "cuda": 2048}
 """Rows from which larger batches are no faster: caches on a CPU, saturation on a GPU."""
@@ -54,6 +57,16 @@ class RowBudget:
         taken = peak(self.device) - before
         if taken > 0 and not self.fixed:
             self.limit = max(1, min(self.limit, int(SHARE * _free(self.device) * rows / taken)))
+
+    def each(self, items: Sequence[T], work: Callable[[list[T]], None]) -> None:
+        """Do the work on as many items at a time as the limit says, in order; fewer whenever memory runs out."""
+        left = list(items)
+        while left:
+            some = left[: self.limit]
+            with self.halving(len(some), least=1) as attempt:
+                work(some)
+            if not attempt.failed:
+                left = left[len(some) :]
 
     @contextmanager
     def halving(self, rows: int, least: int) -> Iterator[Attempt]:

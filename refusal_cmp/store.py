@@ -20,6 +20,8 @@ from torch import Tensor
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.subspace import Component
 
+ACTIVATIONS = ".activations-"
+"""How the folder of a store is called, until its process ends."""
 ITEM = 4
 """Bytes of a float32."""
 
@@ -41,7 +43,7 @@ class ActivationStore:
         self.n, self.d = n, d
         self._offsets = {component: index * n * d * ITEM for index, component in enumerate(components)}
         try:
-            home = tempfile.mkdtemp(prefix=".activations-", dir=folder)
+            home = tempfile.mkdtemp(prefix=ACTIVATIONS, dir=folder)
             weakref.finalize(self, shutil.rmtree, home, ignore_errors=True)
             self.path = Path(home) / "activations.safetensors"
             self._start = self._write_header(len(components) * n * d * ITEM)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -11,7 +12,8 @@ from refusal_cmp.artifacts import RunDir
 from refusal_cmp.config import STAGES, load_config
 from refusal_cmp.engines.hf import HFEngine
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.plan import baseline, file_name
+from refusal_cmp.losses import encode, losses
+from refusal_cmp.plan import file_name
 from refusal_cmp.session import Session
 from refusal_cmp.stages import run_stages
 from refusal_cmp.stages.evaluate import COLUMNS
@@ -21,7 +23,8 @@ SMALL = {
     "n_val": 6,
     "n_test": 4,
     "max_new_tokens": 8,
-    "n_documents": 4,
+    "loss_tokens": 100,
+    "benchmark_limit": 4,
     "scope": "single,all",
     "interventions": "ablation,nullspace,actadd",
 }
@@ -31,8 +34,7 @@ def start(path, model, stages=STAGES, force=False, **flags):
     """One command on a run directory; the model is loaded by the fixture."""
     config = load_config(None, {**SMALL, **flags})
     messages: list[str] = []
-    session = Session(config, RunDir(path, stages if force else ()), say=messages.append)
-    session.__dict__["model"] = model
+    session = Session(config, RunDir(path, stages if force else ()), say=messages.append, loaded=model)
     run_stages(session, stages)
     return session, messages
 
@@ -73,7 +75,7 @@ def test_results_hold_the_full_grid_with_intervals(finished):
     results = pd.read_csv(finished / "results.csv")
     plans = results.drop_duplicates(["method", "intervention", "strength", "scope"])
     assert len(plans) == 1 + 2 * 2 * (1 + 1 + 2)
-    rates = results[results["metric"].isin(["refusal", "compliance", "degenerate"])]
+    rates = results[results["metric"].isin(["refusal", "effective_compliance", "degenerate"])]
     sums = rates.groupby(["method", "intervention", "strength", "scope", "dataset"], dropna=False)["value"].sum()
     assert sums.round(9).eq(1).all()
     assert results[["value", "ci_low", "ci_high", "n"]].notna().all().all()
@@ -91,7 +93,7 @@ def test_identical_plans_are_run_once_and_have_the_same_numbers(finished):
 def test_finished_work_is_not_done_again(finished, tiny, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.jsonl")}
     monkeypatch.setattr(HFEngine, "generate", refuses_to_work)
-    monkeypatch.setattr(HFEngine, "losses", refuses_to_work)
+    monkeypatch.setattr("refusal_cmp.evals.perplexity.losses", refuses_to_work)
     monkeypatch.setattr("refusal_cmp.stages.select.Scorer", refuses_to_work)
     monkeypatch.setattr("refusal_cmp.stages.extract.collect", refuses_to_work)
     start(finished, tiny)
@@ -100,14 +102,35 @@ def test_finished_work_is_not_done_again(finished, tiny, monkeypatch):
 
 def test_a_larger_grid_adds_only_what_is_new(finished, tiny, monkeypatch):
     generated = []
-    monkeypatch.setattr(HFEngine, "losses", HFEngine.losses)
     original = HFEngine.generate
-    monkeypatch.setattr(HFEngine, "generate", lambda self, plan, *args: generated.append(plan.label) or original(
-        self, plan, *args
+    monkeypatch.setattr(HFEngine, "generate", lambda self, plan, *args, **more: generated.append(plan.label) or original(
+        self, plan, *args, **more
     ))  # fmt: skip
     start(finished, tiny, stages=("infer",), interventions="ablation,nullspace,actadd,clamp")
     assert generated
     assert all("/clamp" in label for label in generated)
+
+
+def test_a_changed_judge_redoes_only_itself_and_needs_no_generating_model(finished, tiny, monkeypatch, tmp_path):
+    path = tmp_path / "tiny-refuser"
+    shutil.copytree(finished, path)
+    before = {file: file.stat().st_mtime_ns for file in path.rglob("evaluate/*/*.json")}
+    monkeypatch.setattr(Session, "model", property(refuses_to_work))
+    start(path, tiny, stages=("evaluate",), guard_min_words=3)
+    redone = {file.name for file, then in before.items() if file.stat().st_mtime_ns != then}
+    assert redone == {"guard.json"}
+
+
+def test_every_metric_of_every_plan_is_there(finished):
+    results = pd.read_csv(finished / "results.csv").query("not metric.str.startswith('magnitude')")
+    plans = results.groupby(["method", "intervention", "strength", "scope"], dropna=False)
+    metrics = [set(zip(rows["dataset"], rows["metric"], strict=True)) for _, rows in plans]
+    assert all(one == metrics[0] for one in metrics)
+    assert {"guard_unsafe", "loss", "acc", "kl", "unedited_loss", "refusal"} <= {metric for _, metric in metrics[0]}
+    comparisons = pd.read_csv(finished / "comparisons.csv")
+    assert set(comparisons["test"]) == {"mcnemar", "permutation"}
+    assert (comparisons["p_holm"] >= comparisons["p"]).all()
+    assert pd.read_csv(finished / "evaluate/agreement.csv").loc[0, ["first", "second"]].tolist() == ["guard", "refusal"]
 
 
 def test_a_changed_setting_stops_and_force_redoes(finished, tiny):
@@ -136,8 +159,6 @@ def test_a_stage_without_the_one_before_names_it(tiny, tmp_path):
 
 
 def test_a_damaged_artifact_is_named(finished, tiny, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
     (copy / "extract/inlp.safetensors").write_bytes(b"short")
@@ -152,8 +173,8 @@ def test_loss_is_that_of_one_document_at_a_time(tiny):
     from refusal_cmp.data import TEXTS
 
     documents = [*TEXTS.get("tiny-answers")()[:5], *TEXTS.get("tiny-general")()[:5]]
-    losses = HFEngine(tiny, batch_size=4).losses(baseline(), documents)
-    for document, loss in zip(documents, losses, strict=True):
+    found = losses(tiny, [encode(tiny, document) for document in documents], batch_size=4)
+    for document, loss in zip(documents, found, strict=True):
         prompt = [] if document.instruction is None else tiny.tokenize([document.instruction])[0]
         ids = prompt + tiny.tokenizer(document.text, add_special_tokens=document.instruction is None)["input_ids"]
         with torch.inference_mode():

@@ -8,60 +8,55 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 from refusal_cmp.config import STAGES, RunConfig
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.session import Session
 
+CONFIG = "config.yaml"
+"""The run's resolved configuration; `--config` takes it."""
+
 
 def run_stages(session: Session, stages: Sequence[str]) -> None:
     """Run these stages, in order; settings of earlier stages must be those that they were run with."""
     _check(session.config)
-    _check_upstream(session, STAGES[: STAGES.index(stages[0])])
-    session.run.note(
-        config=session.config.model_dump(mode="json"),
-        config_hash=session.config.digest,
-        seed=session.config.seed,
-    )
-    for stage in stages:
-        started = time.monotonic()
-        _mark(session, stage, "running")
-        _function(stage)(session)
-        _mark(session, stage, "done", round(time.monotonic() - started, 3))
-        session.run.save()
+    with session.run.locked():
+        _check_upstream(session, STAGES[: STAGES.index(stages[0])])
+        session.run.note(
+            config=session.config.model_dump(mode="json"),
+            config_hash=session.config.digest,
+            seed=session.config.seed,
+        )
+        for stage in stages:
+            started = time.monotonic()
+            _mark(session, stage, "running")
+            _function(stage)(session)
+            _mark(session, stage, "done", round(time.monotonic() - started, 3))
+            session.run.save()
+            session.run.write_bytes(CONFIG, session.config.to_yaml().encode())
 
 
 def _function(stage: str) -> Callable[[Session], None]:
-    from refusal_cmp.stages import evaluate, extract, infer, report, select
-
-    functions = {
-        "extract": extract.extract_stage,
-        "select": select.select_stage,
-        "infer": infer.infer_stage,
-        "evaluate": evaluate.evaluate_stage,
-        "report": report.report_stage,
-    }
-    return functions[stage]
+    return getattr(import_module(f"refusal_cmp.stages.{stage}"), f"{stage}_stage")
 
 
 def _check(config: RunConfig) -> None:
     """Every name in the configuration is looked up before any work starts."""
-    from refusal_cmp.data import DATASETS
+    from refusal_cmp.data import check_name
     from refusal_cmp.evals import EVALUATORS
     from refusal_cmp.interventions import INTERVENTIONS
     from refusal_cmp.interventions.scope import Scope
-    from refusal_cmp.methods import EXTRACTORS
     from refusal_cmp.stages.extract import extractor
 
     for name in config.methods:
-        EXTRACTORS.get(name)
         extractor(config, name)
     for name in config.interventions:
         INTERVENTIONS.get(name)
     for name in config.evals:
         EVALUATORS.get(name)
     for name in (config.harmful, config.harmless, *config.extra_datasets):
-        DATASETS.get(name)
+        check_name(name)
     for scope in config.scope:
         Scope.parse(scope)
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from refusal_cmp.data import Prompt, sample
+from refusal_cmp.data import Prompt
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.evals import Answer
+from refusal_cmp.generation import Completion
 from refusal_cmp.interventions.planning import Chosen, grid
 from refusal_cmp.interventions.scope import Scope
 from refusal_cmp.plan import BASELINE, FACTS, Place, Plan, baseline, file_name
 from refusal_cmp.session import Session
-from refusal_cmp.stages.extract import KINDS, PROMPTS, read_prompts
+from refusal_cmp.stages.prompts import PROMPTS, prompts_file, read_test_prompts
 from refusal_cmp.stages.select import SELECTION, read_fields, read_selections, setting
 
 PLANS = "infer/plans.json"
@@ -26,15 +27,15 @@ def infer_stage(session: Session) -> None:
     run.require(SELECTION, "select")
     plans = [baseline(), *_grid(session)]
     originals = _originals(plans)
-    prompts = {dataset: _test_prompts(session, dataset) for dataset in config.eval_datasets}
+    prompts = {dataset: read_test_prompts(session, dataset) for dataset in config.test_sets}
     settings = config.binding("infer")
     settings = {key: settings[key] for key in ("max_new_tokens", "engine")}
     distinct = [plan for plan in plans if originals[plan.label] == plan.label]
     missing = [
         (plan, dataset)
         for plan in distinct
-        for dataset in config.eval_datasets
-        if not run.is_fresh(answers_file(plan.label, dataset), settings, _sources(session, plan, prompts[dataset]))
+        for dataset in config.test_sets
+        if not run.is_fresh(answers_file(plan.label, dataset), settings, _sources(session, plan, dataset))
     ]
     for plan in distinct:
         _write_plan(session, plan)
@@ -43,10 +44,12 @@ def infer_stage(session: Session) -> None:
         session.say(f"{len(plans)} plans, {len(distinct)} of them distinct; the others do exactly the same as one.")
     with session.progress("plans × test sets", len(missing)) as advance:
         for plan, dataset in missing:
-            answers = _complete(session, plan, prompts[dataset])
-            name = answers_file(plan.label, dataset)
+            name, sources = answers_file(plan.label, dataset), _sources(session, plan, dataset)
+            done = run.journal(name, [settings, sources], encode=asdict, decode=lambda row: Completion(**row))
+            answers = _complete(session, plan, prompts[dataset], done)
             run.write_lines(name, [asdict(answer) for answer in answers])
-            run.record(name, settings, _sources(session, plan, prompts[dataset]))
+            run.record(name, settings, sources)
+            done.discard()
             advance(1)
 
 
@@ -101,19 +104,16 @@ def _originals(plans: Sequence[Plan]) -> dict[str, str]:
     return {plan.label: first.setdefault(plan.digest, plan.label) for plan in plans}
 
 
-def _test_prompts(session: Session, dataset: str) -> list[Prompt]:
-    if dataset in KINDS:
-        return read_prompts(session, f"{dataset}_test")
-    return sample(dataset, "test", session.config.prompts(session.config.n_test), session.config.seed)
+def _sources(session: Session, plan: Plan, dataset: str) -> dict[str, Any]:
+    prompts = prompts_file(dataset)
+    return {prompts: session.run.digest(prompts), "edits": plan.digest}
 
 
-def _sources(session: Session, plan: Plan, prompts: Sequence[Prompt]) -> dict[str, Any]:
-    return {PROMPTS: session.run.digest(PROMPTS), "edits": plan.digest, "n": len(prompts)}
-
-
-def _complete(session: Session, plan: Plan, prompts: Sequence[Prompt]) -> list[Answer]:
+def _complete(
+    session: Session, plan: Plan, prompts: Sequence[Prompt], done: MutableMapping[int, Completion]
+) -> list[Answer]:
     instructions = [prompt.instruction for prompt in prompts]
-    completions = session.engine.generate(plan, instructions, session.config.max_new_tokens)
+    completions = session.engine.generate(plan, instructions, session.config.max_new_tokens, done=done)
     return [
         Answer(prompt.instruction, prompt.category, one.text, one.n_tokens, one.finish)
         for prompt, one in zip(prompts, completions, strict=True)

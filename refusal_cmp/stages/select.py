@@ -9,7 +9,9 @@ from functools import cache
 import pandas as pd
 
 from refusal_cmp.config import RunConfig
+from refusal_cmp.evals import Selected
 from refusal_cmp.interventions import Setting
+from refusal_cmp.registry import parse_spec
 from refusal_cmp.scoring import PromptScores, Reach, Scorer
 from refusal_cmp.selection import Rule, Selection, outcome, ranked_table
 from refusal_cmp.session import Session
@@ -54,7 +56,8 @@ def read_fields(session: Session) -> list[SubspaceField]:
     fields = []
     for name in config.methods:
         field = read_field(session, name)
-        fields += [field.leading(policy) for policy in config.inlp_k] if name == "inlp" else [field]
+        of_inlp = parse_spec(name)[0] == "inlp"
+        fields += [field.leading(policy) for policy in config.inlp_k] if of_inlp else [field]
     return fields
 
 
@@ -66,6 +69,12 @@ def read_selections(session: Session) -> list[Selection]:
         row |= {name: tuple(Component(*c) for c in row[name]) for name in ("ranking", "kept")}
         selections.append(Selection(**{**row, "selected": Component(*row["selected"])}))
     return selections
+
+
+def read_selected(session: Session) -> list[Selected]:
+    """The subspaces of every method with the component that was selected."""
+    pairs = zip(read_fields(session), read_selections(session), strict=True)
+    return [Selected(field, selection.selected) for field, selection in pairs]
 
 
 def setting(config: RunConfig) -> Setting:
@@ -93,9 +102,8 @@ def _scores(session: Session, field: SubspaceField, reach: Reach, scorer: Callab
     config, run = session.config, session.run
     name = _file(field, reach)
     settings = config.binding("select")
-    settings = {key: settings[key] for key in ("induce_multipliers", "sites")}
-    base = field.method.split("[")[0]
-    sources = {file: run.digest(file) for file in (PROMPTS, subspace_file(base))}
+    settings = {key: settings[key] for key in ("induce_multipliers", "sites", "kl_epsilon")}
+    sources = {file: run.digest(file) for file in (PROMPTS, subspace_file(field.extracted_by))}
     if not run.is_fresh(name, settings, sources):
         scores = scorer().score(
             field,
@@ -127,7 +135,7 @@ def _baseline(session: Session, scorer: Callable[[], Scorer]) -> dict[str, float
 def _scorer(session: Session) -> Scorer:
     harmful, harmless = ([p.instruction for p in read_prompts(session, f"{kind}_val")] for kind in KINDS)
     tokens: Sequence[int] = session.run.read_json(PROMPTS)["refusal_tokens"]
-    return Scorer(session.model, harmful, harmless, tokens)
+    return Scorer(session.model, harmful, harmless, tokens, kl_epsilon=session.config.kl_epsilon)
 
 
 def _report(session: Session, selection: Selection) -> None:

@@ -1,0 +1,140 @@
+"""Runs that survive: killed at any moment and started again, they end as if nothing had happened."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+
+import pytest
+from test_stages import start
+
+from refusal_cmp.artifacts import RunDir
+from refusal_cmp.config import STAGES
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.journal import Journal
+
+KILLS = 20
+QUICK = {
+    "methods": "diff-in-means",
+    "interventions": "ablation,actadd",
+    "scope": "single",
+    "n_test": 6,
+    "batch_size": 2,
+    "max_new_tokens": 6,
+    "tasks": "world_statements",
+}
+
+
+def work(path, model):
+    start(path, model, stages=STAGES[:4], **QUICK)
+
+
+def files(path):
+    """Everything a run leaves, by name; wall times are not compared."""
+    found = {str(file.relative_to(path)): file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    manifest = json.loads(found.pop("manifest.json"))
+    for stage in manifest["stages"].values():
+        stage.pop("seconds")
+    return found | {"manifest": manifest}
+
+
+def test_twenty_kills_at_random_moments_change_nothing(tiny, tmp_path):
+    """Each attempt gets on a little and is killed; the sum of them is the uninterrupted run, byte for byte."""
+    fork = multiprocessing.get_context("fork")
+    started = time.monotonic()
+    whole = fork.Process(target=work, args=(tmp_path / "whole" / "run", tiny))
+    whole.start()
+    whole.join()
+    seconds = time.monotonic() - started
+    assert whole.exitcode == 0
+
+    rng, kills, finished, stages = random.Random(0), 0, 0, set()
+    path = tmp_path / "0" / "run"
+    while kills < KILLS:
+        attempt = fork.Process(target=work, args=(path, tiny))
+        attempt.start()
+        attempt.join(rng.uniform(0.02, 0.35) * seconds)
+        if attempt.exitcode is None:
+            os.kill(attempt.pid, signal.SIGKILL)
+            attempt.join()
+            kills += 1
+            if (path / "manifest.json").exists():
+                states = json.loads((path / "manifest.json").read_text()).get("stages", {})
+                stages |= {stage for stage, entry in states.items() if entry["state"] == "running"}
+            continue
+        assert attempt.exitcode == 0
+        assert files(path) == files(tmp_path / "whole" / "run")
+        finished += 1
+        path = tmp_path / str(finished) / "run"
+    last = fork.Process(target=work, args=(path, tiny))
+    last.start()
+    last.join()
+    assert last.exitcode == 0
+    assert files(path) == files(tmp_path / "whole" / "run")
+    assert len(stages) >= 3  # the kills were spread over the pipeline
+
+
+def test_two_processes_do_not_share_a_run_directory(tmp_path):
+    first, second = RunDir(tmp_path / "run"), RunDir(tmp_path / "run")
+    with first.locked(), pytest.raises(RefusalCmpError, match="Another process is at work in .*run; wait for it"):
+        with second.locked():
+            pass
+    with second.locked():
+        pass  # free again
+
+
+def test_a_journal_goes_on_from_the_last_whole_line(tmp_path):
+    journal = Journal(tmp_path / "x.part", "me")
+    journal[0], journal[3] = {"text": "a"}, {"text": "ü\n"}
+    with (tmp_path / "x.part").open("ab") as file:
+        file.write('[4, {"text": "cut sho'.encode())
+    again = Journal(tmp_path / "x.part", "me")
+    assert dict(again) == {0: {"text": "a"}, 3: {"text": "ü\n"}}
+    again[4] = {"text": "b"}
+    assert len(Journal(tmp_path / "x.part", "me")) == 3
+    assert not Journal(tmp_path / "x.part", "somebody else")
+
+
+def test_a_journal_of_other_work_is_begun_anew(tmp_path):
+    Journal(tmp_path / "x.part", "old")[0] = 1
+    new = Journal(tmp_path / "x.part", "new")
+    new[1] = 2
+    assert dict(Journal(tmp_path / "x.part", "new")) == {1: 2}
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path, monkeypatch):
+    run = RunDir(tmp_path)
+    run.write_json("a.json", 1)
+
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RefusalCmpError, match="Cannot write .*a.json: No space left on device; free space"):
+        run.write_json("a.json", 2)
+    assert run.read_json("a.json") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder_is_one_sentence(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(RefusalCmpError, match="Cannot write"), RunDir(tmp_path / "run").locked():
+        pass
+
+
+def test_litter_of_killed_processes_is_swept(tmp_path):
+    run = RunDir(tmp_path)
+    run.write_json("done.json", 1)
+    run.record("done.json", {}, {})
+    for name in (".results.csv.abc.tmp", "done.json.part", "open.json.part"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / ".activations-xyz").mkdir()
+    with run.locked():
+        pass
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["done.json", "manifest.json", "open.json.part"]
