@@ -68,15 +68,13 @@ def main() -> None:
         (read("extraction"), extraction_rows),
         *((read(f"selection-{shape}"), selection_rows) for shape in ("tiny", "0.5b", "7b")),
     ]
-    print("| work | textbook form | here | faster by |\n|---|---|---|---|")
-    for results, rows in forms:
-        if results is not None:
-            print("\n".join(rows(results)))
-    for results, _ in forms:
-        if results is not None:
-            machine = results["machine"]
-            print(f"\n{machine['processor']}, {machine['threads']} threads, torch {machine['torch']}.")
-            break
+    print("| work | textbook form | here | faster by | threads |\n|---|---|---|---|--:|")
+    there = [(results, rows) for results, rows in forms if results is not None]
+    for results, rows in there:
+        for row in rows(results):
+            print(f"{row} {results['machine']['threads']} |")
+    for machine in {(results["machine"]["processor"], results["machine"]["torch"]) for results, _ in there}:
+        print("\n{}, torch {}.".format(*machine))
 
 
 if __name__ == "__main__":
