@@ -14,7 +14,6 @@ from refusal_cmp.registry import Registry
 from refusal_cmp.statistics import Estimate, rate
 from refusal_cmp.subspace import Component, SubspaceField
 
-
 Source = Literal["completions", "baseline", "model", "subspaces"]
 
 
@@ -90,11 +89,14 @@ class Evaluator(ABC):
     loads_model: ClassVar[bool] = False
     """Whether it loads a model of its own; the run's model is released before."""
 
+    def check(self, options: Mapping[str, Any]) -> None:  # noqa: B027
+        """RefusalCmpError if the settings will not do; asked before any work starts."""
+
     @abstractmethod
     def evaluate(self, subject: Subject) -> Evaluation:
         """The metrics of one plan."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Free what the evaluator holds; nothing is asked of it afterwards."""
 
 

@@ -6,6 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib.resources import files
 from typing import Any
 
@@ -29,6 +30,11 @@ class Capability(Evaluator):
 
     def __init__(self) -> None:
         self._tasks: dict[str, Any] = {}
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """The tasks are known to lm-eval; their data are looked for later."""
+        for spec in options["tasks"]:
+            _find_task(spec)
 
     def evaluate(self, subject: Subject) -> Evaluation:
         """Every metric that a task reports, under the task's name."""
@@ -60,18 +66,7 @@ def load_task(spec: str) -> Any:
     RefusalCmpError
         If there is no such task, or its data cannot be had.
     """
-    from lm_eval.tasks import TaskManager
-
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    parts = TASK.fullmatch(spec)
-    if parts is None:
-        raise RefusalCmpError(f"The task {spec!r} is not understood; write its name, or NAME@SHOTS, as in mmlu@5.")
-    name, shots = parts["name"], parts["shots"]
-    manager = TaskManager(include_path=str(EMBEDDED_TASKS), include_defaults=False)
-    if name not in manager.all_tasks:
-        manager = TaskManager(include_path=str(EMBEDDED_TASKS))
-    if name not in manager.all_tasks:
-        raise unknown_name("task of lm-eval", name, manager.all_tasks)
+    manager, name, shots = _find_task(spec)
     try:
         loaded = manager.load([name])
     except Exception as error:  # datasets raises many kinds for what cannot be downloaded
@@ -80,9 +75,35 @@ def load_task(spec: str) -> Any:
             "set is not gated, or choose other --tasks."
         ) from error
     for leaf in loaded["tasks"].values():
-        if shots is not None and leaf.get_config("num_fewshot") != 0:  # 0 is fixed: TruthfulQA's prompt has its own
+        if shots and leaf.get_config("num_fewshot") != 0:  # 0 is fixed: TruthfulQA's prompt has its own
             leaf.set_config(key="num_fewshot", value=int(shots))
     return loaded
+
+
+def _find_task(spec: str) -> tuple[Any, str, str]:
+    """lm-eval's manager that knows the task, its name, and how many shots are asked for (nothing: its own)."""
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    parts = TASK.fullmatch(spec)
+    if parts is None:
+        raise RefusalCmpError(f"The task {spec!r} is not understood; write its name, or NAME@SHOTS, as in mmlu@5.")
+    name = parts["name"]
+    if (EMBEDDED_TASKS / f"{name}.yaml").is_file():
+        manager = TaskManager(include_path=str(EMBEDDED_TASKS), include_defaults=False)
+    else:
+        manager = _all_tasks()
+    if name not in manager.all_tasks:
+        raise unknown_name("task of lm-eval", name, manager.all_tasks)
+    return manager, name, parts["shots"] or ""
+
+
+@cache
+def _all_tasks() -> Any:
+    """lm-eval's manager of everything it knows: seconds to set up."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=str(EMBEDDED_TASKS))
 
 
 def _share_out(leaves: Mapping[str, Any], limit: int | None) -> dict[str, list[int]] | None:
@@ -165,6 +186,6 @@ def _strict_lm(model: ChatModel, batch_size: int) -> Any:
 def _check_length(n_tokens: int, limit: int) -> None:
     if n_tokens > limit:
         raise RefusalCmpError(
-            f"A benchmark prompt has {n_tokens} tokens and the model takes {limit}; ask for fewer shots (NAME@SHOTS) or "
-            "other --tasks."
+            f"A benchmark prompt has {n_tokens} tokens and the model takes {limit}; ask for fewer shots (NAME@SHOTS), "
+            "or for other --tasks."
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 from refusal_cmp.evals import Answer, Evaluation, Evaluator, Metric, Subject, by_category, register_evaluator, share
 from refusal_cmp.guards import Backend, answer_all
-from refusal_cmp.guards.formats import Format, Judgement, choose_format
+from refusal_cmp.guards.formats import Format, Judgement, choose_format, known_format
 from refusal_cmp.statistics import Estimate, rate
 
 NOTHING = Estimate(float("nan"), float("nan"), float("nan"), 0)
@@ -33,6 +33,12 @@ class Guard(Evaluator):
 
     def __init__(self) -> None:
         self._judge: Judge | None = None
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """The format is known and, for an endpoint, there is one."""
+        known_format(options["guard_format"], options["guard"])
+        if options["guard_backend"] == "openai":
+            _backend(options).close()
 
     def evaluate(self, subject: Subject) -> Evaluation:
         """`guard_unsafe` among the answers that can be read, and `guard_unparsed`, the share that cannot."""

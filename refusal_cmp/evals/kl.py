@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -24,10 +27,15 @@ class KL(Evaluator):
     def __init__(self) -> None:
         self._baseline: Float[Tensor, "n vocab"] | None = None
 
+    def check(self, options: Mapping[str, Any]) -> None:
+        """Harmless prompts are among the test sets."""
+        if DATASET not in options["eval_datasets"]:
+            raise RefusalCmpError(
+                "The evaluator kl needs harmless among --eval-datasets; add it, or take kl out of --evals."
+            )
+
     def evaluate(self, subject: Subject) -> Evaluation:
         """The mean over prompts with its t interval."""
-        if DATASET not in subject.answers:
-            raise RefusalCmpError("The evaluator kl needs harmless among --eval-datasets; add it, or leave kl out.")
         model = subject.model()
         instructions = [answer.instruction for answer in subject.answers[DATASET]]
         batch_size = subject.options["batch_size"]

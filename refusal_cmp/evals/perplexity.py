@@ -7,7 +7,8 @@ plan sees the same tokens: documents in their order, cut at `document_tokens`, u
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from refusal_cmp.data import TEXTS, Document
 from refusal_cmp.errors import RefusalCmpError
@@ -28,6 +29,17 @@ class Perplexity(Evaluator):
 
     def __init__(self) -> None:
         self._tokens: dict[str, list[Scored]] = {}
+
+    def check(self, options: Mapping[str, Any]) -> None:
+        """The text sets are known."""
+        for name in options["texts"]:
+            if name != ON_DISTRIBUTION:
+                TEXTS.get(name)
+            elif "harmless" not in options["eval_datasets"]:
+                raise RefusalCmpError(
+                    "The text set on-distribution is the unedited model's completions of harmless prompts, and those "
+                    "are not among --eval-datasets; add harmless, or choose other --texts."
+                )
 
     def evaluate(self, subject: Subject) -> Evaluation:
         """`loss` in nats a token, clustered by document, and `perplexity`, its exponential."""
@@ -50,11 +62,6 @@ class Perplexity(Evaluator):
 def _documents(subject: Subject, name: str) -> Iterable[Document]:
     if name != ON_DISTRIBUTION:
         return TEXTS.get(name)()
-    if "harmless" not in subject.baseline:
-        raise RefusalCmpError(
-            "The text set on-distribution is the unedited model's completions of harmless prompts, and harmless is not "
-            "among --eval-datasets; add it, or choose other --texts."
-        )
     return [Document(answer.completion, answer.instruction) for answer in subject.baseline["harmless"]]
 
 

@@ -63,6 +63,11 @@ class Rubric(Evaluator):
         self._backend: Backend | None = None
         self._known: dict[str, str] = {}
 
+    def check(self, options: Mapping[str, Any]) -> None:
+        """There are a rubric and a judge."""
+        read_template(options["rubric_prompt"])
+        _open(options).close()
+
     def evaluate(self, subject: Subject) -> Evaluation:
         """`rubric_score`, `rubric_refused`, and `rubric_unparsed`, the share of answers that cannot be read."""
         template = read_template(subject.options["rubric_prompt"])
