@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -28,7 +29,7 @@ err = Console(stderr=True)
 out = Console()
 
 DASHES = {"token_normalize_func": lambda token: token.replace("_", "-")}
-UNFLAGGED = ("model", "method_options", "strengths")
+UNFLAGGED = ("given", "model", "method_options", "rank_key_of", "score_sites_of", "strengths")
 HEADINGS = {
     "ExtractSettings": "Extraction",
     "SelectSettings": "Selection",
@@ -136,6 +137,88 @@ for _stage in ("run", *STAGES):
     app.command(_stage, context_settings=DASHES)(_stage_command(_stage))
 
 
+@app.command(context_settings=DASHES)
+def export(
+    plan: Annotated[str, typer.Argument(help="Label of a plan of the run, such as inlp/nullspace@all.")],
+    out_dir: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
+    model: Annotated[str | None, typer.Argument(help="The run's model: an id, a folder, or tiny-refuser.")] = None,
+    *,
+    alias: Annotated[str | None, typer.Option(help="Name of the run directory, if not the model's.")] = None,
+    runs_dir: Annotated[str | None, typer.Option(help="Folder of run directories.", metavar="PATH")] = None,
+    device: Annotated[str | None, typer.Option(help="Where the weights are checked.", metavar="DEVICE")] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Save a model with a plan of a run folded into its weights, where that is exact."""
+    given = {"model": model, "alias": alias, "runs_dir": runs_dir, "device": device}
+    config, run = _of_run({name: value for name, value in given.items() if value is not None})
+    _quiet()
+
+    from refusal_cmp.export import export_plan
+    from refusal_cmp.session import Session
+
+    difference = export_plan(Session(config, run), plan, out_dir)
+    err.print(f"{out_dir} is written; largest difference of a logit: {difference:.1e}.", highlight=False)
+
+
+@app.command(context_settings=DASHES)
+def compare(
+    run_a: Annotated[Path, typer.Argument(help="Run directory, such as runs/tiny-refuser.")],
+    run_b: Annotated[Path, typer.Argument(help="Run directory to lay beside it.")],
+    *,
+    tolerance: Annotated[
+        float, typer.Option(min=0, metavar="X", help="Most that a number may differ: absolute up to 1, relative above.")
+    ] = 1e-6,
+    completions_tolerance: Annotated[
+        float,
+        typer.Option(min=0, max=1, metavar="SHARE", help="Of a plan's completions of a test set that may differ."),
+    ] = 0.0,
+    every: Annotated[bool, typer.Option("--all", help="Compare two folders of runs, run by run.")] = False,
+    details: Annotated[int, typer.Option(min=0, metavar="N", help="Most differences to list of each kind.")] = 20,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Compare two runs metric by metric and completion by completion; exit code 1 if they differ."""
+    from refusal_cmp.diff import Tolerance, compare_folders, compare_runs, print_diff
+
+    allowed = Tolerance(tolerance, completions_tolerance)
+    diffs = compare_folders(run_a, run_b, allowed) if every else {"": compare_runs(run_a, run_b, allowed)}
+    for name, diff in diffs.items():
+        if name:
+            out.rule(_escape(name), align="left")
+        print_diff(out, diff, details)
+    agree = all(diff.agrees for diff in diffs.values())
+    out.print("\nWithin tolerance." if agree else "\nThe runs differ.", style="bold", highlight=False)
+    raise typer.Exit(0 if agree else 1)
+
+
+@app.command("inspect", context_settings=DASHES)
+def inspect_command(
+    run: Annotated[Path, typer.Argument(help="Run directory, such as runs/tiny-refuser.")],
+    prompt: Annotated[str, typer.Argument(help="What is put to the model.")],
+    *,
+    plan: Annotated[
+        list[str] | None,
+        typer.Option(metavar="LABEL", help="A plan to answer under; may be repeated. Default: each method's best."),
+    ] = None,
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw the projections: .png, .svg or .pdf.")
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="Where the model runs.")] = "auto",
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Put one prompt under the microscope: projections layer by layer and token by token, and what plans answer."""
+    _quiet()
+    from refusal_cmp.inspection import check_figure_file, inspect_prompt, print_inspection, save_heat
+    from refusal_cmp.stages.report import open_run
+
+    if save is not None:
+        check_figure_file(save)
+    found = inspect_prompt(open_run(run, device=device), prompt, plan or ())
+    print_inspection(out, found)
+    if save is not None:
+        save_heat(save, found)
+        err.print(f"{save} is written.", highlight=False)
+
+
 @app.command()
 def methods() -> None:
     """List the registered extractors."""
@@ -162,10 +245,27 @@ def evals() -> None:
 
 @app.command()
 def datasets() -> None:
-    """List the registered prompt sets."""
-    from refusal_cmp.data import DATASETS
+    """List the registered prompt sets and text sets, with sizes and sources."""
+    from rich.table import Table
 
-    _list(DATASETS)
+    from refusal_cmp.data import CARDS, DATASETS, TEXTS, Card
+
+    for registry, heading in ((DATASETS, "prompts"), (TEXTS, "texts")):
+        table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+        table.add_column("name", no_wrap=True)
+        table.add_column(heading, no_wrap=True)
+        table.add_column("what it is")
+        table.add_column("source", overflow="fold")
+        for name, summary, module in registry.describe():
+            card = CARDS[registry].get(name, Card())
+            table.add_row(name, card.size, _escape(summary), card.source or module)
+        out.print(table)
+        out.print()
+    note = (
+        "Prompts are counted as train/val/test. Public sets are downloaded on first use, or read from copies of their "
+        "repositories in $REFUSAL_CMP_DATA/OWNER/NAME. A file works too: .json, .jsonl, .csv, .parquet, .txt."
+    )
+    out.print(note, style="dim", highlight=False)
 
 
 def main() -> None:
@@ -185,10 +285,8 @@ def _execute(path: Path | None, given: dict[str, Any], stages: tuple[str, ...], 
 
     config = load_config(path, given)
     run = RunDir(config.runs_dir / config.run_name)
-    if stages[0] != STAGES[0] and path is None and "config" in run.manifest:
-        machine = set(MachineSettings.model_fields)
-        stored = {name: value for name, value in run.manifest["config"].items() if name not in machine}
-        config = load_config(None, stored | given)
+    if stages[0] != STAGES[0] and path is None:
+        config = load_config(None, _stored(run) | given)
     run.force = stages if force else ()
     _quiet()
 
@@ -207,8 +305,25 @@ def _execute(path: Path | None, given: dict[str, Any], stages: tuple[str, ...], 
         print_rankings(out, run)
     if stages[-1] in ("evaluate", "report"):
         print_summary(out, run)
+        if stages[-1] == "report":
+            err.print(f"The page: {run.path / 'report/index.html'}", highlight=False, soft_wrap=True)
     else:
         err.print(f"{stages[-1]} is done: {run.path / stages[-1]}", highlight=False)
+
+
+def _of_run(given: dict[str, Any]) -> tuple[RunConfig, Any]:
+    """The run that these flags name, with the settings it was made with."""
+    from refusal_cmp.artifacts import RunDir
+
+    config = load_config(None, given)
+    run = RunDir(config.runs_dir / config.run_name)
+    return load_config(None, _stored(run) | given), run
+
+
+def _stored(run: Any) -> dict[str, Any]:
+    """The settings of a run that was begun before, without those of the machine."""
+    settings = run.manifest.get("config", {})
+    return {name: value for name, value in settings.items() if name not in MachineSettings.model_fields}
 
 
 def _span(start: str | None, until: str | None) -> tuple[str, ...]:
@@ -235,6 +350,9 @@ def _quiet() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    os.environ.setdefault("TQDM_DISABLE", "1")
+    warnings.filterwarnings("ignore", module="lm_eval|datasets|multiprocess")
 
 
 def _escape(text: str) -> str:

@@ -69,4 +69,5 @@ def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, A
     weights = np.ones(pairs.shape[1]) if one["weights"] is None else np.array(one["weights"], dtype=float)
     if not there.any():
         return None
-    return paired_difference(*pairs[:, there], weights[there])._asdict()
+    plan, against = pairs[:, there]
+    return paired_difference(plan, against, weights[there])._asdict()

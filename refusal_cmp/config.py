@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
 
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 
+EMBEDDED = "tiny-refuser"
 STAGES = ("extract", "select", "infer", "evaluate", "report")
 
 
@@ -27,26 +28,85 @@ def _split(value: Any) -> Any:
     return [value] if isinstance(value, int | float) else value
 
 
+SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
+"""Of the files that prompts are read from."""
+
+
+def is_path(name: str) -> bool:
+    """Whether a prompt set is given as a file: a path separator or a known ending, which no registered name has."""
+    return "/" in name or "\\" in name or name.lower().endswith(SUFFIXES)
+
+
+def label_of(path: str) -> str:
+    """A file's name as tables and run directories have it: lower-case words joined by dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", Path(path).stem.lower()).strip("-") or "file"
+
+
+def _hidden(value: Any) -> Any:
+    """Any value as a secret: one that is not text would be refused, and shown in the message."""
+    return value if value is None or isinstance(value, SecretStr) else SecretStr(str(value))
+
+
+OWN_SETS = ("harmful", "harmless")
+"""The test sets that are the run's own prompts."""
+CONTRAST = "contrast"
+
+
+def _test_label(name: str) -> str:
+    """What results call a test set: a file is called by its name."""
+    if not is_path(name):
+        return name
+    label = label_of(name)
+    return f"{label}-file" if label in (*OWN_SETS, CONTRAST) else label
+
+
+def _given_label(path: Any) -> str:
+    """The method that a given direction is."""
+    return f"given-{label_of(str(path))}"
+
+
+def _is_tensors(value: Any) -> bool:
+    return str(value).lower().endswith(".safetensors")
+
+
+def _listed(value: Any) -> list[Any]:
+    """A setting of several values as a list, whatever it is."""
+    value = _split(value)
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
 KPolicy = Annotated[str, Field(pattern=r"^(full|[1-9]\d*|acc[1-9]\d)$")]
 Site = Literal["resid_pre", "attn_out", "mlp_out"]
+Sites = Annotated[tuple[Site, ...], BeforeValidator(_split), Field(min_length=1)]
+RankKey = Literal["bypass", "accuracy-then-bypass"]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_split), Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Secret = Annotated[SecretStr | None, BeforeValidator(_hidden)]
 GRID: dict[str, Any] = {"grid": True}
 
 
 class ExtractSettings(BaseModel):
     """What decides the subspaces."""
 
-    model: str = Field("tiny-refuser", description="Hugging Face id, local folder, or the embedded tiny-refuser")
+    model: str = Field(EMBEDDED, description="Hugging Face id, local folder, or the embedded tiny-refuser")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: float32 on a CPU, bfloat16 on a GPU"
     )
+    quantization: Literal["none", "8bit", "4bit"] = Field("none", description="of the weights, by bitsandbytes")
+    revision: str | None = Field(None, description="branch, tag or commit of the model on the hub")
     chat_template: Path | None = Field(None, description="Jinja file that replaces the tokenizer's chat template")
     system: str | None = Field(None, description="system prompt put before every instruction")
     methods: Names = Field(("diff-in-means", "inlp"), description="extractors", json_schema_extra=GRID)
-    harmful: str = Field("tiny-harmful", description="prompt set that the model should refuse")
-    harmless: str = Field("tiny-harmless", description="prompt set that it should answer")
+    harmful: str = Field("tiny-harmful", description="prompt set that the model should refuse: a name or a file")
+    harmless: str = Field("tiny-harmless", description="prompt set that it should answer: a name or a file")
+    column: Names | None = Field(None, description="column of prompt files; of several the first that a file has")
+    category_column: str | None = Field(None, description="column of prompt files that holds categories")
+    near_duplicates: float | None = Field(
+        None, gt=0, le=1, description="drop train and validation prompts this like a test prompt (TF-IDF cosine)"
+    )
     n_train: int = Field(128, ge=10, description="prompts of each kind to extract from")
     n_val: int = Field(32, ge=1, description="prompts of each kind to score components on")
     n_test: int = Field(100, ge=1, description="prompts of each test set")
@@ -67,6 +127,12 @@ class ExtractSettings(BaseModel):
     )
     inlp_max_k: int = Field(100, ge=1, description="most INLP classifiers")
     method_options: dict[str, dict[str, Any]] = Field({}, description="hyper-parameters by method (file only)")
+    given: tuple[Path, ...] = Field(
+        (), description="safetensors files of directions to run beside the methods (file only)", json_schema_extra=GRID
+    )
+    direction_at: Annotated[tuple[int, int], BeforeValidator(_split)] | None = Field(
+        None, description="POSITION,LAYER of a given direction whose file does not say it", json_schema_extra=GRID
+    )
     seed: int = Field(42, ge=0, description="of sampling and splitting")
 
 
@@ -80,15 +146,18 @@ class SelectSettings(BaseModel):
         False, description="also score globally and compare the rankings", json_schema_extra=GRID
     )
     rank_by: Literal["local", "global"] = Field("local", description="which scores filter and rank")
-    rank_key: Literal["bypass", "accuracy-then-bypass"] = Field("bypass", description="what ranks components")
+    rank_key: RankKey = Field("bypass", description="what ranks components")
     induce_multipliers: Numbers = Field((0.5, 1.0, 2.0), description="multipliers of the induce score")
     induce_aggregate: Literal["max", "median", "one"] = Field("max", description="how they become one score")
     induce_threshold: float = Field(0.0, description="least mean refusal metric that addition must induce")
     kl_threshold: float = Field(0.1, gt=0, description="most KL, in nats, that removal may do to harmless prompts")
+    kl_epsilon: float = Field(0.0, ge=0, description="added inside the logs of the KL; 1e-6 in the published setting")
     prune_layers: float = Field(0.8, gt=0, le=1, description="only layers below int(this × n_layers) are selected")
-    sites: Annotated[tuple[Site, ...], BeforeValidator(_split), Field(min_length=1)] = Field(
+    rank_key_of: dict[str, RankKey] = Field({}, description="another rank key, by method (file only)")
+    sites: Sites = Field(
         ("resid_pre", "attn_out", "mlp_out"), description="where removal and mirror edits act in a layer"
     )
+    score_sites_of: dict[str, Sites] = Field({}, description="other sites for scores, by method (file only)")
 
 
 class InferSettings(BaseModel):
@@ -103,31 +172,81 @@ class InferSettings(BaseModel):
     actadd_multipliers: Numbers = Field((-1.0, 1.0), description="strengths of actadd plans", json_schema_extra=GRID)
     reflection_alphas: Numbers = Field((2.0,), description="strengths of reflection plans", json_schema_extra=GRID)
     strengths: dict[str, Numbers] = Field({}, description="by other interventions (file only)", json_schema_extra=GRID)
-    direction: Literal["best", "own"] = Field("best", description="whose subspace acts at the layers in scope")
+    direction: Literal["best", "own"] = Field(
+        "best",
+        description="whose subspace acts at the layers in scope; FILE.safetensors: also run the direction in this file",
+    )
     compose: Literal["once", "repeat"] = Field("once", description="how reflections of several layers compose")
     spread: bool = Field(True, description="divide additions by the number of layers in scope")
     actadd_norm: Literal["own", "selected"] = Field("own", description="norm that additions are measured by")
+    contrast: str = Field(
+        "tiny-contrast", description="harmless prompts that sound harmful, the test set contrast: a name or a file"
+    )
     eval_datasets: Names = Field(
-        ("harmful", "harmless"),
-        description="test sets to complete: harmful, harmless, or a name",
+        ("harmful", "harmless", "contrast"),
+        description="test sets to complete: harmful, harmless, contrast, a name or a file",
         json_schema_extra=GRID,
     )
     max_new_tokens: int = Field(64, ge=1, description="longest completion")
-    engine: Literal["hf"] = Field("hf", description="who generates")
+    engine: Literal["hf", "vllm"] = Field("hf", description="who generates")
 
 
 class EvaluateSettings(BaseModel):
     """What decides the metrics."""
 
-    evals: Names = Field(("refusal", "perplexity"), description="evaluators", json_schema_extra=GRID)
-    n_documents: int = Field(64, ge=2, description="documents of each text set for perplexity")
+    evals: Names = Field(
+        ("refusal", "coherence", "guard", "perplexity", "capability", "kl", "magnitude"),
+        description="evaluators",
+        json_schema_extra=GRID,
+    )
+    texts: Names = Field(
+        ("tiny-answers", "tiny-general", "on-distribution"),
+        description="text sets for perplexity; on-distribution: the model's own unedited answers",
+        json_schema_extra=GRID,
+    )
+    loss_tokens: int = Field(16_384, ge=2, description="tokens of each text set that the loss is measured on")
+    document_tokens: int = Field(256, ge=2, description="most tokens of one text")
+    tasks: Names = Field(
+        ("world_cloze", "world_statements"),
+        description="benchmarks of lm-eval by name; NAME@SHOTS sets the shots, as in mmlu@5",
+        json_schema_extra=GRID,
+    )
+    benchmark_limit: int | None = Field(500, ge=1, description="most questions of a task")
+    guard: str = Field(
+        "tiny-guard", description="guard model: Hugging Face id, local folder, name at the endpoint, or tiny-guard"
+    )
+    guard_backend: Literal["hf", "vllm", "openai"] = Field("hf", description="where the guard runs")
+    guard_format: Literal["auto", "llama-guard", "harmbench"] = Field(
+        "auto", description="how the guard is asked; auto: by its name"
+    )
+    guard_prompt: Path | None = Field(
+        None, description="file with HarmBench's classifier prompt; by default read from HarmBench's repository"
+    )
+    guard_min_words: int = Field(0, ge=0, description="completions of fewer words count as safe, unasked")
+    rubric_model: str | None = Field(None, description="name at the endpoint of the model that grades by the rubric")
+    rubric_prompt: Path | None = Field(None, description="file that replaces the rubric")
 
 
 class MachineSettings(BaseModel):
     """Where and how the work is done; results do not depend on it."""
 
-    device: str = Field("auto", description="cpu, cuda, cuda:1, …; auto: the first GPU if there is one")
+    device: str = Field(
+        "auto", description="cpu, cuda, cuda:1, …; auto: the first GPU, or all devices for a model that does not fit"
+    )
+    trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
     batch_size: int = Field(128, ge=1, description="prompts in one forward pass")
+    tensor_parallel: int = Field(1, ge=1, description="GPUs that share each layer in vLLM")
+    vllm_gpu_memory_utilization: float = Field(
+        0.9, gt=0, le=1, description="share of a GPU's memory that vLLM may take"
+    )
+    openai_url: str | None = Field(
+        None, description="OpenAI-compatible endpoint of guard and rubric; by default OPENAI_BASE_URL"
+    )
+    openai_key: Secret = Field(
+        None, exclude=True, description="its key, never written anywhere; by default OPENAI_API_KEY"
+    )
+    openai_concurrency: int = Field(8, ge=1, description="requests under way at a time")
+    openai_timeout: float = Field(60.0, gt=0, allow_inf_nan=False, description="seconds to wait for an answer")
     runs_dir: Path = Field(Path("runs"), description="folder of run directories")
     alias: str | None = Field(None, description="name of the run directory; by default the model's")
 
@@ -140,10 +259,55 @@ SETTINGS_OF: dict[str, type[BaseModel]] = {
 }
 
 
+REAL_MODEL_DEFAULTS: dict[str, Any] = {
+    "harmful": "published-harmful",
+    "harmless": "published-harmless",
+    "contrast": "xstest",
+    "texts": ("pile", "alpaca", "on-distribution"),
+    "guard": "meta-llama/Llama-Guard-3-8B",
+    "tasks": ("mmlu@5", "arc_challenge@5", "truthfulqa_mc1", "truthfulqa_mc2"),
+}
+"""Defaults with any model but the embedded one, whose world none but itself knows."""
+
+
 class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings, MachineSettings):
     """Every setting of a run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fitting_defaults(cls, given: Any) -> Any:
+        embedded = given.get("model", EMBEDDED) == EMBEDDED
+        return given if embedded else REAL_MODEL_DEFAULTS | given
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given_directions(cls, settings: Any) -> Any:
+        """Files among the values of `direction` go to `given`; what they hold joins the methods, unless named there."""
+        values = _listed(settings.get("direction"))
+        new = [value for value in values if _is_tensors(value)]
+        files = [*_listed(settings.get("given")), *new]
+        if not files:
+            return settings
+        own = [value for value in values if not _is_tensors(value)]
+        methods = _listed(settings.get("methods", ExtractSettings.model_fields["methods"].default))
+        labels = [_given_label(file) for file in (new if "methods" in settings else files)]
+        if not any(label in methods for label in labels):
+            methods = [*methods, *labels]
+        return {**settings, "given": files, "methods": methods, "direction": own[0] if own else "best"}
+
+    @model_validator(mode="after")
+    def _files_have_names_of_their_own(self) -> RunConfig:
+        names = {
+            "directions": [_given_label(path) for path in dict.fromkeys(self.given)],
+            "test sets": [_test_label(name) for name in dict.fromkeys(self.eval_datasets)],
+        }
+        for kind, labels in names.items():
+            twice = [label for label in labels if labels.count(label) > 1]
+            if twice:
+                raise ValueError(f"two {kind} are called {twice[0]}, so rename one of the files")
+        return self
 
     @model_validator(mode="after")
     def _one_is_a_multiplier(self) -> RunConfig:
@@ -174,8 +338,27 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
 
     @property
     def extra_datasets(self) -> tuple[str, ...]:
-        """Test sets beside the run's own harmful and harmless prompts."""
-        return tuple(name for name in self.eval_datasets if name not in ("harmful", "harmless"))
+        """Test sets beside the run's own harmful and harmless prompts, as they were given."""
+        return tuple(name for label, name in self.test_sets.items() if label not in OWN_SETS)
+
+    @property
+    def test_sets(self) -> dict[str, str]:
+        """By what results call it, each test set as it was given: `harmful`, a registered name or a path."""
+        return {_test_label(name): self.contrast if name == CONTRAST else name for name in self.eval_datasets}
+
+    @property
+    def given_files(self) -> dict[str, Path]:
+        """The files of the methods that are given directions, by method."""
+        return {_given_label(path): path for path in self.given}
+
+    def to_yaml(self) -> str:
+        """The whole configuration, as `load_config` reads it."""
+        head = "# Every setting of this run; `refusal-cmp run --config` with this file does it again.\n"
+        owners: list[type[BaseModel]] = [*SETTINGS_OF.values(), MachineSettings]
+        names = [name for owner in owners for name in owner.model_fields]
+        settings = self.model_dump(mode="json")
+        ordered = {name: settings[name] for name in names if name in settings}  # secrets are not
+        return head + yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
 
     def prompts(self, wanted: int) -> int:
         """How many prompts of a set, under the limit."""
@@ -184,43 +367,62 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
 
 def load_config(path: Path | None, flags: dict[str, Any]) -> RunConfig:
     """The configuration of a YAML file (if given) with flags on top; one sentence for the first mistake."""
-    settings: dict[str, Any] = {}
-    if path is not None:
-        settings = _read_yaml(path)
+    settings, lines = ({}, {}) if path is None else _read_yaml(path)
+    lines = {name: line for name, line in lines.items() if name not in flags}
     settings |= flags
-    for name in settings:
-        if name not in RunConfig.model_fields:
-            where = f" in {path}" if path is not None and name not in flags else ""
-            raise unknown_name(f"setting{where}", str(name), RunConfig.model_fields)
+    for name in map(str, settings):
+        if name in RunConfig.model_fields:
+            continue
+        if name in lines:
+            error = unknown_name(f"setting in {path}", name, RunConfig.model_fields)
+            raise RefusalCmpError(f"{error} (line {lines[name]})")
+        raise unknown_name("setting", name, RunConfig.model_fields)
     try:
         return RunConfig(**settings)
-    except ValidationError as error:
-        first = error.errors()[0]
+    except ValidationError as invalid:
+        first = invalid.errors()[0]
         message = first["msg"].removeprefix("Value error, ")
         if not first["loc"]:  # a rule between settings
             raise RefusalCmpError(f"The settings do not go together: {message}.") from None
         name = ".".join(map(str, first["loc"]))
-        where = f" in {path}" if path is not None and str(first["loc"][0]) not in flags else ""
+        line = lines.get(str(first["loc"][0]))
+        where, at = ("", "") if line is None else (f" in {path}", f" (line {line})")
         message = message[0].lower() + message[1:]
         raise RefusalCmpError(
-            f"The setting {name.replace('_', '-')}{where} is {first['input']!r}, and this does not hold: {message}."
+            f"The setting {name.replace('_', '-')}{where} is {_shown(first['input'])}{at}, and this does not hold: "
+            f"{message}."
         ) from None
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """The settings of a file, and the line of each."""
     try:
         text = path.read_text(encoding="utf-8")
         settings = yaml.safe_load(text)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
         raise RefusalCmpError(
             f"Cannot read the configuration {path}: {error.strerror}; give an existing file."
         ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError, LookupError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         raise RefusalCmpError(f"The configuration {path}{where} is not YAML; mend it.") from None
     if settings is None:
-        return {}
-    if not isinstance(settings, dict):
+        return {}, {}
+    if not isinstance(settings, dict) or not isinstance(root, yaml.MappingNode):
         raise RefusalCmpError(f"The configuration {path} must be a list of `setting: value` lines, and is not.")
-    return settings
+    lines: dict[str, int] = {}
+    for key, _ in root.value:
+        line = key.start_mark.line + 1
+        if key.value in lines:
+            raise RefusalCmpError(
+                f"The configuration {path} sets {key.value!r} twice, on lines {lines[key.value]} and {line}; keep one."
+            )
+        lines[key.value] = line
+    return settings, lines

@@ -15,6 +15,7 @@ SEED = 0
 """Of resampling: the same data always have the same interval."""
 
 Array = np.ndarray
+Values = Sequence[float] | np.ndarray
 
 
 class Estimate(NamedTuple):
@@ -32,7 +33,7 @@ def rate(successes: int, n: int) -> Estimate:
     return Estimate(successes / n, float(interval.low), float(interval.high), n)
 
 
-def weighted_mean(totals: Sequence[float], weights: Sequence[float]) -> Estimate:
+def weighted_mean(totals: Values, weights: Values) -> Estimate:
     """Σ totals / Σ weights over documents: the ratio estimator, with a standard error clustered by document."""
     total, weight = np.asarray(totals, dtype=float), np.asarray(weights, dtype=float)
     n = len(total)
@@ -43,14 +44,12 @@ def weighted_mean(totals: Sequence[float], weights: Sequence[float]) -> Estimate
     return Estimate(float(mean), float(mean - half), float(mean + half), n)
 
 
-def mean(values: Sequence[float]) -> Estimate:
+def mean(values: Values) -> Estimate:
     """A mean with its t interval."""
     return weighted_mean(values, np.ones(len(values)))
 
 
-def resampled(
-    statistic: Callable[..., float], *samples: Sequence[float], resamples: int = RESAMPLES // 2
-) -> Estimate:
+def resampled(statistic: Callable[..., float], *samples: Values, resamples: int = RESAMPLES // 2) -> Estimate:
     """A statistic of paired samples with its bootstrap percentile interval; NaN where it is not defined."""
     value = float(statistic(*map(np.asarray, samples)))
     n = len(samples[0])
@@ -76,9 +75,7 @@ class Difference(NamedTuple):
     n: int
 
 
-def paired_difference(
-    one: Float[Array, " n"], other: Float[Array, " n"], weights: Float[Array, " n"]
-) -> Difference:
+def paired_difference(one: Float[Array, " n"], other: Float[Array, " n"], weights: Float[Array, " n"]) -> Difference:
     """one − other on the same examples, weighted.
 
     The interval is from bootstrapping examples. The p-value is McNemar's, exact, if all values are 0 or 1, and

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -10,6 +12,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from refusal_cmp.api import extract
 from refusal_cmp.data import DATASETS
 from refusal_cmp.model import ChatModel
+
+collect_ignore = [] if find_spec("vllm") and find_spec("vllm.entrypoints") else ["vllm"]  # see `make test-vllm`
 
 TEMPLATE = (
     "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <end> {% endfor %}"

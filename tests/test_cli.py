@@ -25,10 +25,13 @@ def run(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]
     )
 
 
+TINY_PROMPTS = ["--harmful", "tiny-harmful", "--harmless", "tiny-harmless", "--contrast", "tiny-contrast"]
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["run", "no-such/model"], "Cannot load model 'no-such/model'"),
+        (["run", "no-such/model", *TINY_PROMPTS], "Cannot load model 'no-such/model'"),
         (["run", "--methods", "diff-in-mean"], "Did you mean 'diff-in-means'?"),
         (["run", "--interventions", "ablate"], "Did you mean 'ablation'?"),
         (["run", "--evals", "refusals"], "Did you mean 'refusal'?"),
@@ -66,7 +69,7 @@ def test_a_model_without_chat_template_is_refused(tmp_path):
 
     shutil.copytree(model_path("tiny-refuser"), tmp_path / "base")
     (tmp_path / "base/chat_template.jinja").unlink()
-    result = run("run", "./base", cwd=tmp_path)
+    result = run("run", "./base", *TINY_PROMPTS, cwd=tmp_path)
     assert result.returncode == 2
     assert "has no chat template" in " ".join(result.stderr.split())
     assert not (tmp_path / "runs").exists()
@@ -118,7 +121,7 @@ def test_what_is_registered_is_listed(command, name):
 
 
 def test_stages_one_by_one_with_underscores(tmp_path):
-    small = ["--n_train", "40", "--n-val", "4", "--n_test", "3", "--max_new_tokens", "6", "--n_documents", "3"]
+    small = "--n_train 40 --n-val 4 --n_test 3 --max_new_tokens 6 --loss_tokens 60 --benchmark-limit 3".split()
     grid = ["--interventions", "ablation,actadd", "--scope", "all", "--actadd_multipliers", "-1,1"]
     assert run("extract", *small, cwd=tmp_path).returncode == 0
     for args in (["select", "--compare_rankings"], ["infer", *grid], ["evaluate"]):

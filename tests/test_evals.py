@@ -250,7 +250,11 @@ def test_plans_are_paired_with_the_baseline_and_method_with_method():
         return [{"dataset": "harmful", "metric": "refusal", "values": list(hits), "weights": None}]
 
     plans = [baseline(), plan("a"), plan("b")]
-    found = {"baseline": metrics(1, 1, 1, 1), plans[1].label: metrics(0, 0, 0, 0), plans[2].label: metrics(0, 0, None, 1)}
+    found = {
+        "baseline": metrics(1, 1, 1, 1),
+        plans[1].label: metrics(0, 0, 0, 0),
+        plans[2].label: metrics(0, 0, None, 1),
+    }
     table = compare_plans(plans, found).set_index(["plan", "against"])
     assert list(table["difference"]) == pytest.approx([-1, -2 / 3, -1 / 3])
     assert list(table["n"]) == [4, 3, 3]

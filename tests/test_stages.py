@@ -102,10 +102,13 @@ def test_finished_work_is_not_done_again(finished, tiny, monkeypatch):
 
 def test_a_larger_grid_adds_only_what_is_new(finished, tiny, monkeypatch):
     generated = []
-    original = HFEngine.generate
-    monkeypatch.setattr(HFEngine, "generate", lambda self, plan, *args, **more: generated.append(plan.label) or original(
-        self, plan, *args, **more
-    ))  # fmt: skip
+    generate = HFEngine.generate
+
+    def noted(self, plan, *args, **more):
+        generated.append(plan.label)
+        return generate(self, plan, *args, **more)
+
+    monkeypatch.setattr(HFEngine, "generate", noted)
     start(finished, tiny, stages=("infer",), interventions="ablation,nullspace,actadd,clamp")
     assert generated
     assert all("/clamp" in label for label in generated)

@@ -81,9 +81,9 @@ def test_twenty_kills_at_random_moments_change_nothing(tiny, tmp_path):
 
 def test_two_processes_do_not_share_a_run_directory(tmp_path):
     first, second = RunDir(tmp_path / "run"), RunDir(tmp_path / "run")
-    with first.locked(), pytest.raises(RefusalCmpError, match="Another process is at work in .*run; wait for it"):
-        with second.locked():
-            pass
+    message = "Another process is at work in .*run; wait for it"
+    with first.locked(), pytest.raises(RefusalCmpError, match=message), second.locked():
+        pass
     with second.locked():
         pass  # free again
 
@@ -92,7 +92,7 @@ def test_a_journal_goes_on_from_the_last_whole_line(tmp_path):
     journal = Journal(tmp_path / "x.part", "me")
     journal[0], journal[3] = {"text": "a"}, {"text": "ü\n"}
     with (tmp_path / "x.part").open("ab") as file:
-        file.write('[4, {"text": "cut sho'.encode())
+        file.write(b'[4, {"text": "cut sho')
     again = Journal(tmp_path / "x.part", "me")
     assert dict(again) == {0: {"text": "a"}, 3: {"text": "ü\n"}}
     again[4] = {"text": "b"}

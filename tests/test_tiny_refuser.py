@@ -17,8 +17,8 @@ from sklearn.linear_model import LogisticRegression
 
 from refusal_cmp.api import extract, plan_intervention
 from refusal_cmp.data import TEXTS
-from refusal_cmp.engines.hf import HFEngine
 from refusal_cmp.judging import verdict
+from refusal_cmp.losses import encode, losses
 from refusal_cmp.scoring import Scorer
 from refusal_cmp.selection import Rule, outcome, ranked_table
 
@@ -66,8 +66,9 @@ def refusal_rate(model, kind, plan=None):
 
 def answer_loss(model, plan):
     """Mean loss a token of the reference answers."""
-    losses = HFEngine(model).losses(plan, TEXTS.get("tiny-answers")())
-    return sum(one.total for one in losses) / sum(one.n_tokens for one in losses)
+    with model.edited(plan):
+        found = losses(model, [encode(model, document) for document in TEXTS.get("tiny-answers")()])
+    return sum(one.total for one in found) / sum(one.n_tokens for one in found)
 
 
 # The files

@@ -92,7 +92,7 @@ def grid(
         By intervention; those that are not named take their own defaults.
     """
     chosen = list(chosen)
-    pool = min(len(one.ranking) for one in chosen)
+    pool = min((len(one.ranking) for one in chosen if len(one.ranking) > 1), default=1)  # one: a given direction
     selected_norm = _selected_norm(chosen)
     return [
         make_plan(

@@ -54,7 +54,7 @@ def _check(config: RunConfig) -> None:
     for name in config.interventions:
         INTERVENTIONS.get(name)
     for name in config.evals:
-        EVALUATORS.get(name)
+        EVALUATORS.create(name).check(dict(config))
     for name in (config.harmful, config.harmless, *config.extra_datasets):
         check_name(name)
     for scope in config.scope:

@@ -29,7 +29,7 @@ def compare_rankings(
     fields: list[SubspaceField],
     tables: list[pd.DataFrame],
     scores: Mapping[str, Scores],
-    rule: Rule,
+    rules: Mapping[str, Rule],
     baseline: Mapping[str, float],
     sources: Mapping[str, str],
 ) -> None:
@@ -41,12 +41,12 @@ def compare_rankings(
     studies = []
     with session.progress("comparing rankings", len(fields)) as advance:
         for field, table in zip(fields, tables, strict=True):
-            of_method = study(field, table, scores[field.method], rule, config.seed)
+            of_method = study(field, table, scores[field.method], rules[field.method], config.seed)
             studies.append({**of_method, "completions": _judged(session, field, table)})
             advance(1)
     whole = pd.concat(tables, ignore_index=True)
     save_figure(run, "rankings", rankings_figure(whole, studies))
-    save_figure(run, "scores", scores_figure(whole, baseline, rule))
+    save_figure(run, "scores", scores_figure(whole, baseline, next(iter(rules.values()))))
     run.write_json(RANKINGS, studies)
     run.record(RANKINGS, settings, sources)
 

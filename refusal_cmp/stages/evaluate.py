@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -51,9 +53,7 @@ def evaluate_stage(session: Session) -> None:
     distinct = [plan for plan, same_as in plans if plan.label == same_as]
     evaluators = {name: EVALUATORS.create(name) for name in session.config.evals}
     order = sorted(evaluators, key=lambda name: ("model" not in evaluators[name].reads, evaluators[name].loads_model))
-    inputs = {
-        (plan.label, name): _inputs(session, plan, evaluators[name]) for plan in distinct for name in evaluators
-    }
+    inputs = {(plan.label, name): _inputs(session, plan, evaluators[name]) for plan in distinct for name in evaluators}
     missing = {
         name: [
             plan
@@ -101,6 +101,9 @@ def _inputs(session: Session, plan: Plan, evaluator: Evaluator) -> tuple[dict[st
     if "subspaces" in evaluator.reads:
         files += [SELECTION, *(subspace_file(name) for name in config.methods)]
     settings = config.model_dump(mode="json", include=set(evaluator.settings))
+    for name in evaluator.settings:
+        if isinstance(path := getattr(config, name, None), Path) and path.is_file():
+            settings[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]  # what is in it, not what it is called
     return {}, {"edits": plan.digest, "settings": settings, **{file: run.digest(file) for file in files}}
 
 
@@ -151,7 +154,9 @@ def _write_agreement(session: Session, plans: Sequence[Plan]) -> None:
         session.run.write_table(AGREEMENT, pd.DataFrame([one.row() for one in agreements(verdicts)]))
 
 
-def _tabulate(session: Session, plans: list[tuple[Plan, str]], metrics: Mapping[str, list[dict[str, Any]]]) -> pd.DataFrame:
+def _tabulate(
+    session: Session, plans: list[tuple[Plan, str]], metrics: Mapping[str, list[dict[str, Any]]]
+) -> pd.DataFrame:
     """Every metric of every plan; identical plans have the same numbers."""
     config = session.config
     rows = []

@@ -33,8 +33,8 @@ def select_stage(session: Session) -> None:
     run.is_fresh(SCORES, settings, {})  # a changed setting is an error before any work
     scorer = cache(lambda: _scorer(session))
     scores = {field.method: {reach: _scores(session, field, reach, scorer) for reach in reaches} for field in fields}
-    rule = _rule(config)
-    tables = [ranked_table(field, scores[field.method], rule) for field in fields]
+    rules = {field.method: _rule(config, field) for field in fields}
+    tables = [ranked_table(field, scores[field.method], rules[field.method]) for field in fields]
     selections = [outcome(table, field) for table, field in zip(tables, fields, strict=True)]
     for selection in selections:
         _report(session, selection)
@@ -47,7 +47,7 @@ def select_stage(session: Session) -> None:
     run.record(SCORES, settings, {subspace_file(name): run.digest(subspace_file(name)) for name in config.methods})
     if config.compare_rankings:
         sources = {_file(field, reach): run.digest(_file(field, reach)) for field in fields for reach in reaches}
-        compare_rankings(session, fields, tables, scores, rule, baseline, sources)
+        compare_rankings(session, fields, tables, scores, rules, baseline, sources)
 
 
 def read_fields(session: Session) -> list[SubspaceField]:
@@ -82,7 +82,7 @@ def setting(config: RunConfig) -> Setting:
     return Setting(sites=config.sites, spread=config.spread, compose=config.compose, norm=config.actadd_norm)
 
 
-def _rule(config: RunConfig) -> Rule:
+def _rule(config: RunConfig, field: SubspaceField) -> Rule:
     return Rule(
         induce_threshold=config.induce_threshold,
         kl_threshold=config.kl_threshold,
@@ -90,7 +90,7 @@ def _rule(config: RunConfig) -> Rule:
         multipliers=config.induce_multipliers,
         induce_aggregate=config.induce_aggregate,
         rank_by=config.rank_by,
-        rank_key=config.rank_key,
+        rank_key=config.rank_key_of.get(parse_spec(field.extracted_by)[0], config.rank_key),
     )
 
 
@@ -102,14 +102,15 @@ def _scores(session: Session, field: SubspaceField, reach: Reach, scorer: Callab
     config, run = session.config, session.run
     name = _file(field, reach)
     settings = config.binding("select")
-    settings = {key: settings[key] for key in ("induce_multipliers", "sites", "kl_epsilon")}
+    sites = config.score_sites_of.get(parse_spec(field.extracted_by)[0], config.sites)
+    settings = {key: settings[key] for key in ("induce_multipliers", "kl_epsilon")} | {"sites": list(sites)}
     sources = {file: run.digest(file) for file in (PROMPTS, subspace_file(field.extracted_by))}
     if not run.is_fresh(name, settings, sources):
         scores = scorer().score(
             field,
             reach,
             multipliers=config.induce_multipliers,
-            setting=Setting(sites=config.sites),
+            setting=Setting(sites=sites),
             progress=session.progress,
         )
         tensors = {"bypass": scores.bypass, "induce": scores.induce, "kl": scores.kl}
