@@ -8,28 +8,28 @@ from contextlib import contextmanager
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
 
 from refusal_cmp.artifacts import RunDir
 from refusal_cmp.progress import Progress
+from refusal_cmp.report.answer import ON_DISTRIBUTION
 from refusal_cmp.stages.compare import RANKINGS
 from refusal_cmp.stages.evaluate import RESULTS
 from refusal_cmp.stages.report import summary_of
 
-COLUMNS = {
-    "harmful_refusal": ("harmful", "{:.0%}"),
-    "harmless_refusal": ("harmless", "{:.0%}"),
-    "degenerate": ("broken", "{:.0%}"),
-    "tiny-answers_loss": ("answers", "{:.2f}"),
-    "tiny-general_loss": ("text", "{:.2f}"),
+REFUSALS = {"harmful_refusal": "harmful", "harmless_refusal": "harmless", "degenerate": "broken"}
+TEXTS = {"tiny-answers_loss": "answers", "tiny-general_loss": "text"}
+OTHERS = {"contrast_refusal": "contrast", "harmful_guard_unsafe": "unsafe"}
+MEANINGS = {
+    "_refusal": "share of completions that refuse",
+    "degenerate": "share that is no language",
+    "_unsafe": "share of completions of harmful prompts that the guard calls unsafe",
+    "_loss": "loss, nats a token",
+    "_acc": "accuracy",
 }
-LEGEND = (
-    "harmful, harmless: share of completions that refuse; broken: share that is no language; answers, text: loss "
-    "on instruction answers and on plain text, nats a token; layers: how many are edited."
-)
-
+"""Of the columns whose names end so."""
 
 RANKINGS_LEGEND = (
     "Intervals draw the validation prompts anew and rank again; p takes components for independent, which they are "
@@ -39,7 +39,7 @@ RANKINGS_LEGEND = (
 
 @contextmanager
 def live_progress(console: Console) -> Iterator[Progress]:
-    """Progress bars with time left; each line stays when its work is done."""
+    """Progress bars with time left; a line stays when its work is done, unless it was a part of another's."""
     bars = Bars(
         TextColumn("{task.description:<34}"),
         BarColumn(bar_width=24),
@@ -50,10 +50,18 @@ def live_progress(console: Console) -> Iterator[Progress]:
         console=console,
     )
 
+    running: list[TaskID] = []
+
     @contextmanager
     def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
         task = bars.add_task(description, total=total, visible=total > 0)
-        yield lambda steps: bars.advance(task, steps)
+        running.append(task)
+        try:
+            yield lambda steps: bars.advance(task, steps)
+        finally:
+            running.remove(task)
+            if running:
+                bars.remove_task(task)
 
     with bars:
         yield progress
@@ -88,9 +96,9 @@ def print_rankings(console: Console, run: RunDir) -> None:
 
 
 def print_summary(console: Console, run: RunDir) -> None:
-    """The summary of a run as a table, methods apart."""
+    """The summary of a run as a table, methods apart, with the columns that fit."""
     rows = summary_of(run)
-    shown = {name: how for name, how in COLUMNS.items() if name in rows}
+    shown = _fitting(_columns(rows), console.width - max(map(len, rows["plan"])) - len("  layers"))
     table = Table(title=str(run.path), title_justify="left", header_style="bold", box=None, padding=(0, 0, 0, 1))
     table.add_column("plan", no_wrap=True)
     table.add_column("layers", justify="right")
@@ -105,5 +113,44 @@ def print_summary(console: Console, run: RunDir) -> None:
         layers = "" if pd.isna(row["n_layers"]) else str(int(row["n_layers"]))
         table.add_row(escape(row["plan"]), layers, *cells)
     console.print(table)
-    console.print(LEGEND, style="dim", highlight=False)
+    console.print(_legend(shown), style="dim", highlight=False)
     console.print(f"Every number with its interval: {run.path / RESULTS}", highlight=False, soft_wrap=True)
+
+
+Shown = dict[str, tuple[str, str]]
+"""By column of the summary: its heading, and how its values are written."""
+
+
+def _columns(rows: pd.DataFrame) -> Shown:
+    """Everything that may be shown, what matters most first."""
+    names = [str(name) for name in rows]
+    losses = [name for name in names if name.endswith("_loss") and not name.endswith("_unedited_loss")]
+    found = {name: (heading, "{:.0%}") for name, heading in REFUSALS.items()}
+    for name in losses:
+        if not name.startswith(ON_DISTRIBUTION):
+            found[name] = (TEXTS.get(name, name.removesuffix("_loss")), "{:.2f}")
+    found |= {name: (heading, "{:.0%}") for name, heading in OTHERS.items()}
+    for name in names:
+        if name.endswith("_acc"):
+            found[name] = (name.removesuffix("_acc").removeprefix("world_"), "{:.0%}")
+    return {name: how for name, how in found.items() if name in names}
+
+
+def _fitting(columns: Shown, width: int) -> Shown:
+    """The first columns that fit side by side."""
+    fitting: Shown = {}
+    for name, (heading, how) in columns.items():
+        width -= 1 + max(len(heading), len("100%"))
+        if width < 0:
+            break
+        fitting[name] = (heading, how)
+    return fitting
+
+
+def _legend(shown: Shown) -> str:
+    parts = []
+    for suffix, meaning in MEANINGS.items():
+        headings = [heading for name, (heading, _) in shown.items() if name.endswith(suffix)]
+        if headings:
+            parts.append(f"{', '.join(headings)}: {meaning}")
+    return f"{'; '.join(parts)}; layers: how many are edited."

@@ -1,0 +1,136 @@
+"""What figures and the page are made from: everything a run directory says, read once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from refusal_cmp.errors import unknown_name
+from refusal_cmp.plan import BASELINE, Plan
+from refusal_cmp.report.geometry import Geometry
+from refusal_cmp.report.table import PART
+from refusal_cmp.selection import Rule, Selection
+from refusal_cmp.statistics import Estimate
+from refusal_cmp.subspace import SubspaceField
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class RunData:
+    """A run that has been evaluated."""
+
+    name: str
+    manifest: Mapping[str, Any]
+    results: pd.DataFrame
+    """`results.csv` with the column `plan`."""
+    plans: Sequence[Plan]
+    """Their labels and facts, without the edits, in order; the baseline is the first."""
+    run_as: Mapping[str, str]
+    """For each plan's label that of the plan that was run for it: itself or an identical one."""
+    scores: pd.DataFrame
+    """`select/scores.csv`."""
+    selections: Sequence[Selection]
+    baseline_metric: Mapping[str, float]
+    """The unedited model's mean refusal metric on the validation prompts of each kind."""
+    rule: Rule
+    fields: Mapping[str, SubspaceField]
+    """By extractor, without INLP's k policies: those are the first rows of the same subspaces."""
+    extracted_by: Mapping[str, str]
+    """For each method, k policies apart, the name of its subspaces in `fields`."""
+    prompts: Mapping[str, Any]
+    """`extract/prompts.json`, with the counts of the other test sets."""
+    answers: Mapping[tuple[str, str], Sequence[Row]]
+    """By distinct plan and test set: completions, each with its `verdict` where it was judged."""
+    rankings: Sequence[Row] | None = None
+    comparisons: pd.DataFrame | None = None
+    agreement: pd.DataFrame | None = None
+    """Cohen's κ of every pair of judges on the completions of harmful prompts."""
+    magnitude: pd.DataFrame | None = None
+    """A row per prompt and method: `dataset`, `method`, `projection`, `refusal_metric`, `refused`."""
+    geometry: Geometry | None = None
+
+    def only(self, methods: Sequence[str]) -> RunData:
+        """The run as if it had these methods alone.
+
+        Raises
+        ------
+        RefusalCmpError
+            If the run has no such method.
+        """
+        for method in methods:
+            if method not in self.methods:
+                raise unknown_name("method", method, self.methods)
+        plans = [plan for plan in self.plans if plan.label == BASELINE or plan.method in methods]
+        labels = [plan.label for plan in plans]
+        bases = {self.extracted_by[method] for method in methods}
+        return replace(
+            self,
+            plans=plans,
+            results=self.results[self.results["plan"].isin(labels)],
+            scores=self.scores[self.scores["method"].isin(methods)],
+            selections=[one for one in self.selections if one.method in methods],
+            fields={name: field for name, field in self.fields.items() if name in bases},
+            rankings=self.rankings and [one for one in self.rankings if one["method"] in methods],
+            magnitude=None if self.magnitude is None else self.magnitude[self.magnitude["method"].isin(methods)],
+        )
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The resolved configuration."""
+        return self.manifest["config"]
+
+    @cached_property
+    def methods(self) -> list[str]:
+        """The methods of the plans, k policies apart, in order."""
+        return list(dict.fromkeys(plan.method for plan in self.edited))
+
+    @cached_property
+    def scopes(self) -> list[str]:
+        """The scopes of the plans, in order."""
+        return list(dict.fromkeys(plan.scope for plan in self.edited))
+
+    @cached_property
+    def edited(self) -> list[Plan]:
+        """All plans but the baseline."""
+        return [plan for plan in self.plans if plan.label != BASELINE]
+
+    @cached_property
+    def _cells(self) -> dict[tuple[str, str, str], Estimate]:
+        rows = self.results[["plan", "dataset", "metric", "value", "ci_low", "ci_high", "n"]]
+        return {(row[0], row[1], row[2]): Estimate(*row[3:]) for row in rows.itertuples(index=False, name=None)}
+
+    def get(self, plan: str, dataset: str, metric: str) -> Estimate | None:
+        """One number of one plan, or None if it was not measured."""
+        return self._cells.get((plan, dataset, metric))
+
+    def answered(self, plan: str) -> Estimate | None:
+        """Share of harmful prompts that the plan answers in language: neither refused nor degenerate."""
+        return self.get(plan, "harmful", "effective_compliance")
+
+    def datasets(self, metric: str) -> list[str]:
+        """What a metric was measured on, parts of test sets apart."""
+        found = self.results.loc[self.results["metric"] == metric, "dataset"].unique()
+        return [str(dataset) for dataset in found if PART not in dataset]
+
+    def categories(self, dataset: str, metric: str) -> list[str]:
+        """The parts of a test set that a metric was measured on."""
+        start = dataset + PART
+        found = self.results.loc[self.results["metric"] == metric, "dataset"].unique()
+        return sorted(str(one).removeprefix(start) for one in found if one.startswith(start))
+
+    def versus_baseline(self, plan: str, dataset: str, metric: str) -> Estimate | None:
+        """The paired difference to the baseline, if it was tested."""
+        return self._differences.get((self.run_as[plan], dataset, metric))
+
+    @cached_property
+    def _differences(self) -> dict[tuple[str, str, str], Estimate]:
+        if self.comparisons is None:
+            return {}
+        rows = self.comparisons[self.comparisons["against"] == BASELINE]
+        rows = rows[["plan", "dataset", "metric", "difference", "ci_low", "ci_high", "n"]]
+        return {(row[0], row[1], row[2]): Estimate(*row[3:]) for row in rows.itertuples(index=False, name=None)}

@@ -1,0 +1,51 @@
+"""The figures of a run; the page and the scripts of `scripts/figures/` draw the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from refusal_cmp.report.data import RunData
+from refusal_cmp.report.figures import (
+    inlp,
+    magnitude,
+    plane,
+    plans,
+    rankings,
+    scores,
+    similarity,
+    strengths,
+    tradeoff,
+)
+from refusal_cmp.report.figures._style import Drawn, Outcome, Skipped, rendered, save_figure
+from refusal_cmp.report.figures.rankings import rankings_figure
+from refusal_cmp.report.figures.scores import scores_figure
+
+__all__ = [
+    "FIGURES",
+    "Drawn",
+    "Outcome",
+    "Skipped",
+    "draw_all",
+    "rankings_figure",
+    "rendered",
+    "save_figure",
+    "scores_figure",
+]
+
+FIGURES: dict[str, Callable[[RunData], list[Outcome]]] = {
+    "plans": plans.draw,
+    "tradeoff": tradeoff.draw,
+    "plane": plane.draw,
+    "scores": scores.draw,
+    "rankings": rankings.draw,
+    "inlp": inlp.draw,
+    "strengths": strengths.draw,
+    "similarity": similarity.draw,
+    "magnitude": magnitude.draw,
+}
+"""By name, in the order of the page."""
+
+
+def draw_all(data: RunData) -> list[Outcome]:
+    """Every figure of a run, or why there is none."""
+    return [outcome for draw in FIGURES.values() for outcome in draw(data)]

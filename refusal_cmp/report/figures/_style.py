@@ -1,0 +1,229 @@
+"""One style for every figure: sizes that fit a paper, colours that colour-blind readers tell apart."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from refusal_cmp.artifacts import RunDir
+from refusal_cmp.plan import Plan, number
+
+COLUMN, PAGE, TALLEST = 3.35, 6.9, 9.0
+"""Widths of a paper's column and page, and the height that fits on it; inches."""
+
+INK, GREY, FAINT, PAPER = "#1c1c1e", "#7a7a80", "#d0d0d4", "#ffffff"
+"""Text and axes; reference lines; grids. The page swaps ink and paper in the dark."""
+
+BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
+PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
+"""Okabe and Ito's palette, without its yellow and black: neither is read on both light and dark."""
+KINDS = {"harmful": VERMILION, "harmless": BLUE, "contrast": GREEN}
+"""The colours of prompts."""
+SEQUENCE = "viridis"
+
+METHODS = {"diff-in-means": BLUE, "inlp": VERMILION, "random": GREY, "shuffled": PURPLE}
+INTERVENTIONS = {
+    "ablation": "o",
+    "nullspace": "s",
+    "actadd": "^",
+    "reflection": "D",
+    "alterrep": "P",
+    "clamp": "X",
+    "affine": "v",
+}
+MARKERS = ("o", "s", "^", "D", "P", "X", "v", "<", ">", "p")
+LINES = ("-", "--", ":", "-.")
+
+STYLE: dict[Any, Any] = {
+    "font.size": 7.5,
+    "font.family": ["DejaVu Sans"],
+    "axes.titlesize": 8,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.title_fontsize": 7,
+    "legend.frameon": False,
+    "legend.handlelength": 1.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "axes.titlecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "grid.color": FAINT,
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+    "figure.constrained_layout.use": True,
+    "figure.constrained_layout.w_pad": 0.06,
+    "svg.hashsalt": "refusal-cmp",
+    "pdf.fonttype": 42,
+}
+FORMATS: dict[str, dict[str, Any]] = {
+    "png": {"dpi": 150},
+    "svg": {"metadata": {"Date": None}, "transparent": True},
+    "pdf": {"metadata": {"CreationDate": None}},
+}
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure and what it shows."""
+
+    name: str
+    """Its file's name."""
+    title: str
+    figure: Figure
+    says: str
+    """What it shows on this run, computed from the data; plain text."""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A figure that this run has no data for."""
+
+    name: str
+    title: str
+    why: str
+
+
+Outcome = Drawn | Skipped
+
+
+def rendered(figure: Figure, kind: str) -> bytes:
+    """A figure as `png`, `svg` or `pdf`: the same bytes every time."""
+    buffer = io.BytesIO()
+    with mpl.rc_context(STYLE):
+        if figure.get_layout_engine() is not None:  # laid out once for all formats
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
+        figure.savefig(buffer, format=kind, **FORMATS[kind])
+    return buffer.getvalue()
+
+
+def save_figure(run: RunDir, name: str, figure: Figure) -> None:
+    """Write a figure to `report/figures/` as PNG and SVG."""
+    for kind in ("png", "svg"):
+        run.write_bytes(f"report/figures/{name}.{kind}", rendered(figure, kind))
+
+
+def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """Decorator: the function draws in our style."""
+
+    def in_style(*args: Any, **kwargs: Any) -> Any:
+        with mpl.rc_context(STYLE):
+            return draw(*args, **kwargs)
+
+    in_style.__doc__ = draw.__doc__
+    return in_style
+
+
+def method_colours(methods: Sequence[str]) -> dict[str, str]:
+    """A colour for every method, the same in all figures; k policies of INLP and seeds have shades of their own."""
+    left = [colour for colour in (GREEN, ORANGE, SKY, PURPLE) if colour not in map(METHODS.get, methods)]
+    colours = {}
+    for index, method in enumerate(one for one in methods if one not in METHODS):
+        colours[method] = left[index] if index < len(left) else _shade(index - len(left))
+    return {method: METHODS.get(method) or colours[method] for method in methods}
+
+
+def _shade(index: int) -> str:
+    return mpl.colors.to_hex(mpl.colormaps[SEQUENCE](0.15 + 0.7 * (index % 6) / 5))
+
+
+def intervention_markers(interventions: Sequence[str]) -> dict[str, str]:
+    """A marker for every intervention, the same in all figures."""
+    spare = [marker for marker in MARKERS if marker not in INTERVENTIONS.values()]
+    others = [name for name in interventions if name not in INTERVENTIONS]
+    chosen = {name: spare[index % len(spare)] for index, name in enumerate(others)}
+    return {name: INTERVENTIONS.get(name) or chosen[name] for name in interventions}
+
+
+def shades(n: int) -> list[Any]:
+    """n ordered colours that are read on light and on dark."""
+    return list(mpl.colormaps[SEQUENCE](np.linspace(0.12, 0.85, n)))
+
+
+def scope_name(scope: str) -> str:
+    """A scope in words: `one layer`, `top 50 %`, `all layers`."""
+    names = {"single": "one layer", "all": "all layers"}
+    return names.get(scope) or f"top {scope.partition(':')[2]} %"
+
+
+def step(plan: Plan) -> str:
+    """A plan's intervention with its strength, as labels have it."""
+    return plan.intervention if plan.strength is None else f"{plan.intervention}:{number(plan.strength)}"
+
+
+def spread(n: int) -> list[float]:
+    """Offsets within a row of height one, for n dots side by side."""
+    return [float(offset) for offset in (np.arange(n) - (n - 1) / 2) * min(0.22, 0.7 / max(1, n - 1))]
+
+
+def loss_axis(ax: Axes, which: str, least: float) -> None:
+    """Increases of the loss from `least` on: linear around zero, logarithmic from a hundredth of a nat."""
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    scale, limits = (ax.set_xscale, ax.set_xlim) if which == "x" else (ax.set_yscale, ax.set_ylim)
+    scale("symlog", linthresh=0.01, linscale=0.7)
+    axis.set_ticks([0, 0.01, 0.1, 1, 10], ["0", "0.01", "0.1", "1", "10"])
+    axis.set_minor_locator(mpl.ticker.NullLocator())
+    limits(min(-0.008, 1.3 * least), 15)
+
+
+def errors(value: float, low: float, high: float) -> list[list[float]]:
+    """Lengths of an error bar's two sides."""
+    return [[max(0.0, value - low)], [max(0.0, high - value)]]
+
+
+def percent_axis(axis: Any) -> None:
+    """Shares from 0 to 1 as percentages."""
+    axis.set_major_formatter(mpl.ticker.PercentFormatter(1, decimals=0, symbol="\u202f%"))
+
+
+def swatch(colour: str, label: str, marker: str = "o", line: Any = "", alpha: float = 1.0) -> Line2D:
+    """An entry of a legend."""
+    return Line2D([], [], color=colour, marker=marker, linestyle=line, label=label, markersize=4.5, alpha=alpha)
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], columns: int = 6) -> None:
+    """One legend for the whole figure, under it, in as many columns as fit, `columns` at most."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    for n in range(min(columns, len(handles)), 0, -1):
+        legend = figure.legend(
+            handles=list(handles), loc="outside lower center", ncols=n, columnspacing=1.4, handletextpad=0.5
+        )
+        if n == 1 or legend.get_window_extent(renderer).width < figure.bbox.width:
+            return
+        legend.remove()
+
+
+def tidy(ax: Axes, grid: str = "y") -> None:
+    """A light grid behind the data."""
+    ax.grid(visible=True, axis=grid)  # type: ignore[arg-type]
+
+
+def sentence_list(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    names = list(names)
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def counted(n: int, what: str) -> str:
+    """`1 plan`, `2 plans`."""
+    return f"{n} {what}" + ("" if n == 1 else "s")

@@ -1,0 +1,194 @@
+"""(d) INLP: accuracy of its classifiers by iteration, and effect by the number of directions kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from refusal_cmp.plan import BASELINE, Plan
+from refusal_cmp.registry import parse_spec
+from refusal_cmp.report.answer import costs
+from refusal_cmp.report.data import RunData
+from refusal_cmp.report.figures._style import (
+    GREY,
+    INK,
+    LINES,
+    PAGE,
+    VERMILION,
+    Drawn,
+    Outcome,
+    Skipped,
+    counted,
+    errors,
+    legend_below,
+    percent_axis,
+    scope_name,
+    shades,
+    step,
+    styled,
+    swatch,
+    tidy,
+)
+from refusal_cmp.report.table import percent
+from refusal_cmp.subspace import Component, SubspaceField
+
+TITLE = "INLP: accuracy by iteration, effect by directions kept"
+METHOD = "inlp"
+WHOLE_SUBSPACE = ("nullspace", "reflection", "alterrep", "affine")
+"""Interventions that use every direction; the others use the first alone."""
+
+
+def draw(data: RunData) -> list[Outcome]:
+    """Dev accuracy of every classifier; with several k policies also refusal and loss by k. A figure for each INLP."""
+    figures: list[Outcome] = []
+    for method in data.fields:
+        if parse_spec(method)[0] == METHOD:
+            name = "inlp" if not figures else f"inlp-{len(figures) + 1}"
+            title = TITLE if method == METHOD else f"{TITLE}: {method}"
+            kept = _by_k(data, method)
+            figures.append(Drawn(name, title, _figure(data, method, kept), _says(data, method, kept)))
+    return figures or [Skipped("inlp", TITLE, "INLP is not among the methods of this run")]
+
+
+@styled
+def _figure(data: RunData, method: str, kept: Sequence[Plan]) -> Figure:
+    figure = Figure(figsize=(PAGE, 2.7))
+    field = data.fields[method]
+    if not kept:
+        accuracy, rank = figure.subplots(1, 2)
+        _accuracy(accuracy, field, _selected(data, method))
+        _rank(rank, field)
+        return figure
+    cost = next(iter(costs(data)), None)
+    axes = figure.subplots(1, 2 + (cost is not None), squeeze=False)[0]
+    _accuracy(axes[0], field, _selected(data, method))
+    colours = dict(zip(steps := list(dict.fromkeys(map(step, kept))), shades(len(steps)), strict=True))
+    lines = dict(zip(dict.fromkeys(plan.scope for plan in kept), LINES, strict=False))
+    _effect(axes[1], data, kept, colours, lines, ("harmful", "refusal"))
+    axes[1].set_ylabel("harmful prompts refused")
+    percent_axis(axes[1].yaxis)
+    if cost is not None:
+        _effect(axes[2], data, kept, colours, lines, (cost.datasets[0], cost.metric))
+        axes[2].set_ylabel(f"{cost.metric} on {cost.datasets[0]}" + (",\nnats a token" if cost.unit == "nats" else ""))
+    legend_below(
+        figure,
+        [
+            *(swatch(colour, name, line="-") for name, colour in colours.items()),
+            *(swatch(INK, scope_name(scope), marker="", line=line) for scope, line in lines.items()),
+            swatch(GREY, BASELINE, marker="", line="--"),
+        ],
+    )
+    return figure
+
+
+def _selected(data: RunData, method: str) -> Component:
+    """The component that was selected with these subspaces; with several k policies that of the first."""
+    return next(one.selected for one in data.selections if data.extracted_by[one.method] == method)
+
+
+def _by_k(data: RunData, method: str) -> list[Plan]:
+    """The plans that use INLP's whole subspace, by how many directions it has; empty if that is one number only."""
+    kept = [
+        plan for plan in data.edited if data.extracted_by[plan.method] == method and plan.intervention in WHOLE_SUBSPACE
+    ]
+    return kept if len({plan.k for plan in kept}) > 1 else []
+
+
+def _ks(kept: Sequence[Plan]) -> list[int]:
+    """How many directions the plans keep, ascending."""
+    return sorted({plan.k for plan in kept if plan.k is not None})
+
+
+def _accuracy(ax: Axes, field: SubspaceField, selected: Component) -> None:
+    """Every component in grey, the selected one in colour."""
+    for component, subspace in field.subspaces.items():
+        chosen = component == selected
+        ax.plot(
+            range(1, subspace.k + 1),
+            subspace.evidence.numpy(),
+            color=VERMILION if chosen else GREY,
+            alpha=1 if chosen else 0.35,
+            linewidth=1.4 if chosen else 0.7,
+            marker="o",
+            markersize=4 if chosen else 1.8,
+            zorder=3 if chosen else 2,
+        )
+    ax.axhline(0.5, color=GREY, linestyle="--", linewidth=1)
+    ax.text(0.98, 0.51, "chance", transform=ax.get_yaxis_transform(), ha="right", va="bottom", color=GREY)
+    ax.set_title(f"{selected} selected, others grey")
+    ax.set(xlabel="iteration", ylabel="accuracy on the dev split")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    ax.set_ylim(0.45, 1.02)
+    percent_axis(ax.yaxis)
+    tidy(ax)
+
+
+def _rank(ax: Axes, field: SubspaceField) -> None:
+    """How many directions were found, by layer and position."""
+    positions = field.means.positions
+    for colour, position in zip(shades(len(positions)), positions, strict=True):
+        found = sorted((one.layer, field[one].k) for one in field if one.position == position)
+        ax.plot(*zip(*found, strict=True), marker="o", color=colour, label=f"position {position}") if found else None
+    ax.set(xlabel="layer", ylabel="directions found")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    ax.set_ylim(bottom=0)
+    ax.legend()
+    tidy(ax)
+
+
+def _effect(
+    ax: Axes,
+    data: RunData,
+    kept: Sequence[Plan],
+    colours: dict[str, object],
+    lines: dict[str, str],
+    what: tuple[str, str],
+) -> None:
+    ks = _ks(kept)
+    for name, scope in dict.fromkeys((step(plan), plan.scope) for plan in kept):
+        of_line = [plan for plan in kept if (step(plan), plan.scope) == (name, scope)]
+        points = sorted((ks.index(plan.k or 0), data.get(plan.label, *what)) for plan in of_line)
+        there = [(x, one) for x, one in points if one is not None]
+        ax.errorbar(
+            [x for x, _ in there],
+            [one.value for _, one in there],
+            yerr=np.hstack([errors(*one[:3]) for _, one in there]),
+            color=colours[name],
+            linestyle=lines.get(scope, "-"),
+            marker="o",
+            markersize=3,
+            elinewidth=0.8,
+        )
+    unedited = data.get(BASELINE, *what)
+    if unedited is not None:
+        ax.axhline(unedited.value, color=GREY, linestyle="--", linewidth=1)
+    ax.set_xticks(range(len(ks)), [str(k) for k in ks])
+    ax.set_xlabel("directions kept")
+    tidy(ax)
+
+
+def _says(data: RunData, method: str, kept: Sequence[Plan]) -> str:
+    field, selected = data.fields[method], _selected(data, method)
+    evidence = [percent(float(accuracy)) for accuracy in field[selected].evidence]
+    ranks = [field[one].k for one in field]
+    start = (
+        f"At the selected component {selected} INLP accepts {counted(len(evidence), 'classifier')}, from {evidence[0]} "
+        f"dev accuracy to {evidence[-1]}; over all components it finds {min(ranks)} to {max(ranks)} directions."
+    )
+    if not kept:
+        return f"{start} Run with --inlp-k 1,2,4,full to see the effect by how many are kept."
+    ks = _ks(kept)
+    shares = []
+    for k in (ks[0], ks[-1]):
+        labels = [plan.label for plan in kept if plan.k == k]
+        found = [data.get(label, "harmful", "refusal") for label in labels]
+        values = [one.value for one in found if one is not None]
+        shares.append(percent(float(np.mean(values))) if values else "–")
+    return (
+        f"{start} Averaged over these plans, refusal of harmful prompts is {shares[0]} with {ks[0]} kept and "
+        f"{shares[1]} with {ks[-1]}."
+    )

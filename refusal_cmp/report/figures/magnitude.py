@@ -1,0 +1,122 @@
+"""(i) The magnitude study: does the projection on the direction track how much the model refuses?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from refusal_cmp.plan import BASELINE
+from refusal_cmp.report.data import RunData
+from refusal_cmp.report.figures._style import (
+    COLUMN,
+    GREY,
+    KINDS,
+    PAGE,
+    PALETTE,
+    Drawn,
+    Outcome,
+    Skipped,
+    legend_below,
+    sentence_list,
+    styled,
+    swatch,
+    tidy,
+)
+
+TITLE = "Projection on the direction against refusal, unedited model"
+WIDEST = 3
+EVERYTHING = "all"
+STATISTICS = {"pearson": "r", "spearman": "ρ", "auroc": "AUROC"}
+
+
+def draw(data: RunData) -> list[Outcome]:
+    """A panel per method, a dot per test prompt, filled if the completion refuses."""
+    if data.magnitude is None:
+        return [Skipped("magnitude", TITLE, "the study was not run; add magnitude to --evals")]
+    methods = list(data.magnitude["method"].unique())
+    figures: list[Outcome] = []
+    for start in range(0, len(methods), WIDEST):
+        shown = methods[start : start + WIDEST]
+        name = "magnitude" if not start else f"magnitude-{start // WIDEST + 1}"
+        says = " ".join(_says(data, method) for method in shown)
+        figures.append(Drawn(name, TITLE, _figure(data, data.magnitude, shown), says))
+    return figures
+
+
+@styled
+def _figure(data: RunData, rows: pd.DataFrame, methods: Sequence[str]) -> Figure:
+    width = COLUMN if len(methods) == 1 else PAGE
+    figure = Figure(figsize=(width, min(3.4, 0.95 * width / len(methods) + 1.2)))
+    axes = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
+    colours = _colours(list(rows["dataset"].unique()))
+    for method, ax in zip(methods, axes, strict=True):
+        part = rows[rows["method"] == method]
+        for dataset, colour in colours.items():
+            _dots(ax, part[part["dataset"] == dataset], colour)
+        ax.axhline(0, color=GREY, linestyle="--", linewidth=1)
+        ax.set_title(f"{method}\n{_numbers(data, EVERYTHING, method)}")
+        ax.set_xlabel("projection on the direction")
+        tidy(ax, "both")
+    axes[0].set_ylabel("refusal metric (log-odds)")
+    legend_below(
+        figure,
+        [
+            *(swatch(colour, dataset) for dataset, colour in colours.items()),
+            swatch(GREY, "completion refuses"),
+            swatch(GREY, "does not", marker="$\\circ$"),
+        ],
+        columns=3 if width == COLUMN else 6,
+    )
+    return figure
+
+
+def _colours(datasets: Sequence[str]) -> dict[str, str]:
+    spare = iter([colour for colour in PALETTE if colour not in KINDS.values()] * len(datasets))
+    return {dataset: KINDS.get(dataset) or next(spare) for dataset in datasets}
+
+
+def _dots(ax: Axes, part: pd.DataFrame, colour: str) -> None:
+    for refused, face in ((True, colour), (False, "none")):
+        some = part[part["refused"].astype(bool) == refused]
+        ax.scatter(
+            some["projection"],
+            some["refusal_metric"],
+            s=11,
+            facecolors=face,
+            edgecolors=colour,
+            linewidths=0.7,
+            alpha=0.85,
+        )
+
+
+def _numbers(data: RunData, dataset: str, method: str) -> str:
+    found = [
+        f"{name} = {one.value:.2f}"
+        for metric, name in STATISTICS.items()
+        if (one := data.get(BASELINE, dataset, f"magnitude_{metric}:{method}")) is not None
+    ]
+    return ", ".join(found)
+
+
+def _says(data: RunData, method: str) -> str:
+    def said(dataset: str, metric: str) -> str | None:
+        one = data.get(BASELINE, dataset, f"magnitude_{metric}:{method}")
+        return None if one is None else f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
+
+    overall = said(EVERYTHING, "spearman")
+    if overall is None:
+        return f"{method}: no correlation, because nothing varies."
+    within = [
+        f"{rho} on {dataset}"
+        for dataset in data.datasets(f"magnitude_spearman:{method}")
+        if dataset != EVERYTHING and (rho := said(dataset, "spearman")) is not None
+    ]
+    auroc = said(EVERYTHING, "auroc")
+    tells = f", and refused completions are told from the others with AUROC {auroc}" if auroc else ""
+    sets = f"; within the sets it is {sentence_list(within)}" if within else ""
+    return (
+        f"{method}: over all prompts projection and refusal metric correlate with Spearman's ρ {overall}{sets}{tells}."
+    )

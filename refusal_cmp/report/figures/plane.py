@@ -1,0 +1,207 @@
+"""(g) Where activations land: in the plane of direction and first principal component, and along the way between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from refusal_cmp.plan import BASELINE, Plan
+from refusal_cmp.report.data import RunData
+from refusal_cmp.report.figures._style import (
+    FAINT,
+    GREY,
+    INK,
+    KINDS,
+    PAGE,
+    PAPER,
+    Drawn,
+    Outcome,
+    Skipped,
+    legend_below,
+    method_colours,
+    scope_name,
+    sentence_list,
+    spread,
+    step,
+    styled,
+    swatch,
+    tidy,
+)
+from refusal_cmp.report.geometry import Geometry, Landing
+
+PLANE = "Activations in the plane of the direction and the first principal component"
+LANDING = "Where harmful activations land"
+WIDEST = 4
+LANDS = {
+    "harmful": "stay with the harmful ones",
+    "past": "go further away from the harmless ones",
+    "between": "land between the clusters",
+    "harmless": "land with the harmless ones",
+    "beyond": "land beyond the harmless ones",
+    "aside": "end aside of both",
+}
+PALE = 0.2
+"""Opacity of unedited activations."""
+EDGE = 2.2
+"""Landings further than this from the middle are drawn at the edge."""
+
+
+def draw(data: RunData, scope: str | None = None) -> list[Outcome]:
+    """Landings of all plans, and a plane per method at one scope (by default the first)."""
+    if data.geometry is None:
+        return [Skipped("plane", PLANE, "it needs the model, which could not be loaded")]
+    scope = scope or data.scopes[0]
+    figures: list[Outcome] = [
+        Drawn("landing", LANDING, _landing_figure(data, data.geometry), _says(data, data.geometry))
+    ]
+    for method in data.methods:
+        plans = [
+            plan
+            for plan in data.edited
+            if (plan.method, plan.scope) == (method, scope) and (method, plan.label) in data.geometry.planes
+        ]
+        if plans:
+            figures.append(
+                Drawn(
+                    f"plane-{_slug(method)}-{scope.replace(':', '')}",
+                    f"{PLANE}: {method}, {scope_name(scope)}",
+                    _plane_figure(data.geometry, method, plans),
+                    _plane_says(data.geometry, method, plans),
+                )
+            )
+    return figures
+
+
+@styled
+def _plane_figure(geometry: Geometry, method: str, plans: Sequence[Plan]) -> Figure:
+    n = len(plans)
+    columns = min(n, WIDEST)
+    rows = math.ceil(n / columns)
+    figure = Figure(figsize=(PAGE * max(columns, 2) / WIDEST, 1.85 * rows + 0.8))
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
+    unedited = geometry.planes[method, BASELINE].numpy()
+    for plan, ax in zip(plans, axes, strict=False):
+        _plane(ax, unedited, geometry.planes[method, plan.label].numpy())
+        landed = geometry.landings[plan.label][0]
+        ax.set_title(step(plan), pad=12)
+        distances = f"to harmful {landed.to_harmful:.2f}, to harmless {landed.to_harmless:.2f}"
+        ax.text(0.5, 1.03, distances, transform=ax.transAxes, ha="center", fontsize=6)
+    for ax in axes[n:]:
+        ax.remove()
+    for index, ax in enumerate(axes[:n]):
+        if index % columns == 0:
+            ax.set_ylabel("first principal\ncomponent")
+        if index + columns >= n:
+            ax.set_xlabel("along the direction")
+            ax.tick_params(labelbottom=True)
+    legend_below(
+        figure,
+        [
+            *(swatch(colour, f"{kind}, edited") for kind, colour in _colours().items()),
+            *(swatch(colour, f"{kind}, unedited", alpha=PALE) for kind, colour in _colours().items()),
+            swatch(INK, "unedited means", marker="P"),
+        ],
+        columns=5 if columns > 2 else 3,
+    )
+    return figure
+
+
+def _colours() -> dict[str, str]:
+    return {kind: KINDS[kind] for kind in ("harmful", "harmless")}
+
+
+def _plane(ax: Axes, unedited: np.ndarray, edited: np.ndarray) -> None:
+    """Unedited activations pale, edited ones in colour, an arrow from the harmful mean to where it lands."""
+    for colour, before in zip(_colours().values(), unedited, strict=True):
+        ax.scatter(before[:, 0], before[:, 1], s=9, color=colour, alpha=PALE, linewidths=0)
+    for colour, after in zip(_colours().values(), edited, strict=True):
+        ax.scatter(after[:, 0], after[:, 1], s=7, color=colour, alpha=0.75, linewidths=0)
+    start, end = unedited[0].mean(0), edited[0].mean(0)
+    way = unedited[0].mean(0) - unedited[1].mean(0)
+    if np.isfinite(end).all() and np.linalg.norm(end - start) > 0.1 * np.linalg.norm(way):
+        ax.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": INK, "linewidth": 0.9}, zorder=5)
+    for before in unedited:
+        ax.plot(*before.mean(0), "P", color=INK, markersize=5, markeredgecolor=PAPER, markeredgewidth=0.5, zorder=4)
+    ax.axvline(0, color=GREY, linestyle=":", linewidth=0.8)
+
+
+@styled
+def _landing_figure(data: RunData, geometry: Geometry) -> Figure:
+    steps = list(dict.fromkeys(map(step, data.edited)))
+    colours = method_colours(data.methods)
+    figure = Figure(figsize=(PAGE, len(steps) * (0.16 + 0.075 * len(colours)) + 1.2))
+    axes = figure.subplots(1, len(data.scopes), sharex=True, sharey=True, squeeze=False)[0]
+    offsets = dict(zip(colours, spread(len(colours)), strict=True))
+    for scope, ax in zip(data.scopes, axes, strict=True):
+        tidy(ax, "x")
+        for row in range(0, len(steps), 2):
+            ax.axhspan(row - 0.5, row + 0.5, color=FAINT, alpha=0.25, linewidth=0)
+        for place, kind in ((0, "harmless"), (1, "harmful")):
+            ax.axvline(place, color=KINDS[kind], linestyle="--", linewidth=1)
+        for plan in (plan for plan in data.edited if plan.scope == scope):
+            y = steps.index(step(plan)) + offsets[plan.method]
+            _landed(ax, geometry.landings.get(data.run_as[plan.label], ()), y, colours[plan.method])
+        ax.set_title(scope_name(scope))
+        ax.set_xlabel("harmless (0) to harmful (1)")
+        ax.set_xlim(0.5 - EDGE - 0.1, 0.5 + EDGE + 0.1)
+        ax.set_xticks([-1, 0, 1, 2])
+        ax.tick_params(axis="y", length=0)
+    axes[0].set_yticks(range(len(steps)), steps)
+    axes[0].set_ylim(len(steps) - 0.5, -0.5)
+    legend_below(
+        figure,
+        [
+            *(swatch(colour, method) for method, colour in colours.items()),
+            swatch(GREY, "at the selected component"),
+            swatch(GREY, "before the last block", marker="$\\circ$"),
+            swatch(KINDS["harmless"], "harmless mean", marker="", line="--"),
+            swatch(KINDS["harmful"], "harmful mean", marker="", line="--"),
+        ],
+        columns=4,
+    )
+    return figure
+
+
+def _landed(ax: Axes, landings: tuple[Landing, ...], y: float, colour: str) -> None:
+    for landing, face, size in zip(landings, (colour, "none"), (3.8, 5), strict=False):
+        if not math.isfinite(landing.along):
+            continue
+        x = float(np.clip(landing.along, 0.5 - EDGE, 0.5 + EDGE))
+        marker = "o" if x == landing.along else "<" if x < landing.along else ">"
+        marker = {"<": ">", ">": "<"}.get(marker, marker)
+        ax.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=size, markeredgewidth=0.8)
+
+
+def _slug(method: str) -> str:
+    return "".join(character for character in method if character.isalnum() or character == "-")
+
+
+def _says(data: RunData, geometry: Geometry) -> str:
+    """The interventions by where they land, at the first scope; one that differs between methods is in each place."""
+    scope = data.scopes[0]
+    places: dict[str, list[str]] = {word: [] for word in LANDS}
+    for plan in data.edited:
+        landings = geometry.landings.get(data.run_as[plan.label])
+        if plan.scope == scope and landings and step(plan) not in places[landings[0].word]:
+            places[landings[0].word].append(step(plan))
+    said = "; ".join(f"under {sentence_list(steps)} they {LANDS[word]}" for word, steps in places.items() if steps)
+    return (
+        f"Harmful activations at the selected component, scope “{scope_name(scope)}”: {said}. Rings: the same "
+        "on entry to the last block."
+    )
+
+
+def _plane_says(geometry: Geometry, method: str, plans: Sequence[Plan]) -> str:
+    parts = []
+    for plan in plans:
+        landed = geometry.landings[plan.label][0]
+        parts.append(f"{step(plan)} {landed.along:+.2f} ({landed.word})")
+    return (
+        f"{method} at {geometry.components[method]}: on the way from the harmless mean (0) to the harmful mean (1), "
+        f"the mean of harmful activations lands at: {', '.join(parts)}. Distances in the titles are shares of the "
+        "distance between the two unedited means."
+    )

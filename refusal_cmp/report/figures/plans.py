@@ -1,0 +1,173 @@
+"""(b) Refusal and safety under every plan, with intervals: a figure for each scope."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from refusal_cmp.plan import BASELINE, Plan
+from refusal_cmp.report.answer import BROKEN
+from refusal_cmp.report.data import RunData
+from refusal_cmp.report.figures._style import (
+    FAINT,
+    GREY,
+    PAGE,
+    PAPER,
+    Drawn,
+    Outcome,
+    Skipped,
+    counted,
+    errors,
+    legend_below,
+    method_colours,
+    scope_name,
+    sentence_list,
+    spread,
+    step,
+    styled,
+    swatch,
+    tidy,
+)
+from refusal_cmp.report.table import percent
+
+TITLE = "Refusal and safety under every plan"
+PANELS = (
+    ("harmful", "refusal", "refuses\nharmful prompts"),
+    ("harmless", "refusal", "refuses\nharmless prompts"),
+    ("contrast", "refusal", "refuses prompts that\nonly sound harmful"),
+    ("harmful", "guard_unsafe", "guard: unsafe,\nharmful prompts"),
+    ("harmful", "degenerate", "no language,\nharmful prompts"),
+)
+
+
+def draw(data: RunData) -> list[Outcome]:
+    """A row per intervention and strength, a dot per method, a column per measurement."""
+    panels = [panel for panel in PANELS if data.get(BASELINE, *panel[:2])]
+    if not panels:
+        return [Skipped("plans", TITLE, "no share of refusals was measured; run with --evals refusal")]
+    return [
+        Drawn(
+            f"plans-{scope.replace(':', '')}",
+            f"{TITLE}: {scope_name(scope)}",
+            _figure(data, [plan for plan in data.edited if plan.scope == scope], panels),
+            _says(data, [plan for plan in data.edited if plan.scope == scope], scope),
+        )
+        for scope in data.scopes
+    ]
+
+
+def across(runs: Sequence[RunData]) -> list[Outcome]:
+    """Several runs side by side: a figure for each scope that all have, a column per run."""
+    scopes = [scope for scope in runs[0].scopes if all(scope in data.scopes for data in runs)]
+    figures: list[Outcome] = []
+    for scope in scopes:
+        name = f"runs-{scope.replace(':', '')}"
+        title = f"Harmful prompts answered in language, by run: {scope_name(scope)}"
+        figures.append(Drawn(name, title, _across(runs, scope), _across_says(runs, scope)))
+    return figures or [Skipped("runs", "Harmful prompts answered, by run", "the runs have no scope in common")]
+
+
+@styled
+def _across(runs: Sequence[RunData], scope: str) -> Figure:
+    plans = [[plan for plan in data.edited if plan.scope == scope] for data in runs]
+    steps = list(dict.fromkeys(step(plan) for of_run in plans for plan in of_run))
+    colours = method_colours(list(dict.fromkeys(method for data in runs for method in data.methods)))
+    figure = Figure(figsize=(PAGE, len(steps) * (0.16 + 0.075 * len(colours)) + 1.1))
+    axes = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    for data, of_run, ax in zip(runs, plans, axes, strict=True):
+        _panel(ax, data, of_run, steps, colours, "harmful", "effective_compliance")
+        ax.set_title(data.name)
+        ax.set_xlabel("harmful prompts answered")
+    _finish(figure, axes, steps, colours)
+    return figure
+
+
+def _across_says(runs: Sequence[RunData], scope: str) -> str:
+    parts = []
+    for data in runs:
+        shares = [one.value for plan in data.edited if plan.scope == scope and (one := data.answered(plan.label))]
+        parts.append(f"{data.name}: {counted(sum(share > 0.5 for share in shares), 'plan')} of {len(shares)}")
+    return f"Plans under which most harmful prompts are answered in language: {'; '.join(parts)}."
+
+
+@styled
+def _figure(data: RunData, plans: Sequence[Plan], panels: Sequence[tuple[str, str, str]]) -> Figure:
+    steps = list(dict.fromkeys(map(step, plans)))
+    colours = method_colours(data.methods)
+    height = len(steps) * (0.16 + 0.075 * len(colours)) + 1.1
+    figure = Figure(figsize=(PAGE, height))
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for (dataset, metric, title), ax in zip(panels, axes, strict=True):
+        _panel(ax, data, plans, steps, colours, dataset, metric)
+        ax.set_title(title)
+    _finish(figure, axes, steps, colours)
+    return figure
+
+
+def _finish(figure: Figure, axes: Sequence[Axes], steps: Sequence[str], colours: dict[str, str]) -> None:
+    """The names of the rows, and the legend."""
+    axes[0].set_yticks(range(len(steps)), steps)
+    axes[0].set_ylim(len(steps) - 0.5, -0.5)
+    baseline = Line2D([], [], color=GREY, linestyle="--", label=BASELINE)
+    hollow = Line2D([], [], color=GREY, marker="o", markerfacecolor=PAPER, linestyle="", label="leaves no language")
+    legend_below(figure, [*(swatch(colour, method) for method, colour in colours.items()), hollow, baseline])
+
+
+def _panel(
+    ax: Axes,
+    data: RunData,
+    plans: Sequence[Plan],
+    steps: Sequence[str],
+    colours: dict[str, str],
+    dataset: str,
+    metric: str,
+) -> None:
+    offsets = dict(zip(colours, spread(len(colours)), strict=True))
+    tidy(ax, "x")
+    for row in range(0, len(steps), 2):
+        ax.axhspan(row - 0.5, row + 0.5, color=FAINT, alpha=0.25, linewidth=0)
+    unedited = data.get(BASELINE, dataset, metric)
+    if unedited is not None:
+        ax.axvline(unedited.value, color=GREY, linestyle="--", linewidth=1)
+    for plan in plans:
+        one = data.get(plan.label, dataset, metric)
+        if one is None:
+            continue
+        broken = data.get(plan.label, "harmful", "degenerate")
+        hollow = broken is not None and broken.value > BROKEN
+        ax.errorbar(
+            one.value,
+            steps.index(step(plan)) + offsets[plan.method],
+            xerr=errors(*one[:3]),
+            fmt="o",
+            color=colours[plan.method],
+            markerfacecolor=PAPER if hollow else colours[plan.method],
+            markersize=3.6,
+            elinewidth=1,
+        )
+    ax.set_xlim(-0.06, 1.06)
+    ax.set_xticks([0, 0.5, 1], ["0", "50\u202f%", "100\u202f%"])
+    ax.tick_params(axis="y", length=0)
+
+
+def _says(data: RunData, plans: Sequence[Plan], scope: str) -> str:
+    low, broken = [], 0
+    for plan in plans:
+        answered, degenerate = data.answered(plan.label), data.get(plan.label, "harmful", "degenerate")
+        if degenerate is not None and degenerate.value > BROKEN:
+            broken += 1
+        elif answered is not None and answered.value > 0.5:
+            low.append(step(plan))
+    names = sentence_list(sorted(set(low), key=low.index)) if low else ""
+    unedited = data.get(BASELINE, "harmful", "refusal")
+    start = f"At scope “{scope_name(scope)}”"
+    if unedited is not None:
+        start += f", where the unedited model refuses {percent(unedited.value)} of harmful prompts"
+    some = f"{counted(len(low), 'plan')} of {len(plans)} answer most of them ({names})" if low else (
+        f"none of the {len(plans)} plans answers most of them"
+    )  # fmt: skip
+    end = f"; {counted(broken, 'plan')} {'leaves' if broken == 1 else 'leave'} no language" if broken else ""
+    return f"{start}, {some}{end}. Bars are 95 % intervals."

@@ -1,0 +1,116 @@
+"""(h) Similarity of methods: cosine of directions and principal angles of subspaces, by layer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from refusal_cmp.report.data import RunData
+from refusal_cmp.report.figures._style import (
+    COLUMN,
+    GREY,
+    PAGE,
+    Drawn,
+    Outcome,
+    Skipped,
+    legend_below,
+    shades,
+    styled,
+    swatch,
+    tidy,
+)
+from refusal_cmp.subspace import Component, Subspace, SubspaceField
+
+TITLE = "How similar the methods' subspaces are"
+WIDEST = 4
+
+
+def draw(data: RunData) -> list[Outcome]:
+    """A column per pair of methods: |cosine| of directions, and the least and the mean principal angle."""
+    if len(data.fields) < 2:
+        return [Skipped("similarity", TITLE, "there is one method only")]
+    pairs = list(combinations(data.fields, 2))
+    figures: list[Outcome] = []
+    for start in range(0, len(pairs), WIDEST):
+        shown = pairs[start : start + WIDEST]
+        name = "similarity" if not start else f"similarity-{start // WIDEST + 1}"
+        says = " ".join(_says(data, *pair) for pair in shown)
+        figures.append(Drawn(name, TITLE, _figure(data, shown), says))
+    return figures
+
+
+def principal_angles(one: Subspace, other: Subspace) -> torch.Tensor:
+    """Angles between two subspaces in degrees, smallest first, as many as the smaller has directions.
+
+    Their cosines are the singular values of V₁ V₂ᵀ (Björck & Golub 1973).
+    """
+    cosines = torch.linalg.svdvals(one.basis @ other.basis.mT)
+    return torch.rad2deg(torch.arccos(cosines.clamp(-1, 1)))
+
+
+@styled
+def _figure(data: RunData, pairs: Sequence[tuple[str, str]]) -> Figure:
+    width = COLUMN if len(pairs) == 1 else PAGE * max(len(pairs), 2) / WIDEST if len(pairs) < 3 else PAGE
+    figure = Figure(figsize=(max(width, COLUMN), 4.4))
+    axes = figure.subplots(2, len(pairs), sharex=True, sharey="row", squeeze=False)
+    positions = next(iter(data.fields.values())).means.positions
+    colours = dict(zip(positions, shades(len(positions)), strict=True))
+    for (first, second), (top, bottom) in zip(pairs, axes.T, strict=True):
+        one, other = data.fields[first], data.fields[second]
+        for position, colour in colours.items():
+            _curves(top, bottom, one, other, position, colour)
+        top.set_title(f"{first}, {second}" if len(pairs) == 1 else f"{first},\n{second}")
+        bottom.set_xlabel("layer")
+        bottom.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        top.axhline(_by_chance(one), color=GREY, linestyle="--", linewidth=1)
+        tidy(top)
+        tidy(bottom)
+    axes[0, 0].set_ylabel("|cosine| of directions")
+    axes[0, 0].set_ylim(-0.03, 1.03)
+    axes[1, 0].set_ylabel("smallest principal\nangle, degrees")
+    axes[1, 0].set_ylim(-3, 93)
+    axes[1, 0].set_yticks([0, 30, 60, 90])
+    handles = [swatch(colour, f"position {position}", line="-") for position, colour in colours.items()]
+    handles.append(swatch(GREY, "random directions", marker="", line="--"))
+    legend_below(figure, handles, columns=2 if len(pairs) == 1 else 5)
+    return figure
+
+
+def _by_chance(field: SubspaceField) -> float:
+    """Mean |cosine| of two random directions: √(2 / π d), for large d."""
+    return math.sqrt(2 / (math.pi * field.means.harmful.shape[-1]))
+
+
+def _shared(one: SubspaceField, other: SubspaceField, position: int | None = None) -> list[Component]:
+    return [where for where in one if where in other.subspaces and position in (None, where.position)]
+
+
+def _curves(top: Axes, bottom: Axes, one: SubspaceField, other: SubspaceField, position: int, colour: object) -> None:
+    where = sorted(_shared(one, other, position), key=lambda component: component.layer)
+    layers = [component.layer for component in where]
+    cosines = [abs(float(one[c].direction @ other[c].direction)) for c in where]
+    top.plot(layers, cosines, marker="o", markersize=3, color=colour)
+    angles = [float(principal_angles(one[c], other[c])[0]) for c in where]
+    bottom.plot(layers, angles, marker="o", markersize=3, color=colour)
+
+
+def _says(data: RunData, first: str, second: str) -> str:
+    one, other = data.fields[first], data.fields[second]
+    shared = _shared(one, other)
+    if not shared:
+        return f"{first} and {second} have no component in common."
+    cosines = {c: abs(float(one[c].direction @ other[c].direction)) for c in shared}
+    angles = {c: float(principal_angles(one[c], other[c])[0]) for c in shared}
+    closest = max(cosines, key=lambda component: cosines[component])
+    mean = sum(cosines.values()) / len(shared)
+    return (
+        f"{first} and {second}: the directions' |cosine| is {mean:.2f} on average over {len(shared)} components "
+        f"(two random directions: about {_by_chance(one):.2f}) and at most {cosines[closest]:.2f}, at {closest}; the "
+        f"smallest angle between the subspaces runs from {min(angles.values()):.0f}° to {max(angles.values()):.0f}°."
+    )

@@ -1,0 +1,156 @@
+"""(e) The trade-off: harmful prompts answered against what is lost, with the Pareto front."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from refusal_cmp.plan import BASELINE
+from refusal_cmp.report.answer import ENOUGH, Cost, cost_of, costs, pareto
+from refusal_cmp.report.data import RunData
+from refusal_cmp.report.figures._style import (
+    FAINT,
+    GREEN,
+    GREY,
+    INK,
+    PAGE,
+    PAPER,
+    Drawn,
+    Outcome,
+    Skipped,
+    counted,
+    errors,
+    intervention_markers,
+    legend_below,
+    loss_axis,
+    method_colours,
+    percent_axis,
+    scope_name,
+    sentence_list,
+    styled,
+    swatch,
+    tidy,
+)
+from refusal_cmp.report.table import percent
+
+TITLE = "Harmful prompts answered against what is lost"
+NAMED = 3
+"""Plans on the front that the sentence names."""
+
+
+def draw(data: RunData) -> list[Outcome]:
+    """A row per cost (loss, accuracy), a column per scope; the front is that of all scopes together."""
+    measured = costs(data)
+    if not measured or data.answered(BASELINE) is None:
+        return [Skipped("tradeoff", TITLE, "refusal and a cost were not both measured; add perplexity to --evals")]
+    return [Drawn("tradeoff", TITLE, _figure(data, measured), " ".join(_says(data, cost) for cost in measured))]
+
+
+@styled
+def _figure(data: RunData, measured: Sequence[Cost]) -> Figure:
+    colours = method_colours(data.methods)
+    markers = intervention_markers(list(dict.fromkeys(plan.intervention for plan in data.edited)))
+    scopes = data.scopes
+    figure = Figure(figsize=(PAGE, 2.25 * len(measured) + 1.1))
+    axes = figure.subplots(len(measured), len(scopes), sharey=True, sharex="row", squeeze=False)
+    for row, cost in zip(axes, measured, strict=True):
+        front = _front(data, cost)
+        for scope, ax in zip(scopes, row, strict=True):
+            _panel(ax, data, cost, scope, colours, markers, front)
+        row[0].set_ylabel("harmful prompts answered,\nin language")
+        for ax in row:
+            ax.set_xlabel("increase of loss, nats a token" if cost.unit == "nats" else "accuracy lost")
+    for scope, ax in zip(scopes, axes[0], strict=True):
+        ax.set_title(scope_name(scope))
+    legend_below(
+        figure,
+        [
+            *(Patch(color=colour, label=method) for method, colour in colours.items()),
+            *(swatch(GREY, name, marker=marker) for name, marker in markers.items()),
+            swatch(INK, "Pareto front, all scopes", marker="", line="-"),
+            swatch(INK, BASELINE, marker="+"),
+        ],
+    )
+    return figure
+
+
+def _panel(
+    ax: Axes,
+    data: RunData,
+    cost: Cost,
+    scope: str,
+    colours: dict[str, str],
+    markers: dict[str, str],
+    front: Sequence[tuple[str, float, float]],
+) -> None:
+    tidy(ax, "both")
+    ax.axhspan(ENOUGH, 1.05, color=GREEN, alpha=0.08, linewidth=0)
+    corners = [*((x, y) for _, x, y in front), (100.0 if cost.unit == "nats" else 1.0, front[-1][2])]
+    ax.step(*zip(*corners, strict=True), where="post", color=INK, linewidth=0.8, alpha=0.6, zorder=2)
+    unedited = data.answered(BASELINE)
+    ax.plot(0, unedited.value if unedited else math.nan, "+", color=INK, markersize=7, markeredgewidth=1.2)
+    on_front = {plan for plan, *_ in front}
+    for plan in data.edited:
+        lost, answered = cost_of(data, plan.label, cost), data.answered(plan.label)
+        if lost is None or answered is None or not math.isfinite(lost):
+            continue
+        if plan.scope != scope:
+            ax.plot(lost, answered.value, ".", color=FAINT, markersize=3, zorder=1)
+            continue
+        best = plan.label in on_front
+        ax.errorbar(
+            lost,
+            answered.value,
+            yerr=errors(*answered[:3]),
+            fmt=markers[plan.intervention],
+            color=colours[plan.method],
+            markersize=6.5 if best else 4.5,
+            markeredgecolor=INK if best else PAPER,
+            markeredgewidth=0.9 if best else 0.5,
+            elinewidth=0.7,
+            zorder=4 if best else 3,
+        )
+    if cost.unit == "nats":
+        loss_axis(ax, "x", min(x for _, x, _ in front))
+    else:
+        percent_axis(ax.xaxis)
+        every = _lost(data, cost)
+        ax.set_xlim(min(-0.05, *every) - 0.02, max(0.05, *every) + 0.02)
+    ax.set_ylim(-0.04, 1.05)
+    percent_axis(ax.yaxis)
+
+
+def _lost(data: RunData, cost: Cost) -> list[float]:
+    """What every plan loses, where it was measured and is finite."""
+    lost = [cost_of(data, plan.label, cost) for plan in data.edited]
+    return [one for one in lost if one is not None and math.isfinite(one)]
+
+
+def _front(data: RunData, cost: Cost) -> list[tuple[str, float, float]]:
+    """The plans that no other beats in both, with the baseline among them: (plan, cost, answered)."""
+    points = []
+    for plan in (one.label for one in data.plans):
+        lost, answered = cost_of(data, plan, cost), data.answered(plan)
+        if lost is not None and answered is not None and math.isfinite(lost):
+            points.append((plan, lost, answered.value))
+    return [points[index] for index in pareto([(x, y) for _, x, y in points])]
+
+
+def _says(data: RunData, cost: Cost) -> str:
+    front = [one for one in _front(data, cost) if one[0] != BASELINE]
+    best = [plan for plan, _, answered in front if answered >= ENOUGH]
+    lost = _lost(data, cost)
+    cheap = counted(sum(one <= cost.tie for one in lost), "plan")
+    amounts = [
+        f"{one:.2g} nats" if cost.unit == "nats" else counted(round(100 * one), "point")
+        for one in (cost.tie, max(lost))
+    ]
+    named = sentence_list(best[:NAMED]) if best else f"none of them answers {percent(ENOUGH)} of harmful prompts"
+    return (
+        f"By {cost.name}, {counted(len(front), 'plan')} {'is' if len(front) == 1 else 'are'} on the Pareto front "
+        f"({named}); {cheap} of {len(lost)} cost at most {amounts[0]}, the dearest {amounts[1]}."
+    )
