@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refusal_cmp.api import extract, plan_intervention
+    from refusal_cmp.api import extract, load_prompts, plan_intervention, rank_components
     from refusal_cmp.data import register_dataset, register_text
     from refusal_cmp.evals import register_evaluator
     from refusal_cmp.interventions import register_intervention
@@ -20,7 +20,9 @@ _HOME = {
     "Subspace": "subspace",
     "SubspaceField": "subspace",
     "extract": "api",
+    "load_prompts": "api",
     "plan_intervention": "api",
+    "rank_components": "api",
     "register_dataset": "data",
     "register_evaluator": "evals",
     "register_extractor": "methods",
@@ -34,7 +36,9 @@ __all__ = [
     "Subspace",
     "SubspaceField",
     "extract",
+    "load_prompts",
     "plan_intervention",
+    "rank_components",
     "register_dataset",
     "register_evaluator",
     "register_extractor",

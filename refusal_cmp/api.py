@@ -5,14 +5,30 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import pandas as pd
+
 from refusal_cmp.activations import collect
+from refusal_cmp.data import Columns, Split, load
 from refusal_cmp.interventions import Setting
 from refusal_cmp.interventions.planning import Chosen, make_plan
 from refusal_cmp.interventions.scope import Scope
 from refusal_cmp.methods import EXTRACTORS
 from refusal_cmp.model import ChatModel
 from refusal_cmp.plan import Plan
+from refusal_cmp.scoring import Reach, Scorer
+from refusal_cmp.selection import Rule, ranked_table
 from refusal_cmp.subspace import Component, SubspaceField
+
+
+def load_prompts(name: str, split: Split = "test", n: int | None = None) -> list[str]:
+    """The first n instructions, or all, of a split (`train`, `val`, `test`) of a prompt set.
+
+    Parameters
+    ----------
+    name
+        A registered name, as `refusal-cmp datasets` lists them, or the path of a local file.
+    """
+    return [prompt.instruction for prompt in load(name, Columns(), print)[split][:n]]
 
 
 def extract(
@@ -31,14 +47,46 @@ def extract(
     ----------
     harmful, harmless
         At least 10 instructions each.
-    dev_share, seed
-        The stratified dev split.
+    dev_share
+        Of the instructions, held out as the stratified dev split.
+    seed
+        Of that split.
     options
         Hyper-parameters of the method.
     """
     extractor = EXTRACTORS.create(method, **options)
     activations = collect(model, harmful, harmless, needs=extractor.needs, dev_share=dev_share, seed=seed)
     return extractor.fit_field(activations, method)
+
+
+def rank_components(
+    model: ChatModel,
+    subspaces: SubspaceField,
+    harmful: Sequence[str],
+    harmless: Sequence[str],
+    *,
+    rule: Rule | None = None,
+    compare: bool = False,
+    refusal_tokens: Sequence[int] | None = None,
+) -> pd.DataFrame:
+    """Every component of one method scored, filtered and ranked, best first; `selected` marks the choice.
+
+    The columns are those of `select/scores.csv`.
+
+    Parameters
+    ----------
+    harmful, harmless
+        Validation instructions; none that the subspaces were extracted from.
+    compare
+        Whether to score globally beside locally.
+    refusal_tokens
+        By default those that the model uses on the harmful instructions.
+    """
+    rule = rule or Rule()
+    reaches: list[Reach] = ["local", "global"] if compare or rule.rank_by == "global" else ["local"]
+    scorer = Scorer(model, harmful, harmless, refusal_tokens or model.refusal_tokens(harmful))
+    scores = {reach: scorer.score(subspaces, reach, multipliers=rule.multipliers) for reach in reaches}
+    return ranked_table(subspaces, scores, rule).sort_values("rank", ignore_index=True)
 
 
 def plan_intervention(

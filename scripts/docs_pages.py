@@ -1,0 +1,133 @@
+"""What the documentation says of the program comes from the program: tables put into the pages while they are built.
+
+A hook of mkdocs (`mkdocs.yml`). A line `<!-- insert: NAME -->` of a page becomes what the function of that name in
+`INSERTS` returns; nothing generated is committed, so nothing can be out of date.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+INSERT = re.compile(r"^<!-- insert: ([a-z-]+) -->$", re.MULTILINE)
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """The text of a page with everything inserted; KeyError for a name that is not in `INSERTS`."""
+    return INSERT.sub(lambda match: INSERTS[match[1]](), markdown)
+
+
+def commands() -> str:
+    """Every command with its options. Those that have the same ones, as the stages do, share a table."""
+    found: dict[str, list[str]] = {}
+    about = {}
+    for name, command in _commands().items():
+        about[name] = (command.help or "").strip().split("\n")[0]
+        found.setdefault(_parameters(command), []).append(name)
+    sections = []
+    for parameters, names in found.items():
+        lines = [f"- `refusal-cmp {name}`: {about[name]}" for name in names]
+        sections += [f"## {', '.join(names)}", "\n".join(lines), parameters]
+    return "\n\n".join(part for part in sections if part)
+
+
+def file_settings() -> str:
+    """Settings that only a configuration file has."""
+    from refusal_cmp.cli import UNFLAGGED
+    from refusal_cmp.config import RunConfig
+
+    fields = {name: RunConfig.model_fields[name] for name in UNFLAGGED if name != "model"}  # it is an argument
+    return _table(("setting", "what it is"), [(f"`{name}`", field.description) for name, field in fields.items()])
+
+
+def methods() -> str:
+    """The registered extractors."""
+    from refusal_cmp.methods import EXTRACTORS
+
+    return _registered(EXTRACTORS)
+
+
+def interventions() -> str:
+    """The registered interventions."""
+    from refusal_cmp.interventions import INTERVENTIONS
+
+    return _registered(INTERVENTIONS)
+
+
+def evals() -> str:
+    """The registered evaluators."""
+    from refusal_cmp.evals import EVALUATORS
+
+    return _registered(EVALUATORS)
+
+
+def datasets() -> str:
+    """The registered prompt sets and text sets."""
+    from refusal_cmp.data import CARDS, DATASETS, TEXTS
+
+    tables = []
+    for registry, heading in ((DATASETS, "prompts, train/val/test"), (TEXTS, "texts")):
+        cards = CARDS[registry]
+        rows = [(f"`{name}`", cards[name].size, about, cards[name].source) for name, about, _ in registry.describe()]
+        tables.append(_table(("name", heading, "what it is", "source"), rows))
+    return "\n\n".join(tables)
+
+
+def benchmarks() -> str:
+    """The committed timings."""
+    script = [sys.executable, str(ROOT / "benchmarks" / "table.py")]
+    return subprocess.run(script, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+
+
+INSERTS = {
+    "commands": commands,
+    "file-settings": file_settings,
+    "methods": methods,
+    "interventions": interventions,
+    "evals": evals,
+    "datasets": datasets,
+    "benchmarks": benchmarks,
+}
+
+
+def _commands() -> dict[str, Any]:
+    import typer
+
+    from refusal_cmp.cli import app
+
+    return typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def _parameters(command: Any) -> str:
+    """A command's arguments, and its options under the headings that its help has."""
+    panels: dict[str, list[tuple[str, str]]] = {}
+    for parameter in command.params:
+        if "--help" in parameter.opts:
+            continue
+        is_option = parameter.opts[0].startswith("-")
+        panel = getattr(parameter, "rich_help_panel", None) or ("Options" if is_option else "Arguments")
+        names = [*parameter.opts, *parameter.secondary_opts] if is_option else [parameter.name.upper()]
+        value = f" {parameter.metavar}" if is_option and parameter.metavar and not parameter.is_flag else ""
+        label = ", ".join(f"`{name}{value}`" for name in names)
+        default = f" (default: {parameter.default})" if parameter.default else ""
+        panels.setdefault(panel, []).append((label, f"{parameter.help or ''}{default}"))
+    return "\n\n".join(f"**{panel}**\n\n{_table(('option', 'what it is'), rows)}" for panel, rows in panels.items())
+
+
+def _registered(registry: Any) -> str:
+    return _table(("name", "what it is"), [(f"`{name}`", about) for name, about, _ in registry.describe()])
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(_cell(str(value)) for value in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """The text with its bars escaped, but for those in code, which end no cell."""
+    return "`".join(part if code % 2 else part.replace("|", "\\|") for code, part in enumerate(text.split("`")))
