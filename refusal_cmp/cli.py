@@ -281,6 +281,7 @@ def main() -> None:
 
 
 def _execute(path: Path | None, given: dict[str, Any], stages: tuple[str, ...], force: bool) -> None:
+    _quiet()  # before anything that reads its switches is imported
     from refusal_cmp.artifacts import RunDir
 
     config = load_config(path, given)
@@ -288,7 +289,6 @@ def _execute(path: Path | None, given: dict[str, Any], stages: tuple[str, ...], 
     if stages[0] != STAGES[0] and path is None:
         config = load_config(None, _stored(run) | given)
     run.force = stages if force else ()
-    _quiet()
 
     from refusal_cmp.session import Session
     from refusal_cmp.stages import run_stages

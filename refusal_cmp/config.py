@@ -318,7 +318,12 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
     @property
     def run_name(self) -> str:
         """The run directory's name: the alias, or the last part of the model's id in lower case."""
-        return self.alias or Path(self.model).name.lower()
+        return self.alias or self.model_name
+
+    @property
+    def model_name(self) -> str:
+        """What results call the model: the last part of its id in lower case."""
+        return Path(self.model).name.lower()
 
     def binding(self, *stages: str) -> dict[str, Any]:
         """The settings of these stages whose change would make their artifacts wrong, as JSON values."""

@@ -162,7 +162,7 @@ def _tabulate(
     rows = []
     for plan, same_as in plans:
         facts = {
-            "model": config.run_name,
+            "model": config.model_name,
             "seed": config.seed,
             **plan.facts(),
             "method": plan.method or plan.label,

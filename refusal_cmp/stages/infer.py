@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import MutableMapping, Sequence
 from dataclasses import asdict
 from typing import Any
+
+from torch import Tensor
 
 from refusal_cmp.data import Prompt
 from refusal_cmp.edit import LowRankEdit
@@ -121,24 +124,31 @@ def _complete(
 
 
 def _write_plan(session: Session, plan: Plan) -> None:
+    """Write a plan's edits: each tensor once, and where it acts, as most places share theirs."""
     if plan.label == BASELINE:
         return
-    tensors = {
-        f"{place.layer}.{place.site}.{name}": term.float()
-        for place, edit in plan.edits.items()
-        for name, term in edit.tensors().items()
-    }
-    session.run.write_tensors(_plan_file(plan.label), tensors, {"label": plan.label})
+    tensors: dict[str, Tensor] = {}
+    names: dict[bytes, str] = {}
+    places: dict[str, dict[str, str]] = {}
+    for place, edit in plan.edits.items():
+        for term, tensor in edit.tensors().items():
+            values = tensor.float().contiguous().cpu()
+            name = names.setdefault(repr(values.shape).encode() + values.numpy().tobytes(), str(len(names)))
+            tensors[name] = values
+            places.setdefault(f"{place.layer}.{place.site}", {})[term] = name
+    session.run.write_tensors(_plan_file(plan.label), tensors, {"label": plan.label, "places": json.dumps(places)})
 
 
 def _read_edits(session: Session, label: str) -> dict[Place, LowRankEdit]:
     if label == BASELINE:
         return {}
-    terms: dict[Place, dict[str, Any]] = {}
-    for key, term in session.run.read_tensors(_plan_file(label))[0].items():
-        layer, site, name = key.split(".")
-        terms.setdefault(Place(int(layer), site), {})[name] = term  # type: ignore[arg-type]
-    return {place: LowRankEdit(**of_place) for place, of_place in terms.items()}
+    session.run.require(_plan_file(label), "infer")
+    tensors, metadata = session.run.read_tensors(_plan_file(label))
+    edits = {}
+    for at, terms in json.loads(metadata["places"]).items():
+        layer, site = at.split(".")
+        edits[Place(int(layer), site)] = LowRankEdit(**{term: tensors[name] for term, name in terms.items()})
+    return edits
 
 
 def _plan_file(label: str) -> str:
