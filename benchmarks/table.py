@@ -61,12 +61,28 @@ def selection_rows(results: dict[str, Any]) -> list[str]:
     ]
 
 
+def generation_rows(results: dict[str, Any]) -> list[str]:
+    """A row for each engine of ours, on the baseline and over all interventions."""
+    plain, *ours = results["engines"].items()
+    rows = []
+    for kind, engine in ours:
+        ratios = [rate / plain[1]["tokens_per_s"][name] for name, rate in engine["tokens_per_s"].items()]
+        rows.append(
+            f"| {results['prompts']} completions of {results['new_tokens']} tokens, {results['shape']} model, "
+            f"--engine {kind} | {plain[1]['tokens_per_s']['baseline']:,.0f} tokens/s | "
+            f"{engine['tokens_per_s']['baseline']:,.0f} tokens/s | {ratios[0]:.1f} × "
+            f"({min(ratios[1:]):.1f}–{max(ratios[1:]):.1f} × under the interventions) |"
+        )
+    return rows
+
+
 def main() -> None:
     """Print the table."""
     forms = [
         (read("inlp"), inlp_rows),
         (read("extraction"), extraction_rows),
         *((read(f"selection-{shape}"), selection_rows) for shape in ("tiny", "0.5b", "7b")),
+        *((read(f"generation-{shape}"), generation_rows) for shape in ("tiny", "0.5b", "7b")),
     ]
     print("| work | textbook form | here | faster by | threads |\n|---|---|---|---|--:|")
     there = [(results, rows) for results, rows in forms if results is not None]

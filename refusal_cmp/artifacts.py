@@ -113,8 +113,8 @@ class RunDir:
         self._write(name, content)
 
     def write_table(self, name: str, table: pd.DataFrame) -> None:
-        """Write CSV, numbers at full precision."""
-        self._write(name, table.to_csv(index=False).encode())
+        """Write CSV, numbers with twelve digits."""
+        self._write(name, table.to_csv(index=False, float_format="%.12g").encode())
 
     # The manifest
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from refusal_cmp.cache import with_room
 from refusal_cmp.memory import RowBudget
 from refusal_cmp.progress import Progress, silent
 
@@ -62,7 +63,7 @@ def greedy(
 
 
 def _complete(model: ChatModel, batch: Batch, max_new_tokens: int) -> list[Completion]:
-    stop = torch.tensor(sorted(model.stop_ids), device=batch.ids.device)
+    stop = torch.tensor(sorted(model.stop_ids), dtype=torch.long, device=batch.ids.device)
     tokens: list[list[int]] = [[] for _ in range(len(batch))]
     finish: list[Literal["stop", "length", "non-finite"]] = ["length"] * len(batch)
     active = torch.arange(len(batch))  # the rows still in the batch
@@ -76,7 +77,8 @@ def _complete(model: ChatModel, batch: Batch, max_new_tokens: int) -> list[Compl
             use_cache=True,
             logits_to_keep=1,
         )
-        logits, cache = out.logits[:, -1].float(), out.past_key_values
+        logits = out.logits[:, -1].float()
+        cache = with_room(out.past_key_values) if cache is None else out.past_key_values
         chosen = logits.argmax(-1)
         broken = ~logits.isfinite().all(-1)
         done = torch.isin(chosen, stop) | broken

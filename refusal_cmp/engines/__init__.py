@@ -31,5 +31,5 @@ class Engine(ABC):
             each new one is added as soon as it is finished, so that killed work can go on from there.
         """
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Free what the engine holds; nothing is asked of it afterwards."""

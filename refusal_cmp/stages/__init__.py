@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 
 from refusal_cmp.config import STAGES, RunConfig
 from refusal_cmp.errors import RefusalCmpError
@@ -59,6 +60,10 @@ def _check(config: RunConfig) -> None:
         check_name(name)
     for scope in config.scope:
         Scope.parse(scope)
+    if config.engine == "vllm" and find_spec("vllm") is None:
+        from refusal_cmp.engines.vllm import import_vllm
+
+        import_vllm()  # says what is missing
 
 
 def _check_upstream(session: Session, upstream: Sequence[str]) -> None:

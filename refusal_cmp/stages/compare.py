@@ -58,7 +58,10 @@ def _judged(session: Session, field: SubspaceField, table: pd.DataFrame) -> dict
     for row in spread(table, JUDGED_COMPONENTS):
         component = Component(int(table.loc[row, "position"]), int(table.loc[row, "layer"]))
         plan = make_plan("nullspace", Chosen(field, component, (component,)), Scope("single"))
-        completions = session.engine.generate(plan, instructions, session.config.max_new_tokens)
+        with session.model.edited(plan):  # the scorer has it in memory: no second engine beside it
+            completions = session.model.generate(
+                instructions, max_new_tokens=session.config.max_new_tokens, batch_size=session.config.batch_size
+            )
         verdicts = [verdict(one.text, one.finish) for one in completions]
         bypass.append(float(table.loc[row, "local_bypass"]))
         refused.append(verdicts.count("refused") / len(verdicts))

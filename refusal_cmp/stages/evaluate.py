@@ -13,7 +13,7 @@ from refusal_cmp.agreement import agreements
 from refusal_cmp.comparisons import compare_plans
 from refusal_cmp.evals import EVALUATORS, Evaluator, Subject
 from refusal_cmp.journal import Journal
-from refusal_cmp.plan import BASELINE, Plan, file_name
+from refusal_cmp.plan import BASELINE, FACTS, Plan, file_name
 from refusal_cmp.session import Session
 from refusal_cmp.stages.extract import subspace_file
 from refusal_cmp.stages.infer import answers_file, read_answers, read_plans
@@ -25,26 +25,7 @@ COMPARISONS = "comparisons.csv"
 AGREEMENT = "evaluate/agreement.csv"
 HARMFUL = "harmful"
 """The test set on which to go along is to be unsafe, so that judges of refusal and of safety can be compared."""
-COLUMNS = [
-    "model",
-    "method",
-    "k",
-    "intervention",
-    "strength",
-    "scope",
-    "n_components",
-    "n_layers",
-    "direction",
-    "position",
-    "layer",
-    "seed",
-    "dataset",
-    "metric",
-    "value",
-    "ci_low",
-    "ci_high",
-    "n",
-]
+COLUMNS = ["model", *FACTS, "seed", "dataset", "metric", "value", "ci_low", "ci_high", "n"]
 
 
 def evaluate_stage(session: Session) -> None:

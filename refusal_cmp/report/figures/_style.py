@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from PIL import Image
 
 from refusal_cmp.artifacts import RunDir
 from refusal_cmp.plan import Plan, number
@@ -114,7 +115,14 @@ def rendered(figure: Figure, kind: str) -> bytes:
             figure.draw_without_rendering()
             figure.set_layout_engine("none")
         figure.savefig(buffer, format=kind, **FORMATS[kind])
-    return buffer.getvalue()
+    return _with_palette(buffer) if kind == "png" else buffer.getvalue()
+
+
+def _with_palette(png: io.BytesIO) -> bytes:
+    """The same picture in 256 colours: a third of the size, and a plot has fewer."""
+    smaller = io.BytesIO()
+    Image.open(png).convert("RGB").quantize(256).save(smaller, format="png", optimize=True)
+    return smaller.getvalue()
 
 
 def save_figure(run: RunDir, name: str, figure: Figure) -> None:

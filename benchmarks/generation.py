@@ -1,0 +1,163 @@
+"""Completions under every intervention: the plain loop, our transformers engine and our vLLM engine, side by side.
+
+The plain loop is what published code does: hooks around transformers' own `generate`, eight prompts at a time.
+All three make the same number of tokens: nothing ends an answer but the limit. Each runs in a process of its
+own; start-up is reported apart. The vLLM engine needs an environment that has vLLM (`make test-vllm` makes one):
+
+    .venv-vllm/bin/python benchmarks/generation.py                # tiny-refuser, and a random-weight 0.5B shape
+    .venv-vllm/bin/python benchmarks/generation.py --shape 7b     # random weights in Qwen2.5-7B's shape, on a GPU
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Annotated, Any
+
+import torch
+import typer
+from _measure import in_own_process, write
+from rich.console import Console
+from rich.table import Table
+
+from refusal_cmp.data import DATASETS
+from refusal_cmp.engines.hf import HFEngine
+from refusal_cmp.engines.vllm import VLLMEngine
+from refusal_cmp.interventions import INTERVENTIONS, Setting, Target
+from refusal_cmp.model import ChatModel, model_path
+from refusal_cmp.plan import Plan, baseline
+from refusal_cmp.subspace import Subspace
+
+SIZES = {"tiny": (128, 64), "0.5b": (32, 16), "7b": (512, 128)}
+"""Prompts, and tokens of each answer."""
+PLAIN_BATCH = 8
+RANK = 8
+"""Of the subspaces that are edited."""
+
+
+def main(
+    shape: Annotated[list[str] | None, typer.Option(help="tiny, 0.5b or 7b (random weights; 7b wants a GPU)")] = None,
+) -> None:
+    """Time all three on the baseline and on every intervention at every layer."""
+    for name in shape or ("tiny", "0.5b"):
+        one_shape(name)
+
+
+def one_shape(shape: str) -> None:
+    """Measure, print and write one shape."""
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = model_path("tiny-refuser") if shape == "tiny" else save_random(shape, scratch)
+        kinds = ["plain", "hf", *(["vllm"] if find_spec("vllm") else [])]
+        engines = {kind: in_own_process(measure, kind, folder, *SIZES[shape]) for kind in kinds}
+    report(shape, engines, load)
+
+
+def measure(kind: str, folder: str, n: int, new_tokens: int) -> dict[str, Any]:
+    """Tokens per second of one way of generating, for every plan, and the seconds until it is ready."""
+    dtype = "float32" if not torch.cuda.is_available() else "bfloat16"
+    started = time.perf_counter()
+    model = Endless.load(folder, dtype=dtype)
+    generate: Callable[[Plan, list[str]], int]
+    if kind == "plain":
+        generate = plain_loop(model, new_tokens)
+    else:
+        engine = HFEngine(model) if kind == "hf" else VLLMEngine(folder, model, dtype=dtype)
+        generate = counted(engine, new_tokens)
+    ready = time.perf_counter() - started
+    todo = plans(model)
+    prompts = [prompt.instruction for prompt in DATASETS.get("tiny-harmful")("test")] * (n // 64 + 1)
+    rates = {}
+    generate(baseline(), prompts[:PLAIN_BATCH])  # warm
+    for name, plan in todo.items():
+        begun = time.perf_counter()
+        made = generate(plan, prompts[:n])
+        rates[name] = made / (time.perf_counter() - begun)
+    return {"start_s": ready, "tokens_per_s": rates}
+
+
+class Endless(ChatModel):
+    """A chat model whose answers end at the limit only, so that everybody makes as many tokens."""
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """None."""
+        return frozenset()
+
+
+def plain_loop(model: ChatModel, new_tokens: int) -> Callable[[Plan, list[str]], int]:
+    """Hooks around transformers' `generate`, eight prompts at a time in the order they come."""
+    model.model.generation_config.eos_token_id = None
+
+    def generate(plan: Plan, prompts: list[str]) -> int:
+        made = 0
+        with model.edited(plan), torch.inference_mode():
+            for start in range(0, len(prompts), PLAIN_BATCH):
+                batch = model.batch(model.tokenize(prompts[start : start + PLAIN_BATCH]))
+                out = model.model.generate(
+                    batch.ids,
+                    attention_mask=batch.mask.long(),
+                    max_new_tokens=new_tokens,
+                    do_sample=False,
+                    pad_token_id=model.tokenizer.pad_token_id,
+                )
+                made += (out.shape[1] - batch.ids.shape[1]) * len(batch)
+                model.tokenizer.batch_decode(out[:, batch.ids.shape[1] :], skip_special_tokens=True)
+        return made
+
+    return generate
+
+
+def counted(engine: Any, new_tokens: int) -> Callable[[Plan, list[str]], int]:
+    """The number of tokens that an engine makes."""
+    return lambda plan, prompts: sum(one.n_tokens for one in engine.generate(plan, prompts, new_tokens))
+
+
+def plans(model: ChatModel) -> dict[str, Plan]:
+    """The baseline, and every intervention at every layer with a random subspace and a small effect."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.linalg.qr(torch.randn(model.d_model, RANK, dtype=torch.float64, generator=generator))[0].mT
+    subspace = Subspace(rows.contiguous(), rows[0], 1.0, torch.ones(RANK))
+    mean = torch.zeros(model.d_model, dtype=torch.float64)
+    targets = [Target(layer, subspace, mean, mean, 0.1) for layer in range(model.n_layers)]
+    made = {"baseline": baseline()}
+    for name in INTERVENTIONS:
+        maker = INTERVENTIONS.create(name)
+        strength = None if maker.strengths is None else maker.strengths[0]
+        made[name] = Plan(name, maker.edits(targets, strength, Setting()))
+    return made
+
+
+def save_random(shape: str, scratch: str) -> str:
+    """A random-weight model of that shape, as a folder that vLLM can load."""
+    from selection import random_model
+
+    model = random_model(shape, "cuda" if torch.cuda.is_available() else "cpu")
+    model.model.save_pretrained(scratch)
+    model.tokenizer.save_pretrained(scratch)
+    return scratch
+
+
+def report(shape: str, engines: dict[str, Any], load: float) -> None:
+    """Print the table and write `results/generation-<shape>.json`."""
+    n, new_tokens = SIZES[shape]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    table = Table("tokens per second", *engines, title=f"{shape}, {device}, {n} prompts × {new_tokens} tokens")
+    for name, plain in engines["plain"]["tokens_per_s"].items():
+        cells = [
+            f"{one['tokens_per_s'][name]:,.0f} ({one['tokens_per_s'][name] / plain:.1f} ×)" for one in engines.values()
+        ]
+        table.add_row(name, *cells)
+    table.add_row("start-up, s", *(f"{one['start_s']:.1f}" for one in engines.values()))
+    Console().print(table)
+    write(
+        f"generation-{shape}",
+        {"shape": shape, "device": device, "prompts": n, "new_tokens": new_tokens, "load": load, "engines": engines},
+    )
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,66 @@
+"""Keys and values with room to grow: transformers' own cache copies all of them at every token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+ROOM = 64
+"""Tokens that a layer has room for whenever it is copied."""
+
+
+def with_room(cache: Any) -> Any:
+    """The same cache; its plain layers are replaced, and those that slide, share or recur are left as they are."""
+    for index, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer and layer.is_initialized:
+            cache.layers[index] = RoomyLayer(layer)
+    return cache
+
+
+class RoomyLayer(DynamicLayer):
+    """The keys and values of a layer as the filled part of larger tensors.
+
+    Parameters
+    ----------
+    layer
+        Whose keys and values it takes over.
+    """
+
+    def __init__(self, layer: DynamicLayer) -> None:
+        super().__init__()
+        self.lazy_initialization(layer.keys, layer.values)
+        self.keys, self.values = layer.keys, layer.values
+        self._whole = (layer.keys, layer.values)
+
+    def update(
+        self, key_states: Float[Tensor, "n h s k"], value_states: Float[Tensor, "n h s v"], *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append the keys and values of new tokens; all of them are returned."""
+        filled = self.get_seq_length()
+        needed = filled + key_states.shape[-2]
+        if self._whole[0].shape[-2] < needed:
+            self._whole = (_moved(self.keys, needed + ROOM), _moved(self.values, needed + ROOM))
+        for whole, new in zip(self._whole, (key_states, value_states), strict=True):
+            whole[..., filled:needed, :] = new
+        self._fill(needed)
+        return self.keys, self.values
+
+    def reorder_cache(self, beam_idx: Int[Tensor, " m"]) -> None:
+        """Keep these rows only."""
+        filled = self.get_seq_length()
+        keys, values = (whole.index_select(0, beam_idx.to(whole.device)) for whole in self._whole)
+        self._whole = (keys, values)
+        self._fill(filled)
+
+    def _fill(self, length: int) -> None:
+        self.keys, self.values = (whole[..., :length, :] for whole in self._whole)
+
+
+def _moved(filled: Tensor, room: int) -> Tensor:
+    """A copy at the beginning of a tensor with room for so many tokens."""
+    whole = filled.new_empty((*filled.shape[:-2], room, filled.shape[-1]))
+    whole[..., : filled.shape[-2], :] = filled
+    return whole

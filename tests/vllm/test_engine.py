@@ -1,0 +1,150 @@
+"""The vLLM engine: the same completions as the hooked model, for every plan, with nothing left of the one before."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import instructions
+
+from refusal_cmp.api import plan_intervention
+from refusal_cmp.edit import LowRankEdit
+from refusal_cmp.engines import vllm as vllm_engine
+from refusal_cmp.engines.vllm import VLLMEngine
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.export import export
+from refusal_cmp.interventions import INTERVENTIONS
+from refusal_cmp.model import model_path
+from refusal_cmp.plan import Place, Plan, baseline
+
+AT = {"layer": 5, "position": -1}
+NEW_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def engine(tiny):
+    engine = VLLMEngine(model_path("tiny-refuser"), tiny)
+    yield engine
+    engine.close()
+
+
+def under(model, plan, prompts, max_new_tokens=NEW_TOKENS):
+    with model.edited(plan):
+        return model.generate(prompts, max_new_tokens=max_new_tokens)
+
+
+def disagreements(ours, theirs):
+    return [index for index, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b]
+
+
+def test_completions_are_those_of_the_hooked_model(tiny, tiny_fields, engine):
+    """For every intervention, strength and scope, 200 prompts; and for the baseline again after the last plan."""
+    prompts = instructions("tiny-harmful", "test", 100) + instructions("tiny-harmless", "test", 100)
+    plans = [
+        plan_intervention(name, tiny_fields["inlp"], scope=scope, strength=strength, **AT)
+        for name in INTERVENTIONS
+        for strength in INTERVENTIONS.create(name).strengths or (None,)
+        for scope in ("single", "top:50", "all")
+    ]
+    assert len(plans) >= 27
+    unedited = under(tiny, baseline(), prompts)
+    changed = 0
+    for plan in [baseline(), *plans, baseline()]:
+        theirs = under(tiny, plan, prompts) if plan.edits else unedited
+        wrong = disagreements(engine.generate(plan, prompts, NEW_TOKENS), theirs)
+        assert len(wrong) <= 2, f"{plan.label}: {wrong}"
+        changed += theirs != unedited
+    assert changed >= 20
+
+
+def test_answers_that_are_there_are_not_made_again(tiny, engine):
+    prompts = instructions("tiny-harmless", "test", 6)
+    whole = engine.generate(baseline(), prompts, NEW_TOKENS)
+    kept = whole[2].__class__("kept", 1, "stop")
+    done = {2: kept}
+    assert engine.generate(baseline(), prompts, NEW_TOKENS, done=done) == [*whole[:2], kept, *whole[3:]]
+    assert sorted(done) == list(range(6))
+
+
+class Interrupted(dict):
+    """Answers that are kept until the third comes."""
+
+    def __setitem__(self, index, completion):
+        if len(self) == 2:
+            raise KeyboardInterrupt
+        super().__setitem__(index, completion)
+
+
+def test_work_that_is_cut_short_keeps_what_is_finished(tiny, engine):
+    prompts = instructions("tiny-harmful", "test", 8)
+    whole = engine.generate(baseline(), prompts, NEW_TOKENS)
+    done = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate(baseline(), prompts, NEW_TOKENS, done=done)
+    assert len(done) == 2
+    assert all(whole[index] == completion for index, completion in done.items())
+    assert engine.generate(baseline(), prompts, NEW_TOKENS) == whole
+
+
+def test_no_keys_and_values_of_an_earlier_plan_are_used(tiny, tiny_fields, engine, monkeypatch):
+    """Prompts long enough to fill cache blocks; without the reset the test must see the wrong completions."""
+    block = engine._llm.llm_engine.vllm_config.cache_config.block_size
+    shared = " ".join(instructions("tiny-harmless", "train", 30))
+    prompts = [f"{shared} {prompt}" for prompt in instructions("tiny-harmful", "test", 8)]
+    assert min(map(len, tiny.tokenize(prompts))) > 2 * block
+    plan = plan_intervention("reflection", tiny_fields["inlp"], **AT)
+    expected = under(tiny, plan, prompts)
+
+    engine.generate(baseline(), prompts, NEW_TOKENS)
+    assert engine.generate(plan, prompts, NEW_TOKENS) == expected
+    engine.generate(baseline(), prompts, NEW_TOKENS)
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "_forget", lambda: None)
+        assert engine.generate(plan, prompts, NEW_TOKENS) != expected
+    engine.generate(baseline(), prompts, NEW_TOKENS)
+    assert engine.generate(plan, prompts, NEW_TOKENS) == expected
+
+
+def test_logits_that_are_not_finite_are_said_and_leave_nothing(tiny, engine):
+    """An edit that overflows on some prompts only: those that hold a certain token."""
+    prompts = instructions("tiny-harmful", "test", 24)
+    sequences, embedded = tiny.tokenize(prompts), tiny.model.get_input_embeddings().weight.detach().float()
+    word = next(token for token in sequences[0] if sum(token in sequence for sequence in sequences) < 12)
+    reading = 10 * embedded[word][None] / embedded[word].norm() ** 2
+    coordinates = (embedded @ reading.T).abs()
+    coordinates[word] = 0
+    most = float(coordinates.max())  # of any other token; that of the word is 10
+    assert 1 < most < 9
+    writing = torch.full_like(reading, torch.finfo(torch.float32).max / (1.01 * most))
+    plan = Plan("overflow", {Place(0, "resid_pre"): LowRankEdit(V=reading, A=writing)})
+    expected = under(tiny, plan, prompts)
+    assert {completion.finish for completion in expected} == {"non-finite", "length"}
+    before = engine.generate(baseline(), prompts, NEW_TOKENS)
+    assert engine.generate(plan, prompts, NEW_TOKENS) == expected
+    assert engine.generate(baseline(), prompts, NEW_TOKENS) == before
+
+
+def test_a_prompt_longer_than_the_context_is_one_sentence(tiny, engine):
+    with pytest.raises(RefusalCmpError, match="does not fit in the 1024"):
+        engine.generate(baseline(), ["bread " * 2000], 4)
+
+
+def test_an_exported_model_in_plain_vllm_gives_the_hooked_completions(tiny, tiny_fields, tmp_path, engine):
+    prompts = instructions("tiny-harmful", "test", 20)
+    plan = plan_intervention("nullspace", tiny_fields["inlp"], **AT)
+    export(tiny, plan, tmp_path / "folded")
+    plain = VLLMEngine(str(tmp_path / "folded"), tiny)
+    try:
+        assert disagreements(plain.generate(baseline(), prompts, NEW_TOKENS), under(tiny, plan, prompts)) == []
+    finally:
+        plain.close()
+
+
+def test_too_little_memory_is_one_sentence(tiny, monkeypatch):
+    monkeypatch.setattr(vllm_engine, "CPU_CACHE_BYTES", 2**50)
+    with pytest.raises(RefusalCmpError, match="lower --vllm-gpu-memory-utilization"):
+        VLLMEngine(model_path("tiny-refuser"), tiny)
+
+
+def test_another_device_than_vllm_is_made_for_is_one_sentence(tiny):
+    with pytest.raises(RefusalCmpError, match="runs on cpu, and --device is cuda:1"):
+        VLLMEngine(model_path("tiny-refuser"), tiny, device="cuda:1")
