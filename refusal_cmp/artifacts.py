@@ -161,6 +161,7 @@ class RunDir:
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Keeps other processes out of the run directory; the lock goes with the process, however it ends."""
+        home, is_new = self.path.parent, not self.path.parent.exists()
         with self._errors_named(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDONLY)
@@ -178,6 +179,8 @@ class RunDir:
             os.close(handle)
             with suppress(OSError):
                 self.path.rmdir()  # a mistake before the first file leaves no folder
+                if is_new:
+                    home.rmdir()
 
     def journal(self, name: str, identity: Json, **coding: Callable[[Any], Any]) -> Journal[Any]:
         """What is finished of an artifact in the making; `identity` is what it is made from."""

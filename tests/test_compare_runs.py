@@ -99,7 +99,7 @@ def test_a_completion_is_shown_from_where_it_parts(original, copy, refusal_cmp):
     (copy / ANSWERS).write_text("".join(json.dumps(row) + "\n" for row in rows))
     code, shown = refusal_cmp("compare", original, copy)
     assert code == 1
-    assert "diff-in-means/clamp:-1@all · harmful · 1 of 3" in shown
+    assert "· harmful · 1 of" in shown
     assert "and [bold]more" in shown
     assert refusal_cmp("compare", original, copy, "--completions-tolerance", "0.34")[0] == 0
     assert refusal_cmp("compare", original, copy, "--completions_tolerance", "0.33")[0] == 1

@@ -21,7 +21,7 @@ CONFIG = "config.yaml"
 
 def run_stages(session: Session, stages: Sequence[str]) -> None:
     """Run these stages, in order; settings of earlier stages must be those that they were run with."""
-    _check(session.config)
+    _check(session.config, stages)
     with session.run.locked():
         _check_upstream(session, STAGES[: STAGES.index(stages[0])])
         session.run.note(
@@ -42,7 +42,7 @@ def _function(stage: str) -> Callable[[Session], None]:
     return getattr(import_module(f"refusal_cmp.stages.{stage}"), f"{stage}_stage")
 
 
-def _check(config: RunConfig) -> None:
+def _check(config: RunConfig, stages: Sequence[str]) -> None:
     """Every name in the configuration is looked up before any work starts."""
     from refusal_cmp.data import check_name
     from refusal_cmp.evals import EVALUATORS
@@ -55,7 +55,9 @@ def _check(config: RunConfig) -> None:
     for name in config.interventions:
         INTERVENTIONS.get(name)
     for name in config.evals:
-        EVALUATORS.create(name).check(dict(config))
+        evaluator = EVALUATORS.create(name)
+        if "evaluate" in stages:
+            evaluator.check(dict(config))
     for name in (config.harmful, config.harmless, *config.extra_datasets):
         check_name(name)
     for scope in config.scope:
