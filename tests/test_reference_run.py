@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,15 @@ def test_it_is_small_enough_to_be_committed():
     names = [name for name in listed.split("\0") if name and (REPOSITORY / name).is_file()]
     assert "runs/tiny-refuser/results.csv" in names
     assert sum((REPOSITORY / name).stat().st_size for name in names) <= LARGEST
+
+
+def test_every_figure_and_table_is_made_from_it(tmp_path):
+    """In a clone, where the run has no activations: from what is committed, and the embedded model."""
+    script = REPOSITORY / "scripts" / "make_all_figures.py"
+    command = [sys.executable, str(script), str(REFERENCE), "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    made = {path.stem for path in (tmp_path / "tiny-refuser").iterdir()}
+    figures = {path.stem for path in (REFERENCE / "report" / "figures").glob("*.png")}
+    assert figures <= made
+    assert {"plans", "selection", "rankings"} <= made
