@@ -197,7 +197,7 @@ def test_edits_travel_as_they_are():
 
 @pytest.mark.parametrize(
     ("module", "message"),
-    [(None, "needs the package vllm"), ({"__version__": "0.9.1", "LLM": None}, "vLLM 0.9.1 is too old: 0.32")],
+    [(None, "The package vllm is missing"), ({"__version__": "0.9.1", "LLM": None}, "vLLM 0.9.1 is too old: 0.32")],
 )
 def test_a_vllm_that_is_missing_or_too_old_is_one_sentence(monkeypatch, module, message):
     fake = None if module is None else types.SimpleNamespace(**module)
