@@ -254,6 +254,8 @@ def start_vllm(
     """
     vllm = import_vllm(instead)
     on_cpu = _on_cpu(device, instead)
+    if on_cpu and tensor_parallel == 1:  # a process of its own would wait on one core while the other computes
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     if quantization == "8bit":
         raise RefusalCmpError(f"vLLM cannot quantise to 8 bits while it loads; use --quantization 4bit or {instead}.")
     try:

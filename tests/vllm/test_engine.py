@@ -37,15 +37,17 @@ def disagreements(ours, theirs):
 
 
 def test_completions_are_those_of_the_hooked_model(tiny, tiny_fields, engine):
-    """For every intervention, strength and scope, 200 prompts; and for the baseline again after the last plan."""
+    """For every method, intervention, strength and scope, 200 prompts; and for the baseline again after the last."""
     prompts = instructions("tiny-harmful", "test", 100) + instructions("tiny-harmless", "test", 100)
     plans = [
-        plan_intervention(name, tiny_fields["inlp"], scope=scope, strength=strength, **AT)
+        plan_intervention(name, subspaces, scope=scope, strength=strength, **AT)
+        for subspaces in tiny_fields.values()
         for name in INTERVENTIONS
         for strength in INTERVENTIONS.create(name).strengths or (None,)
         for scope in ("single", "top:50", "all")
     ]
-    assert len(plans) >= 27
+    plans = list({plan.digest: plan for plan in plans}.values())  # in one dimension, several are the same edit
+    assert len(plans) >= 45
     unedited = under(tiny, baseline(), prompts)
     changed = 0
     for plan in [baseline(), *plans, baseline()]:
@@ -53,7 +55,7 @@ def test_completions_are_those_of_the_hooked_model(tiny, tiny_fields, engine):
         wrong = disagreements(engine.generate(plan, prompts, NEW_TOKENS), theirs)
         assert len(wrong) <= 2, f"{plan.label}: {wrong}"
         changed += theirs != unedited
-    assert changed >= 20
+    assert changed >= 40
 
 
 def test_answers_that_are_there_are_not_made_again(tiny, engine):
