@@ -278,5 +278,5 @@ def read_streams(
             raise _EnoughReadError
 
     handles = [before(block.module, partial(on_entry, layer)) for layer, block in enumerate(model.blocks)]
-    with torch.inference_mode(), installed(*handles), suppress(_EnoughReadError):
+    with torch.inference_mode(), installed(handles), suppress(_EnoughReadError):
         model.last_logits(batch)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from refusal_cmp.activations import collect
 from refusal_cmp.data import Columns, Split, load
+from refusal_cmp.errors import RefusalCmpError, unknown_name
 from refusal_cmp.interventions import Setting
 from refusal_cmp.interventions.planning import Chosen, make_plan
 from refusal_cmp.interventions.scope import Scope
@@ -27,8 +28,21 @@ def load_prompts(name: str, split: Split = "test", n: int | None = None) -> list
     ----------
     name
         A registered name, as `refusal-cmp datasets` lists them, or the path of a local file.
+
+    Raises
+    ------
+    RefusalCmpError
+        If there is no such set or split, or fewer than n instructions.
     """
-    return [prompt.instruction for prompt in load(name, Columns(), print)[split][:n]]
+    splits = load(name, Columns(), print)
+    if split not in splits:
+        raise unknown_name(f"split of {name!r}", split, splits)
+    prompts = splits[split]
+    if n is not None and not 1 <= n <= len(prompts):
+        raise RefusalCmpError(
+            f"{n} instructions of {name!r} were asked for, and {split} has {len(prompts)}; ask for 1 to that many."
+        )
+    return [prompt.instruction for prompt in prompts[:n]]
 
 
 def extract(

@@ -71,9 +71,7 @@ class RunDir:
 
     def read_lines(self, name: str) -> list[Json]:
         """The content of a JSONL file."""
-        return self._read(
-            name, lambda path: [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        )
+        return self._read(name, lambda path: [json.loads(line) for line in path.read_bytes().split(b"\n") if line])
 
     def read_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The tensors and the metadata of a safetensors file."""
@@ -115,6 +113,11 @@ class RunDir:
     def write_table(self, name: str, table: pd.DataFrame) -> None:
         """Write CSV, numbers with twelve digits."""
         self._write(name, table.to_csv(index=False, float_format="%.12g").encode())
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        with self._errors_named(self.path / name):
+            (self.path / name).unlink(missing_ok=True)
 
     # The manifest
 
@@ -192,8 +195,8 @@ class RunDir:
         for folder in self.path.glob(f"{ACTIVATIONS}*"):
             shutil.rmtree(folder, ignore_errors=True)
         for path in [*self.path.rglob(f".*{TEMPORARY}"), *self.path.rglob(f"*{UNFINISHED}")]:
-            name = str(path.relative_to(self.path)).removesuffix(UNFINISHED)
-            if path.suffix == TEMPORARY or name in self.manifest.get("artifacts", {}):
+            finished = path.with_name(path.name.removesuffix(UNFINISHED))
+            if path.suffix == TEMPORARY or _is_newer(finished, path):
                 path.unlink()
 
     # Files
@@ -240,6 +243,11 @@ def _replacing(path: Path) -> Iterator[Any]:
     except BaseException:
         os.unlink(temporary)
         raise
+
+
+def _is_newer(path: Path, than: Path) -> bool:
+    """Whether the file is there and was written after the other, or with it."""
+    return path.is_file() and path.stat().st_mtime_ns >= than.stat().st_mtime_ns
 
 
 def _plain(value: Any) -> Json:

@@ -146,9 +146,11 @@ class Chat:
         )
 
     def tokenize(self, instructions: Sequence[str]) -> list[list[int]]:
-        """Token ids of the rendered prompts."""
+        """Token ids of the rendered prompts; RefusalCmpError for one string, whose letters would be prompts."""
+        if isinstance(instructions, str):
+            raise RefusalCmpError(f"A list of instructions is expected, not one string: [{instructions[:40]!r}].")
         texts = [self.render(instruction) for instruction in instructions]
-        return self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
     def refusal_candidates(self) -> dict[int, str]:
         """First tokens of the usual refusal openers, in the position right after the generation prompt.

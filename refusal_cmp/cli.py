@@ -43,7 +43,7 @@ STAGE_HELP = {
     "select": "Score every component, filter and rank them, and choose one for each method.",
     "infer": "Complete the test prompts under every plan of the grid.",
     "evaluate": "Judge the completions, measure losses, and write results.csv.",
-    "report": "Print the summary of a run.",
+    "report": "Draw the figures of a run, and write its page and its summary.",
 }
 
 
@@ -125,6 +125,8 @@ def _stage_command(stage: str) -> Callable[..., None]:
         if model is not None:
             given["model"] = model
         if top_percentage is not None:
+            if "scope" in given:
+                raise RefusalCmpError("--top-percentage is short for --scope top:PERCENT; give one of the two.")
             given["scope"] = f"top:{top_percentage}"
         stages = _span(start, until) if stage == "run" else (stage,)
         _execute(config, given, stages, force)
@@ -263,7 +265,8 @@ def datasets() -> None:
         out.print()
     note = (
         "Prompts are counted as train/val/test. Public sets are downloaded on first use, or read from copies of their "
-        "repositories in $REFUSAL_CMP_DATA/OWNER/NAME. A file works too: .json, .jsonl, .csv, .parquet, .txt."
+        "repositories in $REFUSAL_CMP_DATA/OWNER/NAME. In the place of a prompt set, a file works too: .json, .jsonl, "
+        ".csv, .parquet, .txt."
     )
     out.print(note, style="dim", highlight=False)
 

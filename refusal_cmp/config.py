@@ -10,10 +10,20 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 
@@ -42,6 +52,11 @@ def label_of(path: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", Path(path).stem.lower()).strip("-") or "file"
 
 
+def digest_of(path: Path) -> str:
+    """A hash of a file's content, or that there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else "missing"
+
+
 def _hidden(value: Any) -> Any:
     """Any value as a secret: one that is not text would be refused, and shown in the message."""
     return value if value is None or isinstance(value, SecretStr) else SecretStr(str(value))
@@ -58,6 +73,12 @@ def _test_label(name: str) -> str:
         return name
     label = label_of(name)
     return f"{label}-file" if label in (*OWN_SETS, CONTRAST) else label
+
+
+def _k_policy(value: str) -> str:
+    if not re.fullmatch(r"full|[1-9]\d*|acc[1-9]\d", value):
+        raise ValueError("it must be full, a number from 1 on, or an accuracy as in acc95")
+    return value
 
 
 def _given_label(path: Any) -> str:
@@ -77,8 +98,9 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-KPolicy = Annotated[str, Field(pattern=r"^(full|[1-9]\d*|acc[1-9]\d)$")]
+KPolicy = Annotated[str, AfterValidator(_k_policy)]
 Site = Literal["resid_pre", "attn_out", "mlp_out"]
+SITES: tuple[Site, ...] = get_args(Site)
 Sites = Annotated[tuple[Site, ...], BeforeValidator(_split), Field(min_length=1)]
 RankKey = Literal["bypass", "accuracy-then-bypass"]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)]
@@ -158,6 +180,8 @@ class SelectSettings(BaseModel):
         ("resid_pre", "attn_out", "mlp_out"), description="where removal and mirror edits act in a layer"
     )
     score_sites_of: dict[str, Sites] = Field({}, description="other sites for scores, by method (file only)")
+    spread: bool = Field(True, description="divide additions by the number of layers in scope")
+    actadd_norm: Literal["own", "selected"] = Field("own", description="norm that additions are measured by")
 
 
 class InferSettings(BaseModel):
@@ -177,8 +201,6 @@ class InferSettings(BaseModel):
         description="whose subspace acts at the layers in scope; FILE.safetensors: also run the direction in this file",
     )
     compose: Literal["once", "repeat"] = Field("once", description="how reflections of several layers compose")
-    spread: bool = Field(True, description="divide additions by the number of layers in scope")
-    actadd_norm: Literal["own", "selected"] = Field("own", description="norm that additions are measured by")
     contrast: str = Field(
         "tiny-contrast", description="harmless prompts that sound harmful, the test set contrast: a name or a file"
     )
@@ -246,7 +268,7 @@ class MachineSettings(BaseModel):
         None, exclude=True, description="its key, never written anywhere; by default OPENAI_API_KEY"
     )
     openai_concurrency: int = Field(8, ge=1, description="requests under way at a time")
-    openai_timeout: float = Field(60.0, gt=0, allow_inf_nan=False, description="seconds to wait for an answer")
+    openai_timeout: float = Field(60.0, gt=0, description="seconds to wait for an answer")
     runs_dir: Path = Field(Path("runs"), description="folder of run directories")
     alias: str | None = Field(None, description="name of the run directory; by default the model's")
 
@@ -273,7 +295,7 @@ REAL_MODEL_DEFAULTS: dict[str, Any] = {
 class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings, MachineSettings):
     """Every setting of a run."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -309,6 +331,23 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
                 raise ValueError(f"two {kind} are called {twice[0]}, so rename one of the files")
         return self
 
+    @field_validator("alias")
+    @classmethod
+    def _is_a_folder_name(cls, alias: str | None) -> str | None:
+        if alias is not None and (alias in ("", ".", "..") or Path(alias).name != alias):
+            raise ValueError("it must be the name of a folder in the runs folder, without a path")
+        return alias
+
+    @model_validator(mode="after")
+    def _one_mirror_has_all_its_sites(self) -> RunConfig:
+        several = any(scope != "single" for scope in self.scope)
+        if "reflection" in self.interventions and self.compose == "once" and several and set(self.sites) != set(SITES):
+            raise ValueError(
+                "reflection composed once over several layers mirrors what each of the sites "
+                f"{', '.join(SITES)} adds, so give them all, compose: repeat, scope: single, or leave it out"
+            )
+        return self
+
     @model_validator(mode="after")
     def _one_is_a_multiplier(self) -> RunConfig:
         if self.induce_aggregate == "one" and 1 not in self.induce_multipliers:
@@ -318,12 +357,13 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
     @property
     def run_name(self) -> str:
         """The run directory's name: the alias, or the last part of the model's id in lower case."""
-        return self.alias or self.model_name
+        return self.model_name if self.alias is None else self.alias
 
     @property
     def model_name(self) -> str:
         """What results call the model: the last part of its id in lower case."""
-        return Path(self.model).name.lower()
+        folder = Path(self.model)
+        return (folder.resolve() if folder.is_dir() else folder).name.lower()
 
     def binding(self, *stages: str) -> dict[str, Any]:
         """The settings of these stages whose change would make their artifacts wrong, as JSON values."""
@@ -333,7 +373,10 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
             for name, field in SETTINGS_OF[stage].model_fields.items()
             if field.json_schema_extra != GRID
         ]
-        return self.model_dump(mode="json", include=set(names))
+        settings = self.model_dump(mode="json", include=set(names))
+        if settings.get("chat_template") is not None:  # its content matters, not its name alone
+            settings["chat_template"] += f" ({digest_of(Path(settings['chat_template']))})"
+        return settings
 
     @property
     def digest(self) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Iterable
 
 MOST_LISTED = 100
 """More names than this are counted, not listed."""
+A_FEW = 20
+"""Of more names than this only the one that was probably meant is said, if there is one."""
 
 
 class RefusalCmpError(Exception):
@@ -24,6 +26,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> RefusalCmpError:
     """An error that lists what there is and, if one is close, the name that was probably meant."""
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
+    hint = f"Did you mean {close[0]!r}?" if close else ""
+    if hint and len(names) > A_FEW:
+        return RefusalCmpError(f"Unknown {kind} {name!r}. {hint}")
     there = f"known are {', '.join(names)}" if len(names) <= MOST_LISTED else f"there are {len(names)}"
-    return RefusalCmpError(f"Unknown {kind} {name!r}; {there}.{hint}")
+    return RefusalCmpError(f"Unknown {kind} {name!r}; {there}. {hint}".rstrip())

@@ -188,8 +188,8 @@ def _complete_or_absent(folder: Path) -> Iterator[Path]:
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
         yield temporary
         temporary.chmod(0o755)
-        for file in temporary.iterdir():
-            file.chmod(0o644)
+        for path in temporary.rglob("*"):
+            path.chmod(0o755 if path.is_dir() else 0o644)
         os.replace(temporary, folder)
     except OSError as error:
         raise RefusalCmpError(

@@ -24,7 +24,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from refusal_cmp.config import Site
+from refusal_cmp.config import SITES
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.model import ChatModel
 from refusal_cmp.plan import Place, Plan
@@ -32,7 +32,6 @@ from refusal_cmp.structure import before, first, installed
 
 SAME = 1e-5
 """Relative size below which a term is rounding."""
-SITES: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out")
 PROBE = "Name a colour."
 
 
@@ -201,7 +200,7 @@ def _find_writers(model: ChatModel) -> tuple[list[_Writer], dict[Place, _Writer]
     handles = [module.register_forward_hook(record) for module in watched]
     handles.append(before(model.blocks[0].module, lambda stream: entry.append(stream.double().cpu())))
     batch = model.batch(model.tokenize([PROBE]))
-    with torch.inference_mode(), installed(*handles):
+    with torch.inference_mode(), installed(handles):
         model.last_logits(batch)
 
     writers = {}

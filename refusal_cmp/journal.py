@@ -68,8 +68,8 @@ class Journal(MutableMapping[int, T], Generic[T]):
         if not self.path.is_file():
             return []
         whole = self.path.read_bytes()
-        lines = whole[: whole.rfind(b"\n") + 1].decode("utf-8", errors="replace").splitlines()
-        if not lines or lines[0] != json.dumps(self._identity):
+        lines = whole.split(b"\n")[:-1]
+        if not lines or lines[0] != json.dumps(self._identity).encode():
             return []
         items = []
         for line in lines[1:]:

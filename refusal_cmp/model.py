@@ -195,8 +195,11 @@ class ChatModel(Chat):
         """The candidates to which the model really gives mass on harmful prompts; all of them if to none."""
         candidates = sorted(self.refusal_candidates())
         mass = torch.zeros(len(candidates), dtype=torch.float64)
-        for _, batch in self.batches(harmful, batch_size):
-            mass += self.last_logits(batch).double().softmax(-1)[:, candidates].sum(0).cpu()
+
+        def add(_: list[int], batch: Batch) -> None:
+            mass.add_(self.last_logits(batch).double().softmax(-1)[:, candidates].sum(0).cpu())
+
+        self.over_batches(harmful, batch_size, add)
         kept = [token for token, m in zip(candidates, mass / len(harmful), strict=True) if m >= MIN_REFUSAL_MASS]
         return tuple(kept or candidates)
 
@@ -216,8 +219,8 @@ class ChatModel(Chat):
     def streams(self, batch: Batch) -> list[Float[Tensor, "n s d"]]:
         """The residual stream on entry to every block."""
         streams: list[Tensor] = []
-        handles = [before(block.module, streams.append) for block in self.blocks]
-        with torch.inference_mode(), installed(*handles):
+        handles = (before(block.module, streams.append) for block in self.blocks)
+        with torch.inference_mode(), installed(handles):
             self.last_logits(batch)
         return streams
 
@@ -251,7 +254,7 @@ class ChatModel(Chat):
         for block in passed:
             block.module.forward = _pass_tuple if block.returns_tuple else _pass_through
         try:
-            with installed(before(self.blocks[layer].module, lambda _: stream, prepend=True)):
+            with installed([before(self.blocks[layer].module, lambda _: stream, prepend=True)]):
                 yield
         finally:
             for block, forward in zip(passed, saved, strict=True):
@@ -265,17 +268,18 @@ class ChatModel(Chat):
     def edited(self, plan: Plan | Mapping[Place, LowRankEdit]) -> Iterator[ChatModel]:
         """Inside the block the model runs under the plan; after it, the model is what it was before."""
         edits = plan.edits if isinstance(plan, Plan) else plan
-        with installed(*(hook for place, edit in edits.items() for hook in self._hooks(place, edit))):
+        dtype = torch.promote_types(self.model.dtype, torch.float32)
+        placed = {id(edit): _on_its_device(edit, dtype) for edit in edits.values()}  # places may share one
+        with installed(hook for at, edit in edits.items() for hook in self._hooks(at, edit, placed[id(edit)])):
             yield self
 
-    def _hooks(self, place: Place, edit: LowRankEdit) -> Iterator[Any]:
+    def _hooks(self, place: Place, edit: LowRankEdit, placed: Callable[[Tensor], Tensor]) -> Iterator[Any]:
         """One hook for each module that writes at the place.
 
         Where several add up to what is written, each is edited by itself: the edited terms of a linear edit add up
         to the edited sum. Ours are all linear at these sites.
         """
         block = self.blocks[place.layer]
-        placed = _on_its_device(edit, torch.promote_types(self.model.dtype, torch.float32))
         if place.site == "resid_pre":
             yield before(block.module, placed)
             return

@@ -12,9 +12,10 @@ import pkgutil
 import re
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_type_hints
 
 import yaml
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 
@@ -92,15 +93,23 @@ class Registry(Generic[T]):
         for option in options:
             if option not in known:
                 raise unknown_name(f"option of {self.kind} {name!r}", option, known)
-        return plugin(**options)
+        return plugin(**{option: self._fitting(name, option, value) for option, value in options.items()})
+
+    def _fitting(self, name: str, option: str, value: Any) -> Any:
+        """The value as the plugin's annotations want it, or an error that says what does not hold."""
+        wanted = get_type_hints(self.get(name).__init__, include_extras=True).get(option, Any)
+        try:
+            return TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
+        except ValidationError as invalid:
+            message = invalid.errors()[0]["msg"]
+            raise RefusalCmpError(
+                f"The option {option!r} of {self.kind} {name!r} is {value!r}, and this does not hold: "
+                f"{message[0].lower() + message[1:]}."
+            ) from None
 
     def __iter__(self) -> Iterator[str]:
         self._discover()
         return iter(sorted(self._plugins))
-
-    def __contains__(self, name: str) -> bool:
-        self._discover()
-        return name in self._plugins
 
     def describe(self) -> list[tuple[str, str, str]]:
         """(name, first line of the docstring, module) of everything registered."""

@@ -12,7 +12,7 @@ a local candidate's pass starts from the cached residual stream at its layer.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
@@ -119,30 +119,32 @@ class Scorer:
         kl = torch.full((len(components), n_harmless), torch.nan, dtype=torch.float64)
         induce = torch.full((len(components), len(multipliers), n_harmless), torch.nan, dtype=torch.float64)
 
-        removals: dict[int, list[tuple[int, Edits]]] = defaultdict(list)
-        additions: dict[int, list[tuple[tuple[int, int], Edits]]] = defaultdict(list)
+        candidates: dict[int, list[int]] = defaultdict(list)
         for index, component in enumerate(components):
-            start = component.layer if reach == "local" else 0
-            removals[start].append((index, _edits("nullspace", field, component, reach, setting)))
-            for column, multiplier in enumerate(multipliers):
-                edits = _edits("actadd", field, component, reach, setting, multiplier)
-                additions[start].append(((index, column), edits))
+            candidates[component.layer if reach == "local" else 0].append(index)
+
+        def removal(index: int) -> Edits:
+            return _edits("nullspace", field, components[index], reach, setting)
+
+        def addition(pair: tuple[int, int]) -> Edits:
+            return _edits("actadd", field, components[pair[0]], reach, setting, multipliers[pair[1]])
 
         with progress(f"scoring {field.method}, {reach}", len(components) * (1 + len(multipliers))) as advance:
-            for start, candidates in removals.items():
+            for start, removed in candidates.items():
                 for part in self.harmful:
-                    for indices, logits in self._passes(start, candidates, part):
+                    for indices, logits in self._passes(start, removed, removal, part):
                         bypass[torch.tensor(indices)[:, None], part.rows] = self._metric(logits)
                 for part in self.harmless:
-                    for indices, logits in self._passes(start, candidates, part):
+                    for indices, logits in self._passes(start, removed, removal, part):
                         kl[torch.tensor(indices)[:, None], part.rows] = self._kl(part, logits)
-                advance(len(candidates))
-            for start, steered in additions.items():
+                advance(len(removed))
+            for start, steered in candidates.items():
+                added = [(index, column) for index in steered for column in range(len(multipliers))]
                 for part in self.harmless:
-                    for pairs, logits in self._passes(start, steered, part):
+                    for pairs, logits in self._passes(start, added, addition, part):
                         at = torch.tensor(pairs)
                         induce[at[:, :1], at[:, 1:], part.rows] = self._metric(logits)
-                advance(len(steered))
+                advance(len(added))
         return PromptScores(bypass, induce, kl)
 
     def _parts(self, instructions: Sequence[str]) -> list[_Part]:
@@ -155,18 +157,18 @@ class Scorer:
         return parts
 
     def _passes(
-        self, start: int, candidates: Sequence[tuple[_Key, Edits]], part: _Part
+        self, start: int, candidates: Sequence[_Key], edits_of: Callable[[_Key], Edits], part: _Part
     ) -> Iterator[tuple[list[_Key], Float[Tensor, "g n vocab"]]]:
-        """Last-position logits of as many candidates at a time as fit in memory."""
+        """Last-position logits of as many candidates at a time as fit in memory; there are no edits but theirs."""
         done = 0
         while done < len(candidates):
-            chunk = candidates[done : done + max(1, self.rows.limit // len(part.batch))]
-            edits = [one for _, one in chunk]
+            chunk = list(candidates[done : done + max(1, self.rows.limit // len(part.batch))])
+            edits = [edits_of(key) for key in chunk]
             with self.rows.halving(len(chunk) * len(part.batch), least=len(part.batch)) as attempt:
                 logits = edited_logits(self.model, start, edits, part.batch, part.streams[start])
             if attempt.failed:
                 continue
-            yield [key for key, _ in chunk], logits
+            yield chunk, logits
             done += len(chunk)
 
     def _kl(self, part: _Part, logits: Float[Tensor, "g n vocab"]) -> Float[Tensor, "g n"]:
@@ -182,8 +184,14 @@ def edited_logits(
     model: ChatModel, start: int, edits: Sequence[Edits], batch: Batch, stream: Float[Tensor, "n s d"]
 ) -> Float[Tensor, "g n vocab"]:
     """Last-position logits of the batch under each of g sets of edits, in one pass from block `start` on."""
-    places = {place for one in edits for place in one}
-    stacked = {place: stack([one.get(place) for one in edits]) for place in places}
+    shared: dict[tuple[int, ...], LowRankEdit] = {}
+    stacked = {}
+    for place in {place for one in edits for place in one}:
+        here = [one.get(place) for one in edits]
+        key = tuple(map(id, here))  # places with the same edits share one stack
+        if key not in shared:
+            shared[key] = stack(here)
+        stacked[place] = shared[key]
     with (
         torch.inference_mode(),
         model.resumed(start, stream.repeat(len(edits), 1, 1)),

@@ -10,13 +10,13 @@ import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
+from refusal_cmp.config import RankKey
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.plan import number
 from refusal_cmp.scoring import PromptScores, Reach
 from refusal_cmp.subspace import Component, SubspaceField
 
 Aggregate = Literal["max", "median", "one"]
-RankKey = Literal["bypass", "accuracy-then-bypass"]
 
 
 @dataclass(frozen=True)

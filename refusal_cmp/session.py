@@ -8,12 +8,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from typing import Any
 
 import torch
 
 from refusal_cmp.artifacts import RunDir
 from refusal_cmp.chat import Chat
-from refusal_cmp.config import RunConfig
+from refusal_cmp.config import STAGES, RunConfig
 from refusal_cmp.engines import Engine
 from refusal_cmp.engines.hf import HFEngine
 from refusal_cmp.errors import RefusalCmpError
@@ -68,13 +69,21 @@ class Session:
         return ChatModel.load(
             config.model,
             device=config.device,
-            dtype=config.dtype,
             quantization=config.quantization,
-            revision=config.revision,
             trust_remote_code=config.trust_remote_code,
             chat_template=self._template(),
             system=config.system,
+            **self._pinned,
         )
+
+    @property
+    def _pinned(self) -> dict[str, Any]:
+        """Precision and commit: those that the run was begun with, whatever `auto` or a branch means by now."""
+        settings = {"dtype": self.config.dtype, "revision": self.config.revision}
+        begun = self.run.manifest.get("model")
+        if begun is None or STAGES[0] in self.run.force:
+            return settings
+        return {"dtype": begun["dtype"], "revision": begun["revision"] or self.config.revision}
 
     def _template(self) -> str | None:
         path = self.config.chat_template
@@ -99,7 +108,7 @@ class Session:
         chat = Chat.load(
             config.model,
             path,
-            revision=config.revision,
+            revision=self._pinned["revision"],
             trust_remote_code=config.trust_remote_code,
             chat_template=self._template(),
             system=config.system,
@@ -108,12 +117,11 @@ class Session:
             path,
             chat,
             device=config.device,
-            dtype=config.dtype,
             quantization=config.quantization,
             tensor_parallel=config.tensor_parallel,
             gpu_memory_utilization=config.vllm_gpu_memory_utilization,
-            revision=config.revision,
             trust_remote_code=config.trust_remote_code,
+            **self._pinned,
         )
         self.run.note(versions=self.run.manifest.get("versions", {}) | {"vllm": import_vllm().__version__})
         return engine

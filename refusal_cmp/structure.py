@@ -17,7 +17,7 @@ whatever the size of the stream beside that of what is added.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -153,8 +153,8 @@ def after(module: nn.Module, change: Callable[[Tensor], Tensor | None]) -> Any:
 
 
 @contextmanager
-def installed(*handles: Any) -> Iterator[None]:
-    """Removes the hooks at the end, whatever happens."""
+def installed(handles: Iterable[Any]) -> Iterator[None]:
+    """Removes the hooks at the end, whatever happens: those that were made before one failed, too."""
     with ExitStack() as stack:
         for handle in handles:
             stack.callback(handle.remove)
@@ -195,7 +195,7 @@ def _probe(model: nn.Module, blocks: Sequence[nn.Module]) -> dict[nn.Module, _Re
     vocabulary = model.config.get_text_config().vocab_size  # type: ignore[operator, union-attr]
     ids = torch.linspace(0, vocabulary - 1, PROBE_TOKENS + 2)[1:-1].long()[None]
     try:
-        with torch.inference_mode(), installed(*handles):
+        with torch.inference_mode(), installed(handles):
             model(input_ids=ids.to(input_device(model)), use_cache=False)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         reason = str(error).strip().split("\n")[0].rstrip(".")

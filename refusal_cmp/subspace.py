@@ -58,7 +58,8 @@ def leading_k(policy: str, evidence: Float[Tensor, " k"]) -> int:
     if policy == "full":
         return len(evidence)
     if policy.startswith("acc"):
-        below = (evidence < float(policy.removeprefix("acc")) / 100).nonzero()
+        least = float(policy.removeprefix("acc")) / 100 - 1e-6  # evidence has been through float32
+        below = (evidence < least).nonzero()
         return max(1, int(below[0])) if len(below) else len(evidence)
     return min(int(policy), len(evidence))
 

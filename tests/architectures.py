@@ -245,7 +245,7 @@ def is_parallel(model: nn.Module, block: Block) -> bool:
     def mlp_output(*handles: Any) -> torch.Tensor:
         seen: list[torch.Tensor] = []
         reading = after(block.mlp_out, lambda x: seen.append(x.clone()))
-        with torch.inference_mode(), installed(reading, *handles):
+        with torch.inference_mode(), installed([reading, *handles]):
             model(input_ids=ids, use_cache=False)
         return seen[0]
 

@@ -52,7 +52,7 @@ def final_stream(model, batch):
         for module in model.model.modules()
         if module not in inside
     ]
-    with torch.inference_mode(), installed(*handles):
+    with torch.inference_mode(), installed(handles):
         model.last_logits(batch)
     assert torch.equal(*seen)
     return seen[1]
@@ -72,7 +72,7 @@ def test_every_stream_is_the_sum_of_what_the_sites_wrote(model, batch):
         for site in ("attn_out", "mlp_out"):
             for module in block.writers(site):
                 handles.append(after(module, lambda x, layer=layer: on_write(layer, x)))
-    with installed(*handles):
+    with installed(handles):
         streams.append(final_stream(model, batch).double())
     expected = streams[0]
     for layer, block in enumerate(model.blocks):

@@ -84,8 +84,8 @@ def load(path: Path | None, flags: dict[str, Any]) -> RunConfig | None:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_examples_are_valid(path):
-    _check(load_config(path, {}), ("extract",))
+def test_examples_are_valid(path, tmp_path, tiny):
+    _check(Session(load_config(path, {}), RunDir(tmp_path), loaded=tiny), ("extract",))
 
 
 def test_the_published_setting_differs_where_the_design_says():

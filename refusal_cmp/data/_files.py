@@ -46,7 +46,7 @@ def read_splits(path: Path, columns: Columns, say: Callable[[str], None]) -> dic
     files = _siblings(path)
     for split, file in files.items():
         rows = read_rows(file)
-        column = _column(rows, (SPLIT_COLUMN,), file) if len(files) == 1 else None
+        column = _column(rows, (SPLIT_COLUMN,)) if len(files) == 1 else None
         for row, prompt in _prompts(rows, columns, file, say):
             splits[_split_of(row.get(column), file) if column else split].append(prompt)
     if not any(splits.values()):
@@ -96,14 +96,14 @@ def _prompts(
 ) -> list[tuple[Row, Prompt]]:
     if not rows:
         return []
-    column = _column(rows, columns.prompt or PROMPT_COLUMNS, where)
+    column = _column(rows, columns.prompt or PROMPT_COLUMNS)
     names = ", ".join(rows[0])
     if column is None:
         wanted = " or ".join(columns.prompt) if columns.prompt else f"one of {', '.join(PROMPT_COLUMNS)}"
         raise RefusalCmpError(
             f"{where} has no column called {wanted}; its columns are {names}: name one with --column."
         )
-    category = _column(rows, (columns.category,) if columns.category else CATEGORY_COLUMNS, where)
+    category = _column(rows, (columns.category,) if columns.category else CATEGORY_COLUMNS)
     if columns.category and category is None:
         raise RefusalCmpError(
             f"{where} has no column called {columns.category}; its columns are {names}: name one with "
@@ -119,7 +119,7 @@ def _prompts(
     return found
 
 
-def _column(rows: Sequence[Row], wanted: Sequence[str], where: Path | str) -> str | None:
+def _column(rows: Sequence[Row], wanted: Sequence[str]) -> str | None:
     """The first of the wanted columns that the rows have, whatever its case."""
     there = {name.lower(): name for row in rows for name in row}
     return next((there[name.lower()] for name in wanted if name.lower() in there), None)

@@ -73,10 +73,11 @@ def remove(
     The offset acts at `resid_pre` only, whatever the sites are, or it would be added three times.
     """
     edits: Edits = {}
+    projections: dict[int, LowRankEdit] = {}  # by subspace: layers that share one share the tensors
     for target in targets:
         basis = rows(target)
-        for site in setting.sites:
-            edits[Place(target.layer, site)] = LowRankEdit(V=basis, A=-basis)
+        edit = projections.setdefault(id(target.subspace), LowRankEdit(V=basis, A=-basis))
+        edits |= {Place(target.layer, site): edit for site in setting.sites}
         if towards is not None:
             offset = (basis @ towards(target)) @ basis
             edits[Place(target.layer, "resid_pre")] = LowRankEdit(V=basis, A=-basis, b=offset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -59,6 +60,8 @@ def make_plan(
         raise RefusalCmpError(f"The intervention {intervention!r} has no strength, and {number(strength)} was given.")
     if maker.strengths is not None and strength is None:
         strength = maker.strengths[0]
+    if strength is not None and not math.isfinite(strength):
+        raise RefusalCmpError(f"The strength of {intervention!r} is {strength}; give a finite number.")
     return Plan(
         label=label(chosen.field.method, intervention, strength, scope, direction, setting, maker.uses),
         edits=maker.edits(targets, strength, setting),

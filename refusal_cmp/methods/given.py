@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -62,22 +62,28 @@ class GivenDirection:
         RefusalCmpError
             If the file is not of this model: other width, positions or layers.
         """
-        rows, means, there = self.rows(), activations.means(), set(activations.components())
-        found = {}
-        for component, (basis, direction) in rows.items():
-            if component not in there:
+        means = activations.means()
+        self.check(means.positions, means.n_layers, means.harmful.shape[-1])
+        found = {
+            component: _placed(basis, direction, *activations.moments_at(component))
+            for component, (basis, direction) in self.rows().items()
+        }
+        return SubspaceField(method, means, found)
+
+    def check(self, positions: Sequence[int], n_layers: int, d_model: int) -> None:
+        """RefusalCmpError if the file is not of a model with these positions, layers and width."""
+        for component, (basis, _) in self.rows().items():
+            if component.position not in positions or not 0 <= component.layer < n_layers:
                 raise RefusalCmpError(
                     f"{self.path} is for component {component}, and the model has positions "
-                    f"{', '.join(map(str, means.positions))} and layers 0 to {means.n_layers - 1}; give its place with "
+                    f"{', '.join(map(str, positions))} and layers 0 to {n_layers - 1}; give its place with "
                     "--direction-at POSITION,LAYER."
                 )
-            if basis.shape[1] != means.harmful.shape[-1]:
+            if basis.shape[1] != d_model:
                 raise RefusalCmpError(
                     f"The directions of {self.path} have {basis.shape[1]} numbers, and the model's residual stream has "
-                    f"{means.harmful.shape[-1]}; give one of this model."
+                    f"{d_model}; give one of this model."
                 )
-            found[component] = _placed(basis, direction, *activations.moments_at(component))
-        return SubspaceField(method, means, found)
 
     def rows(self) -> dict[Component, tuple[Float[Tensor, "k d"], Float[Tensor, " d"]]]:
         """The orthonormal basis and the unit direction at each component that the file has; float64."""

@@ -18,10 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
+from pydantic import Field
 from scipy.stats import binom
 from torch import Tensor
 
@@ -33,23 +35,26 @@ from refusal_cmp.subspace import VANISHING, Subspace
 
 LEVEL = 0.05
 
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+
 
 @register_extractor("inlp")
 @dataclass(frozen=True)
 class INLP(Extractor):
     """The span of successive classifiers, each blind to the ones before it (Ravfogel et al. 2020)."""
 
-    c: float = 0.1
+    c: Positive = 0.1
     """Inverse strength of the L2 penalty, as in scikit-learn; the activations are not rescaled."""
-    stop: str = "binomial"
+    stop: str | float = "binomial"
     """`binomial`: dev accuracy no better than chance, one-sided at 5 %; or a fixed accuracy such as `0.55`."""
-    max_k: int = 100
+    max_k: AtLeastOne = 100
     """Most classifiers."""
     classifier: str = "newton"
     """`newton`: logistic regression, ours; scikit-learn's `logistic`, `linear-svc`, `ridge`, `perceptron`."""
     device: str = "cpu"
     """Where the iterations run: `cpu`, `cuda`, …"""
-    batch_size: int = 4
+    batch_size: AtLeastOne = 4
     """Components that go through an iteration at a time."""
     n_jobs: int = -1
     """Processes for scikit-learn's classifiers; -1 is all cores."""
@@ -162,8 +167,8 @@ def _subspace(
     return Subspace(basis, basis[0], float(basis[0] @ (harmful - harmless)), evidence)
 
 
-def _is_share(text: str) -> bool:
+def _is_share(value: str | float) -> bool:
     try:
-        return 0 < float(text) < 1
+        return 0 < float(value) < 1
     except ValueError:
         return False

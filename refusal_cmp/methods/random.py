@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 
 from refusal_cmp.activations import Labelled
 from refusal_cmp.errors import NoSubspaceError
 from refusal_cmp.methods import Extractor, register_extractor
-from refusal_cmp.methods.inlp import INLP
+from refusal_cmp.methods.inlp import INLP, AtLeastOne
 from refusal_cmp.subspace import Subspace
 
 
@@ -23,11 +24,13 @@ class Random(Extractor):
         Of the directions, drawn anew for every component; several seeds are several methods: `random[seed=1]`.
     k
         Another rank; by default INLP's.
+    inlp
+        INLP's hyper-parameters; a run gives those of its own INLP.
     """
 
-    def __init__(self, seed: int = 0, k: int | None = None) -> None:
+    def __init__(self, seed: int = 0, k: AtLeastOne | None = None, inlp: Mapping[str, Any] | None = None) -> None:
         self.k = k
-        self._inlp = INLP()
+        self._inlp = INLP(**(inlp or {}))
         self._generator = torch.Generator().manual_seed(seed)
         self.batch_size = self._inlp.batch_size
 
@@ -42,7 +45,7 @@ class Random(Extractor):
         """The subspace of each component; where INLP finds none, there is none."""
         found = self._inlp.fit_many(data)
         return [
-            one if isinstance(one, NoSubspaceError) else self._draw(train, self.k or one.k)
+            one if isinstance(one, NoSubspaceError) else self._draw(train, one.k if self.k is None else self.k)
             for one, (train, _) in zip(found, data, strict=True)
         ]
 

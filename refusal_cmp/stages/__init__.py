@@ -10,8 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
-from refusal_cmp.config import STAGES, RunConfig
+from refusal_cmp.config import SETTINGS_OF, STAGES
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.session import Session
 
@@ -21,19 +23,18 @@ CONFIG = "config.yaml"
 
 def run_stages(session: Session, stages: Sequence[str]) -> None:
     """Run these stages, in order; settings of earlier stages must be those that they were run with."""
-    _check(session.config, stages)
+    _check(session, stages)
     with session.run.locked():
         _check_upstream(session, STAGES[: STAGES.index(stages[0])])
-        session.run.note(
-            config=session.config.model_dump(mode="json"),
-            config_hash=session.config.digest,
-            seed=session.config.seed,
-        )
+        if "config" not in session.run.manifest:
+            _note_config(session)
         for stage in stages:
             started = time.monotonic()
-            _mark(session, stage, "running")
+            _mark(session, stage, state="running")
+            _outdate(session, STAGES[STAGES.index(stage) + 1 :] if stage in session.run.force else ())
             _function(stage)(session)
-            _mark(session, stage, "done", round(time.monotonic() - started, 3))
+            _mark(session, stage, state="done", seconds=round(time.monotonic() - started, 3))
+            _note_config(session)  # after it: settings that a stage refuses are not the run's
             session.run.save()
             session.run.write_bytes(CONFIG, session.config.to_yaml().encode())
 
@@ -42,21 +43,41 @@ def _function(stage: str) -> Callable[[Session], None]:
     return getattr(import_module(f"refusal_cmp.stages.{stage}"), f"{stage}_stage")
 
 
-def _check(config: RunConfig, stages: Sequence[str]) -> None:
+def _check(session: Session, stages: Sequence[str]) -> None:
     """Every name in the configuration is looked up before any work starts."""
+    config = session.config
+    evaluated = session.run.manifest.get("stages", {}).get("evaluate", {}).get("state") == "done"
     from refusal_cmp.data import check_name
     from refusal_cmp.evals import EVALUATORS
     from refusal_cmp.interventions import INTERVENTIONS
     from refusal_cmp.interventions.scope import Scope
+    from refusal_cmp.loading import load_chat
+    from refusal_cmp.methods import EXTRACTORS
+    from refusal_cmp.model import model_path
     from refusal_cmp.stages.extract import extractor
 
+    model = Path(config.model)
+    if (model.is_absolute() or config.model.startswith((".", "~"))) and not model.is_dir():
+        raise RefusalCmpError(f"The model {config.model} is not there; give a folder, or a Hugging Face id.")
+    if session.loaded is None and not evaluated:
+        load_chat(
+            config.model,
+            model_path(config.model),
+            revision=config.revision,
+            trust_remote_code=config.trust_remote_code,
+        )
     for name in config.methods:
         extractor(config, name)
+    for name in (*config.method_options, *config.rank_key_of, *config.score_sites_of):
+        EXTRACTORS.get(name)
     for name in config.interventions:
         INTERVENTIONS.get(name)
+    for name in config.strengths:
+        if INTERVENTIONS.create(name).strengths is None:
+            raise RefusalCmpError(f"The intervention {name!r} has no strength; take it out of the setting strengths.")
     for name in config.evals:
         evaluator = EVALUATORS.create(name)
-        if "evaluate" in stages:
+        if "evaluate" in stages and not evaluated:
             evaluator.check(dict(config))
     for name in (config.harmful, config.harmless, *config.extra_datasets):
         check_name(name)
@@ -69,19 +90,38 @@ def _check(config: RunConfig, stages: Sequence[str]) -> None:
 
 
 def _check_upstream(session: Session, upstream: Sequence[str]) -> None:
-    before = session.run.manifest.get("config")
-    if before is None or not upstream:
-        return
-    for name, value in session.config.binding(*upstream).items():
-        if before.get(name) != value:
+    for stage in upstream:
+        record = session.run.manifest.get("stages", {}).get(stage)
+        if record is None:
+            continue  # the stage that reads its files says so
+        if record["state"] != "done":
             raise RefusalCmpError(
-                f"The setting {name.replace('_', '-')} was {before.get(name)!r} when {session.run.path} was begun, is "
-                f"now {value!r}, and matters to an earlier stage; start from there with --force, or name another "
-                "run with --alias."
+                f"The stage {stage} of {session.run.path} is not finished ({record['state']}); run `refusal-cmp "
+                f"{stage}` again first, with the same settings."
             )
+        for name, value in session.config.binding(stage).items():
+            if record["settings"].get(name) != value:
+                raise RefusalCmpError(
+                    f"The setting {name.replace('_', '-')} was {record['settings'].get(name)!r} in {stage} of "
+                    f"{session.run.path}, is now {value!r}, and matters to it; start from there with --force, or name "
+                    "another run with --alias."
+                )
 
 
-def _mark(session: Session, stage: str, state: str, seconds: float | None = None) -> None:
-    stages = dict(session.run.manifest.get("stages", {}))
-    stages[stage] = {"state": state} if seconds is None else {"state": state, "seconds": seconds}
+def _outdate(session: Session, later: Sequence[str]) -> None:
+    """Stages that a forced one takes the ground from have to be run again before others build on them."""
+    stages = dict(session.run.manifest["stages"])
+    for name in stages.keys() & set(later):
+        stages[name] = stages[name] | {"state": "outdated"}
     session.run.note(stages=stages)
+
+
+def _note_config(session: Session) -> None:
+    config = session.config
+    session.run.note(config=config.model_dump(mode="json"), config_hash=config.digest, seed=config.seed)
+
+
+def _mark(session: Session, stage: str, **facts: Any) -> None:
+    """Say how far a stage is, and with which settings."""
+    settings = session.config.binding(stage) if stage in SETTINGS_OF else {}
+    session.run.note(stages=session.run.manifest.get("stages", {}) | {stage: {**facts, "settings": settings}})

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from refusal_cmp.interventions import Setting
 from refusal_cmp.interventions.planning import Chosen, make_plan
 from refusal_cmp.interventions.scope import Scope
 from refusal_cmp.judging import verdict
@@ -30,34 +31,35 @@ def compare_rankings(
     tables: list[pd.DataFrame],
     scores: Mapping[str, Scores],
     rules: Mapping[str, Rule],
+    settings: Mapping[str, Setting],
     baseline: Mapping[str, float],
     sources: Mapping[str, str],
 ) -> None:
     """Write `select/rankings.json` and the figures; nothing if they were made from the same scores."""
     config, run = session.config, session.run
-    settings = {**config.binding("select"), "max_new_tokens": config.max_new_tokens}
-    if run.is_fresh(RANKINGS, settings, sources):
+    made_with = {**config.binding("select"), "max_new_tokens": config.max_new_tokens}
+    if run.is_fresh(RANKINGS, made_with, sources):
         return
     studies = []
     with session.progress("comparing rankings", len(fields)) as advance:
         for field, table in zip(fields, tables, strict=True):
             of_method = study(field, table, scores[field.method], rules[field.method], config.seed)
-            studies.append({**of_method, "completions": _judged(session, field, table)})
+            studies.append({**of_method, "completions": _judged(session, field, table, settings[field.method])})
             advance(1)
     whole = pd.concat(tables, ignore_index=True)
     save_figure(run, "rankings", rankings_figure(whole, studies))
     save_figure(run, "scores", scores_figure(whole, baseline, next(iter(rules.values()))))
     run.write_json(RANKINGS, studies)
-    run.record(RANKINGS, settings, sources)
+    run.record(RANKINGS, made_with, sources)
 
 
-def _judged(session: Session, field: SubspaceField, table: pd.DataFrame) -> dict[str, Any]:
+def _judged(session: Session, field: SubspaceField, table: pd.DataFrame, setting: Setting) -> dict[str, Any]:
     """Refusal of whole completions under the local removal edit, for a spread of components."""
     instructions = [prompt.instruction for prompt in read_prompts(session, "harmful_val")]
     bypass, refused = [], []
     for row in spread(table, JUDGED_COMPONENTS):
         component = Component(int(table.loc[row, "position"]), int(table.loc[row, "layer"]))
-        plan = make_plan("nullspace", Chosen(field, component, (component,)), Scope("single"))
+        plan = make_plan("nullspace", Chosen(field, component, (component,)), Scope("single"), setting=setting)
         with session.model.edited(plan):  # the scorer has it in memory: no second engine beside it
             completions = session.model.generate(
                 instructions, max_new_tokens=session.config.max_new_tokens, batch_size=session.config.batch_size

@@ -56,7 +56,7 @@ def evaluate_stage(session: Session) -> None:
         for plan in distinct
     }
     session.run.write_table(RESULTS, _tabulate(session, plans, metrics))
-    session.run.write_table(COMPARISONS, compare_plans(distinct, metrics))
+    session.run.write_table(COMPARISONS, compare_plans(plans, metrics))
     _write_agreement(session, distinct)
 
 
@@ -133,6 +133,8 @@ def _write_agreement(session: Session, plans: Sequence[Plan]) -> None:
             verdicts[name] = [row["verdict"] for row in rows]
     if len(verdicts) > 1:
         session.run.write_table(AGREEMENT, pd.DataFrame([one.row() for one in agreements(verdicts)]))
+    else:
+        session.run.remove(AGREEMENT)  # of judges that are not asked any more
 
 
 def _tabulate(

@@ -33,6 +33,9 @@ def extract_stage(session: Session) -> None:
     }
     if not methods:
         return
+    for method in methods.values():
+        if isinstance(method, GivenDirection):  # before the long part
+            method.check(session.model.positions, session.model.n_layers, session.model.d_model)
     train = [read_prompts(session, f"{kind}_train") for kind in KINDS]
     activations = collect(
         session.model,
@@ -59,7 +62,8 @@ def extractor(config: RunConfig, name: str) -> Extractor | GivenDirection:
     if name in config.given_files:
         return GivenDirection(config.given_files[name], config.direction_at)
     base, own = parse_spec(name)
-    flags = _inlp_flags(config) if base == "inlp" else {}
+    inlp = _inlp_flags(config) | config.method_options.get("inlp", {})
+    flags = {"inlp": inlp, "random": {"inlp": inlp}}.get(base, {})
     return EXTRACTORS.create(base, **(flags | config.method_options.get(name, {}) | own))
 
 

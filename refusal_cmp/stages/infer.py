@@ -81,10 +81,8 @@ def read_answers(session: Session, label: str, dataset: str) -> list[Answer]:
 
 def _grid(session: Session) -> list[Plan]:
     config = session.config
-    chosen = [
-        Chosen(field, selection.selected, selection.ranking)
-        for field, selection in zip(read_fields(session), read_selections(session), strict=True)
-    ]
+    pairs = zip(read_fields(session), read_selections(session), strict=True)
+    chosen = [Chosen(field, selection.selected, selection.ranking) for field, selection in pairs]
     strengths: dict[str, Sequence[float]] = {
         **config.strengths,
         "actadd": config.actadd_multipliers,

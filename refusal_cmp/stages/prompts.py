@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -82,6 +83,12 @@ def _filtered(session: Session, drawn: dict[str, Drawn]) -> dict[str, Any]:
     tokens = config.refusal_tokens or session.model.refusal_tokens(
         [prompt.instruction for prompt in prompts["harmful_train"]], config.batch_size
     )
+    vocabulary = session.model.model.config.get_text_config().vocab_size
+    if not 0 <= min(tokens) <= max(tokens) < vocabulary:
+        raise RefusalCmpError(
+            f"The refusal tokens {', '.join(map(str, tokens))} must be among the model's, 0 to {vocabulary - 1}; give "
+            "others by --refusal-tokens, or none."
+        )
     if config.filter_prompts:
         for name, sampled in prompts.items():
             if not name.endswith("_test"):
@@ -101,7 +108,10 @@ def _as_expected(session: Session, prompts: list[Prompt], tokens: Sequence[int],
     metric = prompt_metrics(
         session.model, [prompt.instruction for prompt in prompts], tokens, session.config.batch_size
     )
-    return [prompt for prompt, value in zip(prompts, metric, strict=True) if (value > 0) == refuses]
+    broken = sum(not math.isfinite(value) for value in metric)
+    if broken:
+        session.say(f"Warning: {broken} of {len(prompts)} prompts are dropped: on them the logits are not finite.")
+    return [prompt for prompt, value in zip(prompts, metric, strict=True) if (value > 0 if refuses else value <= 0)]
 
 
 def prompt_metrics(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 
 import pandas as pd
 
 from refusal_cmp.config import RunConfig
+from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Selected
 from refusal_cmp.interventions import Setting
 from refusal_cmp.registry import parse_spec
@@ -47,7 +48,8 @@ def select_stage(session: Session) -> None:
     run.record(SCORES, settings, {subspace_file(name): run.digest(subspace_file(name)) for name in config.methods})
     if config.compare_rankings:
         sources = {_file(field, reach): run.digest(_file(field, reach)) for field in fields for reach in reaches}
-        compare_rankings(session, fields, tables, scores, rules, baseline, sources)
+        edits = {field.method: _score_setting(config, field) for field in fields}
+        compare_rankings(session, fields, tables, scores, rules, edits, baseline, sources)
 
 
 def read_fields(session: Session) -> list[SubspaceField]:
@@ -62,13 +64,20 @@ def read_fields(session: Session) -> list[SubspaceField]:
 
 
 def read_selections(session: Session) -> list[Selection]:
-    """What select chose, in the order of its methods."""
+    """What select chose for each of `read_fields`; an error for a method that it has not scored."""
     session.run.require(SELECTION, "select")
-    selections = []
+    selections = {}
     for row in session.run.read_json(SELECTION)["methods"]:
         row |= {name: tuple(Component(*c) for c in row[name]) for name in ("ranking", "kept")}
-        selections.append(Selection(**{**row, "selected": Component(*row["selected"])}))
-    return selections
+        selections[row["method"]] = Selection(**{**row, "selected": Component(*row["selected"])})
+    methods = [field.method for field in read_fields(session)]
+    for method in methods:
+        if method not in selections:
+            raise RefusalCmpError(
+                f"select has not scored {method} in {session.run.path}, only {', '.join(selections)}; run "
+                "`refusal-cmp select` with the same methods first."
+            )
+    return [selections[method] for method in methods]
 
 
 def read_selected(session: Session) -> list[Selected]:
@@ -80,6 +89,12 @@ def read_selected(session: Session) -> list[Selected]:
 def setting(config: RunConfig) -> Setting:
     """The choices that hold for all interventions of a run."""
     return Setting(sites=config.sites, spread=config.spread, compose=config.compose, norm=config.actadd_norm)
+
+
+def _score_setting(config: RunConfig, field: SubspaceField) -> Setting:
+    """That of the plans, with other sites where the method has its own for scores."""
+    sites = config.score_sites_of.get(parse_spec(field.extracted_by)[0], config.sites)
+    return replace(setting(config), sites=sites)
 
 
 def _rule(config: RunConfig, field: SubspaceField) -> Rule:
@@ -101,16 +116,17 @@ def _scores(session: Session, field: SubspaceField, reach: Reach, scorer: Callab
     """
     config, run = session.config, session.run
     name = _file(field, reach)
+    edits = _score_setting(config, field)
     settings = config.binding("select")
-    sites = config.score_sites_of.get(parse_spec(field.extracted_by)[0], config.sites)
-    settings = {key: settings[key] for key in ("induce_multipliers", "kl_epsilon")} | {"sites": list(sites)}
+    settings = {key: settings[key] for key in ("induce_multipliers", "kl_epsilon", "spread", "actadd_norm")}
+    settings["sites"] = list(edits.sites)
     sources = {file: run.digest(file) for file in (PROMPTS, subspace_file(field.extracted_by))}
     if not run.is_fresh(name, settings, sources):
         scores = scorer().score(
             field,
             reach,
             multipliers=config.induce_multipliers,
-            setting=Setting(sites=sites),
+            setting=edits,
             progress=session.progress,
         )
         tensors = {"bypass": scores.bypass, "induce": scores.induce, "kl": scores.kl}
