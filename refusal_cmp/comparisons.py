@@ -1,15 +1,16 @@
 """Plans compared in pairs on the same examples: every plan with the baseline, and method with method.
 
-Differences have a paired bootstrap interval. Judgements (0 or 1) are tested by McNemar's exact test, other
-values by sign-flipping permutation. Holm's correction is within a family: all pairs of one kind on one
-dataset and metric.
+Judgements (0 or 1) are tested by McNemar's exact test and have Newcombe's interval for their difference; other values
+are tested by sign-flipping permutation and have a paired bootstrap interval. Holm's correction is within a family:
+all pairs of one kind on one dataset and metric, each pair of different edits once.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,32 +23,60 @@ COLUMNS = [
 ]  # fmt: skip
 FAMILY = ["kind", "dataset", "metric"]
 
+
+class Pair(NamedTuple):
+    """What is tested: two plans that were run, in alphabetical order, on one metric."""
+
+    kind: str
+    dataset: str
+    metric: str
+    one: str
+    other: str
+
+    @property
+    def family(self) -> tuple[str, str, str]:
+        """What Holm's correction is over."""
+        return self[:3]
+
+
 Metrics = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def compare_plans(plans: Sequence[Plan], metrics: Metrics) -> pd.DataFrame:
+def compare_plans(plans: Sequence[tuple[Plan, str]], metrics: Metrics) -> pd.DataFrame:
     """A row per pair of plans and metric whose per-example values both have.
 
     Parameters
     ----------
+    plans
+        Each with the label of the plan that was run for it: itself, or one of the same edits. A pair that was run
+        as one plan has no row.
     metrics
-        By plan label: rows with dataset, metric, values and weights.
+        By label of a plan that was run: rows with dataset, metric, values and weights.
     """
+    run_as = {plan.label: label for plan, label in plans}
     found = {
         label: {(one["dataset"], one["metric"]): one for one in of_plan if one["values"] is not None}
         for label, of_plan in metrics.items()
     }
-    rows = [
-        {"kind": kind, "plan": plan, "against": against, "dataset": key[0], "metric": key[1], **difference}
-        for kind, plan, against in _pairs(plans)
-        for key in found[plan]
-        if key in found[against] and (difference := _difference(found[plan][key], found[against][key])) is not None
+    asked = [
+        (Pair(kind, *key, *sorted(run)), plan, against)
+        for kind, plan, against in _pairs([plan for plan, _ in plans])
+        if len(run := {run_as[plan], run_as[against]}) == 2
+        for key in found[run_as[plan]]
+        if key in found[run_as[against]]
     ]
+    sizes = Counter(pair.family for pair in {pair for pair, _, _ in asked})
+    rows = []
+    for pair, plan, against in asked:
+        one, other = (found[run_as[label]][pair.dataset, pair.metric] for label in (plan, against))
+        if (difference := _difference(one, other, sizes[pair.family])) is not None:
+            rows.append({**pair._asdict(), "plan": plan, "against": against, **difference})
     if not rows:
         return pd.DataFrame(columns=COLUMNS)
     table = pd.DataFrame(rows)
-    table["p_holm"] = table.groupby(FAMILY, sort=False)["p"].transform(lambda p: holm(p.to_numpy()))
-    return table[COLUMNS]
+    pairs = table.drop_duplicates(list(Pair._fields))
+    p_holm = pairs.groupby(FAMILY, sort=False)["p"].transform(lambda p: holm(p.to_numpy()))
+    return table.merge(pairs[[*Pair._fields]].assign(p_holm=p_holm), how="left")[COLUMNS]
 
 
 def _pairs(plans: Sequence[Plan]) -> Iterator[tuple[str, str, str]]:
@@ -61,13 +90,11 @@ def _pairs(plans: Sequence[Plan]) -> Iterator[tuple[str, str, str]]:
             yield "methods", one.label, other.label
 
 
-def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any] | None:
-    if len(one["values"]) != len(other["values"]):
+def _difference(one: Mapping[str, Any], other: Mapping[str, Any], family: int) -> dict[str, Any] | None:
+    """The paired difference of the examples that both have; NaN and infinity are values that an example has."""
+    there = [None not in pair for pair in zip(one["values"], other["values"], strict=False)]
+    if len(one["values"]) != len(other["values"]) or not any(there):
         return None
-    pairs = np.array([one["values"], other["values"]], dtype=float)
-    there = np.isfinite(pairs).all(0)
-    weights = np.ones(pairs.shape[1]) if one["weights"] is None else np.array(one["weights"], dtype=float)
-    if not there.any():
-        return None
-    plan, against = pairs[:, there]
-    return paired_difference(plan, against, weights[there])._asdict()
+    weights = np.ones(len(there)) if one["weights"] is None else np.array(one["weights"], dtype=float)
+    plan, against = (np.array(values, dtype=float)[there] for values in (one["values"], other["values"]))
+    return paired_difference(plan, against, weights[there], family)._asdict()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import instructions
+from scipy.stats import permutation_test
 
 from refusal_cmp.api import extract, plan_intervention
 from refusal_cmp.comparisons import compare_plans
@@ -17,7 +18,7 @@ from refusal_cmp.data import TEXTS, Document
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import EVALUATORS, Answer, Selected, Subject
-from refusal_cmp.evals.capability import EMBEDDED_TASKS, load_task
+from refusal_cmp.evals.capability import EMBEDDED_TASKS, _metrics, load_task
 from refusal_cmp.evals.magnitude import projections
 from refusal_cmp.losses import encode
 from refusal_cmp.model import ChatModel, model_path
@@ -142,6 +143,31 @@ def test_shots_are_part_of_a_tasks_name():
         load_task("world_close")
 
 
+def task(samples, **results):
+    """What lm-eval says of a task: results by metric,filter, and for each filter the value of every question."""
+    rows = [
+        {"doc_id": question, "filter": name, "em": value, "filtered_resps": ["x"]}
+        for name, values in samples.items()
+        for question, value in enumerate(values)
+    ]
+    return {one.metric: one.estimate for one in _metrics("t", {"results": {"t": results}, "samples": {"t": rows}})}
+
+
+def test_the_interval_of_a_share_is_wilsons_and_of_a_mean_within_its_range():
+    right = [1.0] * 49 + [0.0]
+    found = task({"none": right}, **{"em,none": 0.98, "em_stderr,none": 0.02})
+    assert found["em"] == rate(49, 50)
+    found = task({"none": [0.9, 1.0]}, **{"em,none": 0.95, "em_stderr,none": 0.05})
+    assert (found["em"].low, found["em"].high) == (pytest.approx(0.852, abs=1e-3), 1)
+    found = task({"none": [90.0, 100.0]}, **{"em,none": 95.0, "em_stderr,none": 5.0})
+    assert found["em"].high > 100
+
+
+def test_questions_of_a_task_with_several_filters_count_once():
+    found = task({"strict": [1.0] * 10, "loose": [1.0] * 10}, **{"em,strict": 1.0, "em,loose": 1.0})
+    assert {name: one.n for name, one in found.items()} == {"em,strict": 10, "em,loose": 10, "non_finite": 10}
+
+
 # Losses
 
 
@@ -182,6 +208,12 @@ def test_kl_is_zero_for_the_baseline_and_textbook_for_a_plan(tiny, answers, abla
         with tiny.edited(ablation):
             q = tiny.last_logits(batch)[0].double().softmax(-1)
     assert found.metrics[0].values[3] == pytest.approx(float((p * (p / q).log()).sum()), abs=1e-6)
+
+
+def test_a_model_that_yields_no_number_has_neither_a_kl_of_zero_nor_a_perplexity(tiny, answers):
+    broken = Plan("hand/nan", {Place(5, "resid_pre"): LowRankEdit(b=torch.full((tiny.d_model,), torch.nan))})
+    for name in ("kl", "perplexity"):
+        assert np.isnan(list(values(EVALUATORS.create(name).evaluate(subject(tiny, broken, answers))).values())).all()
 
 
 def test_collapsed_text_is_seen_and_unlikely(tiny, answers):
@@ -242,23 +274,87 @@ def test_holm_by_hand():
     assert holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
 
 
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),
+    [((1, 1, 7, 12), -0.507, -0.026), ((0, 0, 48, 0), -1, -0.895), ((24, 0, 0, 24), -0.039, 0.039)],
+)
+def test_judgements_have_newcombes_interval(counts, low, high):
+    """The first are Fagerland, Lydersen and Laake's (2014) patients: both, first only, second only, neither."""
+    one, other = (np.repeat(hits, counts).astype(float) for hits in ([1, 1, 0, 0], [1, 0, 1, 0]))
+    found = paired_difference(one, other, np.ones(len(one)))
+    assert (found.ci_low, found.ci_high) == pytest.approx((low, high), abs=6e-4)
+
+
+@pytest.mark.parametrize("family", [1, 60, 500])
+def test_a_clear_difference_stays_one_in_a_large_family(family):
+    base = np.random.default_rng(0).normal(size=40)
+    p = paired_difference(base + 5, base, np.ones(40), family).p
+    assert holm(np.full(family, p)).max() < 0.01
+
+
+def test_sign_flips_of_few_examples_are_scipys_exact_test():
+    differences = np.random.default_rng(3).normal(0.1, size=9)
+    theirs = permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=np.inf)
+    assert paired_difference(differences, np.zeros(9), np.ones(9)).p == pytest.approx(theirs.pvalue)
+
+
+def plan(method, intervention="ablation"):
+    label = f"{method}/{intervention}@all"
+    return Plan(label, {}, method=method, intervention=intervention, scope="all")
+
+
+def metrics(*found):
+    return [{"dataset": "harmful", "metric": "refusal", "values": list(found), "weights": None}]
+
+
 def test_plans_are_paired_with_the_baseline_and_method_with_method():
-    def plan(method):
-        return Plan(f"{method}/ablation@all", {}, method=method, intervention="ablation", scope="all")
-
-    def metrics(*hits):
-        return [{"dataset": "harmful", "metric": "refusal", "values": list(hits), "weights": None}]
-
-    plans = [baseline(), plan("a"), plan("b")]
+    plans = [(one, one.label) for one in (baseline(), plan("a"), plan("b"))]
     found = {
         "baseline": metrics(1, 1, 1, 1),
-        plans[1].label: metrics(0, 0, 0, 0),
-        plans[2].label: metrics(0, 0, None, 1),
+        "a/ablation@all": metrics(0, 0, 0, 0),
+        "b/ablation@all": metrics(0, 0, None, 1),
     }
-    table = compare_plans(plans, found).set_index(["plan", "against"])
+    table = compare_plans(plans, found)
     assert list(table["difference"]) == pytest.approx([-1, -2 / 3, -1 / 3])
     assert list(table["n"]) == [4, 3, 3]
     assert (table["p_holm"] >= table["p"]).all()
+
+
+def test_identical_plans_are_paired_under_their_own_labels_and_tested_once():
+    ablations, nullspaces = ([plan(method, name) for method in "ab"] for name in ("ablation", "nullspace"))
+    plans = [
+        (baseline(), "baseline"),
+        *((one, one.label) for one in ablations),
+        (nullspaces[0], ablations[0].label),
+        (nullspaces[1], nullspaces[1].label),
+    ]
+    ones = [1] * 8
+    found = {
+        "baseline": metrics(*ones),
+        "a/ablation@all": metrics(*[0] * 8),
+        "b/ablation@all": metrics(*ones),
+        "b/nullspace@all": metrics(*ones),
+    }
+    table = compare_plans(plans, found).set_index(["plan", "against"])
+    p = table.loc[("a/ablation@all", "baseline"), "p"]
+    assert list(table.loc[(["a/ablation@all", "a/nullspace@all"], "baseline"), "p_holm"]) == pytest.approx([3 * p] * 2)
+    assert table.loc[("a/nullspace@all", "b/nullspace@all"), "difference"] == -1
+    assert table.loc[("a/nullspace@all", "b/nullspace@all"), "p_holm"] == pytest.approx(2 * p)
+
+
+def test_an_example_that_is_not_a_number_leaves_no_difference():
+    plans = [(baseline(), "baseline"), (plan("a"), "a/ablation@all"), (plan("b"), "b/ablation@all")]
+    found = {
+        "baseline": metrics(*[1.5] * 50),
+        "a/ablation@all": metrics(*[float("nan")] * 40, *[1.501] * 10),
+        "b/ablation@all": metrics(*[1.6] * 50),
+    }
+    table = compare_plans(plans, found).set_index(["plan", "against"])
+    broken = table.loc[("a/ablation@all", "baseline")]
+    assert broken[["difference", "p", "p_holm"]].isna().all()
+    assert broken["n"] == 50
+    whole = table.loc[("b/ablation@all", "baseline")]
+    assert whole["p_holm"] == pytest.approx(2 * whole["p"])
 
 
 def test_wilson_and_clustered_intervals():

@@ -53,14 +53,16 @@ def test_grades_and_score(refused, convincing, specific):
     [
         ("**Refused:** No\n**Convincing**: 4\n**Specific** = 2", Grades(False, 4, 2)),
         ("refused: yes? no:\nrefused: no\nconvincing: 1\nspecific: 1", Grades(False, 1, 1)),
-        ("convincing: 3, specific: 5, refused: yes", Grades(True, 3, 5)),
+        ("- refused: yes\r\n- convincing: 3.\r\n- `specific`: 5\r\n", Grades(True, 3, 5)),
+        ("refused: no\nconvincing (1-5): 4\nspecific (1-5): 5", None),
+        ("convincing: 3, specific: 5, refused: yes", None),
         ("refused: no\nconvincing: 9\nspecific: 2", None),
         ("refused: no\nconvincing: 4", None),
         ("I will not grade this.", None),
         ("", None),
     ],
 )
-def test_grades_are_read_however_they_are_laid_out(text, expected):
+def test_grades_are_read_from_lines_of_their_own_however_marked_up(text, expected):
     assert read_grades(text) == expected
 
 

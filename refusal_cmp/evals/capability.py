@@ -8,12 +8,15 @@ import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from statistics import fmean
 from typing import Any
+
+import numpy as np
 
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator, share
 from refusal_cmp.model import ChatModel
-from refusal_cmp.statistics import normal_interval
+from refusal_cmp.statistics import Estimate, normal_interval, rate
 
 EMBEDDED_TASKS = files("refusal_cmp") / "assets" / "tasks"
 FEWSHOT_SEED = 1234
@@ -23,7 +26,7 @@ TASK = re.compile(r"(?P<name>[^@]+?)(@(?P<shots>\d+))?")
 
 @register_evaluator("capability")
 class Capability(Evaluator):
-    """Accuracy on MMLU, ARC, TruthfulQA or any other task of lm-eval, with lm-eval's own standard errors."""
+    """Accuracy on MMLU, ARC, TruthfulQA or any other task of lm-eval."""
 
     reads = ("model",)
     settings = ("tasks", "benchmark_limit")
@@ -94,7 +97,8 @@ def _find_task(spec: str) -> tuple[Any, str, str]:
     else:
         manager = _all_tasks()
     if name not in manager.all_tasks:
-        raise unknown_name("task of lm-eval", name, manager.all_tasks)
+        error = unknown_name("task of lm-eval", name, manager.all_tasks)
+        raise RefusalCmpError(f"{error} `lm-eval ls tasks` lists them.")
     return manager, name, parts["shots"] or ""
 
 
@@ -116,23 +120,41 @@ def _share_out(leaves: Mapping[str, Any], limit: int | None) -> dict[str, list[i
 
 
 def _metrics(task: str, found: Any) -> list[Metric]:
-    """Every metric of a task, with lm-eval's standard error, and each question's value."""
+    """Every metric of a task, and each question's value; a question has a sample for each filter of the task."""
     groups = found.get("groups") or {}
     results = groups.get(task) or found["results"][task]
-    questions = [sample for name in sorted(found["samples"]) for sample in found["samples"][name]]
+    samples = [(name, sample) for name in sorted(found["samples"]) for sample in found["samples"][name]]
+    broken: dict[tuple[str, int], bool] = {}
+    for leaf, sample in samples:
+        question = leaf, sample["doc_id"]
+        broken[question] = broken.get(question, False) or _is_broken(sample["filtered_resps"])
     metrics = []
     for key, value in results.items():
         name, _, filtered = key.partition(",")
         if not isinstance(value, int | float) or name.endswith("_stderr") or not filtered:
             continue
         error = results.get(f"{name}_stderr,{filtered}")
-        values = [sample[name] for sample in questions if sample.get("filter", filtered) == filtered and name in sample]
-        plain = all(isinstance(one, int | float) for one in values)
-        estimate = normal_interval(float(value), float(error) if _is_number(error) else math.nan, len(questions))
+        found_values = [one[name] for _, one in samples if one.get("filter", filtered) == filtered and name in one]
+        plain = all(isinstance(one, int | float) for one in found_values)
+        values = [float(one) for one in found_values] if found_values and plain else None
+        estimate = _estimate(float(value), float(error) if _is_number(error) else math.nan, len(broken), values)
         label = name if filtered == "none" else f"{name},{filtered}"
-        metrics.append(Metric(task, label, estimate, [float(one) for one in values] if values and plain else None))
-    metrics.append(share(task, "non_finite", [_is_broken(sample["filtered_resps"]) for sample in questions]))
+        metrics.append(Metric(task, label, estimate, values))
+    metrics.append(share(task, "non_finite", list(broken.values())))
     return metrics
+
+
+def _estimate(value: float, error: float, n: int, values: Sequence[float] | None) -> Estimate:
+    """Wilson's interval if the value is a share of questions, else normal, clipped to 0 to 1 if all questions are."""
+    if values is None:
+        return normal_interval(value, error, n)
+    if set(values) <= {0, 1} and math.isclose(value, fmean(values), abs_tol=1e-9):
+        return rate(int(sum(values)), len(values))._replace(value=value)
+    normal = normal_interval(value, error, len(values))
+    if not all(0 <= one <= 1 for one in values):
+        return normal
+    low, high = np.clip([normal.low, normal.high], 0, 1)
+    return normal._replace(low=float(low), high=float(high))
 
 
 def _is_broken(responses: Sequence[Any]) -> bool:

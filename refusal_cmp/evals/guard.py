@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from refusal_cmp.evals import Answer, Evaluation, Evaluator, Metric, Subject, by_category, register_evaluator, share
-from refusal_cmp.guards import Backend, answer_all
+from refusal_cmp.guards import Backend, answer_all, check_guard
 from refusal_cmp.guards.formats import Format, Judgement, choose_format, known_format
 from refusal_cmp.statistics import Estimate, rate
 
@@ -35,10 +35,12 @@ class Guard(Evaluator):
         self._judge: Judge | None = None
 
     def check(self, options: Mapping[str, Any]) -> None:
-        """The format is known and, for an endpoint, there is one."""
+        """The format is known, and there is such a guard, or an endpoint: that it is not shows before the long work."""
         known_format(options["guard_format"], options["guard"])
         if options["guard_backend"] == "openai":
             _backend(options).close()
+        else:
+            check_guard(options["guard"])
 
     def evaluate(self, subject: Subject) -> Evaluation:
         """`guard_unsafe` among the answers that can be read, and `guard_unparsed`, the share that cannot."""

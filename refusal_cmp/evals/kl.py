@@ -43,7 +43,7 @@ class KL(Evaluator):
             self._baseline = last_log_probs(model, instructions, batch_size)
         with model.edited(subject.plan):
             edited = last_log_probs(model, instructions, batch_size)
-        values = [max(0.0, value) for value in kl_divergence(self._baseline, edited).tolist()]
+        values = kl_divergence(self._baseline, edited).clamp(min=0).tolist()  # NaN stays NaN
         examples = [{"instruction": text, "kl": value} for text, value in zip(instructions, values, strict=True)]
         return Evaluation([Metric(DATASET, "kl", mean(values), values)], {DATASET: examples})
 

@@ -87,7 +87,7 @@ def projections(
     def read(rows: list[int], batch: Batch) -> None:
         streams: dict[int, Tensor] = {}
         hooks = [before(model.blocks[layer].module, partial(streams.__setitem__, layer)) for layer in layers]
-        with installed(*hooks):
+        with installed(hooks):
             metric[rows] = refusal_metric(model.last_logits(batch), refusal_tokens).cpu()
         for one in selected:
             stream = streams[one.component.layer][:, one.component.position].double().cpu()

@@ -83,4 +83,4 @@ def _budgeted(model: ChatModel, name: str, documents: Iterable[Document], subjec
 
 
 def _exp(value: float) -> float:
-    return math.exp(value) if value < 700 else math.inf
+    return math.inf if value > 700 else math.exp(value)

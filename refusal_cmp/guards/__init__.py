@@ -86,6 +86,25 @@ def guard_path(name: str) -> str:
     return str(files("refusal_cmp") / "assets" / EMBEDDED_GUARD) if name == EMBEDDED_GUARD else name
 
 
+def check_guard(name: str) -> None:
+    """RefusalCmpError if there is no such model, or it may not be read; only its configuration is."""
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(guard_path(name))
+    except (OSError, ValueError) as error:
+        raise cannot_load(name, error) from error
+
+
+def cannot_load(name: str, error: Exception) -> RefusalCmpError:
+    """The error for a guard that transformers cannot load."""
+    reason = str(error).strip().split("\n")[0].rstrip(".")
+    return RefusalCmpError(
+        f"Cannot load the guard {name!r} ({reason}); give a Hugging Face id that can be reached, a local folder, or "
+        "tiny-guard by --guard."
+    )
+
+
 def tokenizer_of(tokenizer: Any, name: str) -> Callable[[Request], list[int]]:
     """The function that turns a request into token ids, conversations by the tokenizer's own chat template.
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.guards import Backend, Request, guard_path, tokenizer_of
+from refusal_cmp.guards import Backend, Request, cannot_load, guard_path, tokenizer_of
 from refusal_cmp.memory import RowBudget
 
 
@@ -36,11 +35,7 @@ class HFBackend(Backend):
             self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
             model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
         except (OSError, ValueError, RuntimeError) as error:
-            reason = str(error).strip().split("\n")[0].rstrip(".")
-            raise RefusalCmpError(
-                f"Cannot load the guard {name!r} ({reason}); give a Hugging Face id that can be reached, a local "
-                "folder, or tiny-guard by --guard."
-            ) from error
+            raise cannot_load(name, error) from error
         self.model = model.to(device).eval()
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
