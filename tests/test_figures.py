@@ -18,11 +18,12 @@ from scipy.linalg import subspace_angles
 
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.report.figures import FIGURES, Drawn, Skipped, draw_all, rendered
-from refusal_cmp.report.figures._style import method_colours
+from refusal_cmp.report.figures._style import FORMATS, INK, method_colours
 from refusal_cmp.report.figures.plans import across
 from refusal_cmp.report.figures.similarity import principal_angles
-from refusal_cmp.report.geometry import KINDS, measure
+from refusal_cmp.report.geometry import KINDS, WHERE, Landing, measure
 from refusal_cmp.report.latex import escaped, tables
+from refusal_cmp.report.page import render
 from refusal_cmp.stages.infer import read_plans
 from refusal_cmp.stages.prompts import read_prompts
 from refusal_cmp.stages.report import measure_geometry, open_run, read_run
@@ -103,6 +104,63 @@ def test_what_was_not_measured_is_said_not_drawn(data):
     assert set(skipped) == set(FIGURES) - {"scores"}
     assert "--compare-rankings" in skipped["rankings"]
     assert "magnitude" in skipped["magnitude"]
+
+
+def test_effects_by_k_are_drawn_only_where_they_were_measured(data):
+    without = replace(data, results=data.results[data.results["metric"] == "kl"])
+    (one,) = FIGURES["inlp"](without)
+    assert len(one.figure.axes) == 1
+
+
+@pytest.mark.parametrize("baseline", [True, False])
+def test_what_is_not_finite_is_said_not_drawn(data, baseline):
+    results = data.results.copy()
+    broken = (results["metric"] == "loss") & (baseline | (results["plan"] != "baseline"))
+    results.loc[broken, ["value", "ci_low", "ci_high"]] = np.nan
+    nowhere = tuple(Landing(where, np.nan, np.nan, np.nan) for where in WHERE)
+    landings = dict.fromkeys(data.geometry.landings, nowhere)
+    planes = {key: plane if key[1] == "baseline" else plane * np.nan for key, plane in data.geometry.planes.items()}
+    run = replace(data, results=results, geometry=replace(data.geometry, landings=landings, planes=planes))
+    outcomes = draw_all(run)
+    assert {one.name for one in outcomes if isinstance(one, Skipped)} == {"tradeoff", "plane"}
+    drawn = [one for one in outcomes if isinstance(one, Drawn)]
+    assert not any("nan" in one.says for one in drawn)
+    text = render(run, outcomes, {(one.name, kind): rendered(one.figure, kind) for one in drawn for kind in FORMATS})
+    assert "no plan has a finite cost" in text
+
+
+def test_identical_plans_count_once_in_the_sentences(data):
+    labels = [plan.label for plan in data.edited]
+    run = replace(data, run_as=dict.fromkeys(labels, labels[0]) | {"baseline": "baseline"})
+    assert " of 1 cost at most" in FIGURES["tradeoff"](run)[0].says
+    assert "1 plan of 1 " in (said := FIGURES["plans"](run)[0].says) or "none of the 1 plans" in said
+
+
+def test_the_means_of_the_landings_have_no_method_s_colour(outcomes):
+    (landing,) = (one for one in outcomes if one.name == "landing")
+    for ax in landing.figure.axes:
+        means = [line for line in ax.lines if len(set(line.get_xdata())) == 1 and len(line.get_xdata()) == 2]
+        assert {line.get_color() for line in means} == {INK}
+        assert len({line.get_linestyle() for line in means}) == 2
+        assert {"harmless", "harmful"} <= {text.get_text() for text in ax.texts}
+
+
+def test_the_title_of_the_magnitude_study_has_the_correlation_within_kinds_first(outcomes):
+    (one,) = (one for one in outcomes if one.name == "magnitude")
+    for ax in one.figure.axes:
+        _, numbers = ax.get_title().split("\n", 1)
+        assert numbers.startswith("r within harmful")
+        assert numbers.index("harmless") < numbers.index("all together")
+
+
+def test_a_rank_correlation_of_few_components_has_no_interval(data):
+    pool = {"n": 7, "rho": -0.2, "ci_low": -0.4, "ci_high": -0.25, "p": 0.8, "tau": 0.0, "top1_match": False}
+    study = {"method": "inlp", "regret": 0.25, "pools": {"all": pool}}
+    run = replace(data, rankings=[study])
+    (one,) = FIGURES["rankings"](run)
+    for text in (one.says, one.figure.axes[0].get_title(), tables(run)["rankings"]):
+        assert "too few" in text
+        assert "0.25]" not in text
 
 
 def test_methods_keep_their_colours_and_differ():

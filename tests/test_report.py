@@ -16,13 +16,14 @@ from rich.console import Console
 
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.plan import Plan
-from refusal_cmp.report.answer import as_good, best_by_method, pareto, standings
+from refusal_cmp.report.answer import ENOUGH, FEWEST, as_good, best_by_method, pareto, standings
 from refusal_cmp.report.figures import Drawn, draw_all
 from refusal_cmp.report.page import render
 from refusal_cmp.report.table import columns, labelled, summary
 from refusal_cmp.session import Session
 from refusal_cmp.stages import run_stages
 from refusal_cmp.stages.report import measure_geometry, read_run
+from refusal_cmp.statistics import rate
 from refusal_cmp.terminal import print_summary
 
 NASTY = '<script>window.broken = 1</script><img src=x onerror="window.broken = 2">&amp; </script> "quoted"'
@@ -58,7 +59,19 @@ def with_plans(data, **values):
             rows.append({"plan": label, "dataset": dataset, "metric": metric, "value": value, "ci_low": least,
                          "ci_high": 1.0, "n": 50})  # fmt: skip
     return replace(data, plans=plans, run_as={plan.label: plan.label for plan in plans}, results=pd.DataFrame(rows),
-                   comparisons=None)  # fmt: skip
+                   comparisons=None, answers={})  # fmt: skip
+
+
+def with_results(run, *rows, n=50):
+    """The run with these results on top: plan, dataset, metric, value, the ends of its interval."""
+    more = pd.DataFrame(rows, columns=["plan", "dataset", "metric", "value", "ci_low", "ci_high"])
+    return replace(run, results=pd.concat([run.results, more]).assign(n=n))
+
+
+def first_screen(run):
+    """The words of the answer, as they are read."""
+    header = render(run, [], {}).partition("<header")[2].partition("</header>")[0]
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", header).replace("\u202f", " "))
 
 
 def test_the_answer_suppresses_refusal_at_the_least_cost(data):
@@ -97,6 +110,64 @@ def test_without_a_plan_that_suppresses_the_nearest_is_named(data):
     ranked = standings(run)
     assert [one.plan for one in ranked] == ["a/nullspace@all", "a/clamp@all", "a/ablation@all"]
     assert not ranked[0].suppresses
+
+
+ONE = {"a/ablation@all": (1.0, 0.95, 0.0, 1.1, 4)}
+
+
+def test_a_plan_that_answers_all_of_the_fewest_prompts_suppresses_refusal_and_of_one_less_does_not():
+    assert rate(FEWEST, FEWEST).low >= ENOUGH > rate(FEWEST - 1, FEWEST - 1).low
+
+
+def test_the_answer_says_how_many_prompts_it_takes_where_there_are_too_few(data):
+    few = with_results(with_plans(data, **{"a/ablation@all": (1.0, 0.86, 0.0, 1.1, 4)}), n=24)
+    said = first_screen(few)
+    assert "Too few harmful test prompts to decide; a/ablation@all comes nearest." in said
+    assert "Of 24 prompts not even a plan that answers all is known to answer 90 %" in said
+    assert "begin at 86 %. It takes 35 or more" in said
+    assert "Too few" not in first_screen(with_plans(data, **ONE))
+
+
+def test_few_prompts_are_enough_to_see_that_a_plan_does_nothing(data):
+    run = with_plans(data, **{"a/ablation@all": (0.0, 0.0, 0.0, 1.1, 4)})
+    said = first_screen(replace(run, results=run.results.assign(n=24, ci_high=0.14)))
+    assert "No plan suppresses refusal; a/ablation@all comes nearest." in said
+    assert "a/ablation@all (does not suppress it)" in said
+
+
+def test_the_least_cost_is_claimed_only_where_a_cost_is_known(data):
+    run = with_plans(data, **ONE)
+    assert "a/ablation@all suppresses refusal at the least cost." in first_screen(run)
+    unpriced = replace(run, results=run.results[run.results["metric"] != "loss"])
+    assert "a/ablation@all suppresses refusal; at what cost was not measured" in first_screen(unpriced)
+    infinite = with_plans(data, **{"a/ablation@all": (1.0, 0.95, 0.0, float("nan"), 4)})
+    assert "suppresses refusal, but no plan that does has a finite cost." in first_screen(infinite)
+
+
+def test_there_is_nothing_to_suppress_where_the_unedited_model_answers(data):
+    run = with_plans(data, baseline=(1.0, 0.93, 0.0, 1.0, None), **ONE)
+    assert "There is no refusal to suppress: the unedited model answers already." in first_screen(run)
+    assert "suppresses refusal</span>" not in render(run, [], {})
+
+
+@pytest.mark.parametrize(
+    ("unedited", "said"),
+    [(0.5, " It refuses 15 % [7, 28] of the harmless prompts, where the unedited model refuses 50 %"),
+     (0.02, " But it refuses 15 % [7, 28] of the harmless prompts, where the unedited model refuses 2 %")],
+)  # fmt: skip
+def test_refusal_of_harmless_prompts_is_held_against_the_baseline(data, unedited, said):
+    run = with_results(with_plans(data, **ONE), ("baseline", "harmless", "refusal", unedited, 0.0, 1.0),
+                       ("a/ablation@all", "harmless", "refusal", 0.15, 0.07, 0.28))  # fmt: skip
+    assert said in first_screen(run)
+
+
+def test_identical_plans_count_once(data):
+    labels = ["a/ablation@all", "a/nullspace@all", "b/clamp@all", "b/affine@all"]
+    run = with_plans(data, **dict.fromkeys(labels, (1.0, 0.95, 0.0, 1.1, 4)))
+    same = {"a/nullspace@all": "a/ablation@all", "b/affine@all": "b/clamp@all"}
+    said = first_screen(replace(run, run_as=run.run_as | same))
+    assert "1 more distinct plan does so at a cost within 0.01 nats of it, also with b." in said
+    assert "2 of 2 distinct plans do so" in said
 
 
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=20))
@@ -222,6 +293,15 @@ def test_rank_agreement_is_on_the_page(data):
     assert "no correlation: fewer than 3 components" in text
     assert "[−0.25, 0.75]" in text
     assert "components were scored locally only" not in text
+
+
+def test_a_rank_correlation_of_few_components_has_no_interval_on_the_page(data):
+    pool = {"n": 4, "rho": -0.2, "ci_low": -0.4, "ci_high": -0.2, "p": 0.8, "tau": 0.0, "top1_match": False,
+            "top5_overlap": None}  # fmt: skip
+    study = {"method": "inlp", "regret": 0.25, "selected_again": 0.875, "pools": {"kept": pool}}
+    text = render(replace(data, rankings=[study]), [], {})
+    assert '<td class="number">−0.20</td><td colspan="2">too few components</td>' in text
+    assert "−0.40" not in text
 
 
 # The page in a browser

@@ -108,6 +108,13 @@ class RunData:
         """One number of one plan, or None if it was not measured."""
         return self._cells.get((plan, dataset, metric))
 
+    def distinct(self, labels: Sequence[str]) -> list[str]:
+        """The first of every set of identical plans among these."""
+        first: dict[str, str] = {}
+        for label in labels:
+            first.setdefault(self.run_as[label], label)
+        return list(first.values())
+
     def answered(self, plan: str) -> Estimate | None:
         """Share of harmful prompts that the plan answers in language: neither refused nor degenerate."""
         return self.get(plan, "harmful", "effective_compliance")

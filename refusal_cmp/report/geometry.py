@@ -148,7 +148,7 @@ def _read(
 
         def keep(rows: list[int], batch: Batch, kind: int = kind) -> None:
             streams: dict[int, Tensor] = {}
-            with installed(*(before(model.blocks[i].module, partial(streams.__setitem__, i)) for i in layers)):
+            with installed(before(model.blocks[i].module, partial(streams.__setitem__, i)) for i in layers):
                 model.last_logits(batch)
             for place in places:
                 found[place][kind, rows] = streams[place.layer][:, place.position].double().cpu()

@@ -20,13 +20,16 @@ from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.report.answer import (
     BROKEN,
     ENOUGH,
+    FEWEST,
     ON_DISTRIBUTION,
     Cost,
     Standing,
+    answers_already,
     as_good,
     best_by_method,
     cost_of,
     costs,
+    distinct,
     standings,
 )
 from refusal_cmp.report.data import RunData
@@ -41,8 +44,9 @@ from refusal_cmp.report.figures._style import (
     scope_name,
     sentence_list,
 )
+from refusal_cmp.report.figures.rankings import FEWEST_RANKED
 from refusal_cmp.report.table import Column, Unit, columns, percent, shown
-from refusal_cmp.statistics import Estimate
+from refusal_cmp.statistics import Estimate, rate
 
 TEMPLATES = Path(__file__).parent / "templates"
 EXAMPLES = 8
@@ -90,6 +94,7 @@ def render(data: RunData, outcomes: Sequence[Outcome], images: Mapping[tuple[str
         skipped=[one for one in outcomes if isinstance(one, Skipped)],
         selection=_selection(data),
         rankings=_rankings(data),
+        fewest_ranked=FEWEST_RANKED,
         categories=[one for metric in BY_CATEGORY if (one := _categories(data, metric))],
         agreement=_agreement(data),
         completions=_completions(data, ranked),
@@ -112,22 +117,41 @@ def _answer(data: RunData, ranked: Sequence[Standing]) -> dict[str, Any] | None:
         return None
     measured = costs(data)
     best = ranked[0]
-    broken = [one.plan for one in ranked if one.is_broken]
-    suppress = [one for one in ranked if one.suppresses]
+    different = distinct(data, ranked)
+    broken = [one.plan for one in different if one.is_broken]
+    suppress = [one for one in different if one.suppresses]
     return {
         "plan": best.plan,
-        "suppresses": best.suppresses,
-        "sentences": _sentences(data, ranked, measured),
+        "verdict": _verdict(data, best),
+        "n": best.answered.n,
+        "perfect": percent(rate(best.answered.n, best.answered.n).low),
+        "fewest": FEWEST,
+        "sentences": _sentences(data, different, measured),
         "tiles": _tiles(data, best, measured),
         "methods": [_method_row(data, one, measured) for one in best_by_method(ranked)],
         "costs": [cost.name for cost in measured],
-        "counts": f"{len(suppress)} of {len(ranked)} do",
+        "counts": f"{len(suppress)} of {counted(len(different), 'distinct plan')} do so",
         "broken": broken,
         "enough": percent(ENOUGH),
         "share_broken": percent(BROKEN),
         "tie": _tie(measured[0]) if measured else "",
         "cost": measured[0].name if measured else None,
     }
+
+
+def _verdict(data: RunData, best: Standing) -> str:
+    """What the run lets us say of the plan that is named: one of the cases of the page's first sentence."""
+    if answers_already(data):
+        return "nothing"
+    if not best.may_suppress:
+        return "none"
+    if best.answered.n < FEWEST:
+        return "few"
+    if not best.suppresses:
+        return "doubt"
+    if best.cost is None:
+        return "unpriced"
+    return "best" if math.isfinite(best.cost) else "infinite"
 
 
 def _sentences(data: RunData, ranked: Sequence[Standing], measured: Sequence[Cost]) -> list[str]:
@@ -143,10 +167,15 @@ def _sentences(data: RunData, ranked: Sequence[Standing], measured: Sequence[Cos
             methods = sorted({one.method for one in others} - {best.method})
             also = f", also with {sentence_list(methods)}" if methods else f", all with {best.method}"
             verb = "does" if len(others) == 1 else "do"
-            said.append(f"{counted(len(others), 'more plan')} {verb} so at a cost within {_tie(cost)} of it{also}.")
-    over = data.get(best.plan, "harmless", "refusal")
-    if over is not None and over.value > BROKEN:
-        said.append(f"But it now refuses {_interval(over, 'share')} of the harmless prompts.")
+            more = counted(len(others), "more distinct plan")
+            said.append(f"{more} {verb} so at a cost within {_tie(cost)} of it{also}.")
+    over, unedited = data.get(best.plan, "harmless", "refusal"), data.get(BASELINE, "harmless", "refusal")
+    if over is not None and unedited is not None and over.value > BROKEN:
+        start = "But it" if over.value > unedited.value else "It"
+        said.append(
+            f"{start} refuses {_interval(over, 'share')} of the harmless prompts, where the unedited model refuses "
+            f"{_interval(unedited, 'share')}."
+        )
     return said
 
 
@@ -197,7 +226,7 @@ def _method_row(data: RunData, one: Standing, measured: Sequence[Cost]) -> dict[
     return {
         "method": one.method,
         "plan": one.plan,
-        "suppresses": one.suppresses,
+        "falls_short": "" if one.suppresses else "not beyond doubt" if one.may_suppress else "does not suppress it",
         "answered": _interval(one.answered, "share"),
         "over": "–" if over is None else _interval(over, "share"),
         "costs": [_plain(cost_of(data, one.plan, cost), cost) for cost in measured],
@@ -207,6 +236,8 @@ def _method_row(data: RunData, one: Standing, measured: Sequence[Cost]) -> dict[
 def _plain(value: float | None, cost: Cost) -> str:
     if value is None:
         return "–"
+    if not math.isfinite(value):
+        return "not finite"
     return _sign(f"{cost.sign * value:+.3f}" if cost.unit == "nats" else f"{100 * cost.sign * value:+.1f}")
 
 
@@ -244,23 +275,28 @@ def _table(data: RunData, ranked: Sequence[Standing]) -> dict[str, Any]:
             groups.append({"name": column.group, "span": 0})
         groups[-1]["span"] += 1
     standing = {one.plan: one for one in ranked}
+    unedited_answers = answers_already(data)
     return {
+        "unedited_answers": unedited_answers,
         "columns": [
             {"key": f"{column.dataset}_{column.metric}", "heading": column.heading, "title": column.group}
             for column in wanted
         ],
         "groups": groups,
-        "rows": [_row(data, plan, wanted, standing.get(plan.label)) for plan in data.plans],
+        "rows": [_row(data, plan, wanted, standing.get(plan.label), unedited_answers) for plan in data.plans],
     }
 
 
-def _row(data: RunData, plan: Plan, wanted: Sequence[Column], standing: Standing | None) -> dict[str, Any]:
+def _row(
+    data: RunData, plan: Plan, wanted: Sequence[Column], standing: Standing | None, unedited_answers: bool
+) -> dict[str, Any]:
     same_as = data.run_as[plan.label]
+    suppresses = standing is not None and standing.suppresses and not unedited_answers
     return {
         "plan": plan.label,
         "same_as": "" if same_as == plan.label else same_as,
         "layers": "" if plan.n_layers is None else plan.n_layers,
-        "state": "" if standing is None else "broken" if standing.is_broken else "best" if standing.suppresses else "",
+        "state": "broken" if standing is not None and standing.is_broken else "best" if suppresses else "",
         "cells": [_cell(data.get(plan.label, column.dataset, column.metric), column) for column in wanted],
     }
 
@@ -317,6 +353,7 @@ def _rankings(data: RunData) -> list[dict[str, Any]]:
                 | {
                     "why": "",
                     "rho": _sign(f"{pool['rho']:.2f}"),
+                    "few": pool["n"] < FEWEST_RANKED,
                     "bounds": f"[{pool['ci_low']:.2f}, {pool['ci_high']:.2f}]".replace("-", "−"),
                     "p": f"{pool['p']:.1g}",
                     "tau": _sign(f"{pool['tau']:.2f}"),

@@ -63,17 +63,16 @@ def _figure(data: RunData, method: str, kept: Sequence[Plan]) -> Figure:
         _accuracy(accuracy, field, _selected(data, method))
         _rank(rank, field)
         return figure
-    cost = next(iter(costs(data)), None)
-    axes = figure.subplots(1, 2 + (cost is not None), squeeze=False)[0]
+    effects = _effects(data)
+    axes = figure.subplots(1, 1 + len(effects), squeeze=False)[0]
     _accuracy(axes[0], field, _selected(data, method))
     colours = dict(zip(steps := list(dict.fromkeys(map(step, kept))), shades(len(steps)), strict=True))
     lines = dict(zip(dict.fromkeys(plan.scope for plan in kept), LINES, strict=False))
-    _effect(axes[1], data, kept, colours, lines, ("harmful", "refusal"))
-    axes[1].set_ylabel("harmful prompts refused")
-    percent_axis(axes[1].yaxis)
-    if cost is not None:
-        _effect(axes[2], data, kept, colours, lines, (cost.datasets[0], cost.metric))
-        axes[2].set_ylabel(f"{cost.metric} on {cost.datasets[0]}" + (",\nnats a token" if cost.unit == "nats" else ""))
+    for (dataset, metric, label), ax in zip(effects, axes[1:], strict=True):
+        _effect(ax, data, kept, colours, lines, (dataset, metric))
+        ax.set_ylabel(label)
+        if metric != "loss":
+            percent_axis(ax.yaxis)
     legend_below(
         figure,
         [
@@ -83,6 +82,15 @@ def _figure(data: RunData, method: str, kept: Sequence[Plan]) -> Figure:
         ],
     )
     return figure
+
+
+def _effects(data: RunData) -> list[tuple[str, str, str]]:
+    """What was measured of refusal and cost: dataset, metric, and the label of its axis."""
+    effects = [("harmful", "refusal", "harmful prompts refused")] if data.get(BASELINE, "harmful", "refusal") else []
+    for cost in costs(data)[:1]:
+        unit = ",\nnats a token" if cost.unit == "nats" else ""
+        effects.append((cost.datasets[0], cost.metric, f"{cost.metric} on {cost.datasets[0]}{unit}"))
+    return effects
 
 
 def _selected(data: RunData, method: str) -> Component:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
@@ -28,6 +29,10 @@ from refusal_cmp.report.figures._style import (
 
 TITLE = "Projection on the direction against refusal, unedited model"
 WIDEST = 3
+LETTERS = 15
+"""Of a title, to the inch."""
+UNBROKEN = "\u00a0"
+"""A space at which no line is broken."""
 EVERYTHING = "all"
 STATISTICS = {"pearson": "r", "spearman": "ρ", "auroc": "AUROC"}
 
@@ -57,7 +62,9 @@ def _figure(data: RunData, rows: pd.DataFrame, methods: Sequence[str]) -> Figure
         for dataset, colour in colours.items():
             _dots(ax, part[part["dataset"] == dataset], colour)
         ax.axhline(0, color=GREY, linestyle="--", linewidth=1)
-        ax.set_title(f"{method}\n{_numbers(data, EVERYTHING, method)}")
+        lines = (_within(data, list(colours), method), _numbers(data, EVERYTHING, method))
+        letters = int(LETTERS * width / len(methods))
+        ax.set_title("\n".join([method, *(textwrap.fill(line, letters) for line in lines if line)]))
         ax.set_xlabel("projection on the direction")
         tidy(ax, "both")
     axes[0].set_ylabel("refusal metric (log-odds)")
@@ -92,13 +99,28 @@ def _dots(ax: Axes, part: pd.DataFrame, colour: str) -> None:
         )
 
 
-def _numbers(data: RunData, dataset: str, method: str) -> str:
+def _within(data: RunData, datasets: Sequence[str], method: str) -> str:
+    """A line with Pearson's r of each set of prompts: over all of them two clusters alone make it near 1."""
     found = [
-        f"{name} = {one.value:.2f}"
+        f"{dataset}{UNBROKEN}{_number(one.value)}"
+        for dataset in datasets
+        if (one := data.get(BASELINE, dataset, f"magnitude_pearson:{method}")) is not None
+    ]
+    return f"r within {', '.join(found)}" if found else ""
+
+
+def _numbers(data: RunData, dataset: str, method: str) -> str:
+    """A line with the numbers of all prompts together."""
+    found = [
+        f"{name}{UNBROKEN}={UNBROKEN}{_number(one.value)}"
         for metric, name in STATISTICS.items()
         if (one := data.get(BASELINE, dataset, f"magnitude_{metric}:{method}")) is not None
     ]
-    return ", ".join(found)
+    return f"all together: {', '.join(found)}" if found else ""
+
+
+def _number(value: float) -> str:
+    return f"{value:.2f}".replace("-", "−")
 
 
 def _says(data: RunData, method: str) -> str:
@@ -116,7 +138,8 @@ def _says(data: RunData, method: str) -> str:
     ]
     auroc = said(EVERYTHING, "auroc")
     tells = f", and refused completions are told from the others with AUROC {auroc}" if auroc else ""
-    sets = f"; within the sets it is {sentence_list(within)}" if within else ""
+    sets = f"{sentence_list(within)}; " if within else ""
     return (
-        f"{method}: over all prompts projection and refusal metric correlate with Spearman's ρ {overall}{sets}{tells}."
+        f"{method}: projection and refusal metric correlate with Spearman's ρ {sets}{overall} over all prompts, "
+        f"which sets that lie apart can bring about alone{tells}."
     )

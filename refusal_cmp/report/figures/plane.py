@@ -44,6 +44,8 @@ LANDS = {
     "beyond": "land beyond the harmless ones",
     "aside": "end aside of both",
 }
+MEANS = ((0, "harmless", ":", "right"), (1, "harmful", "--", "left"))
+"""The unedited means: where each is on the way, its label, dash, and the side of the line on which the label stands."""
 PALE = 0.2
 """Opacity of unedited activations."""
 EDGE = 2.2
@@ -54,6 +56,9 @@ def draw(data: RunData, scope: str | None = None) -> list[Outcome]:
     """Landings of all plans, and a plane per method at one scope (by default the first)."""
     if data.geometry is None:
         return [Skipped("plane", PLANE, "it needs the model, which could not be loaded")]
+    finite = {plan for plan, landings in data.geometry.landings.items() if math.isfinite(landings[0].along)}
+    if not finite:
+        return [Skipped("plane", PLANE, "no plan leaves the activations finite")]
     scope = scope or data.scopes[0]
     figures: list[Outcome] = [
         Drawn("landing", LANDING, _landing_figure(data, data.geometry), _says(data, data.geometry))
@@ -64,7 +69,7 @@ def draw(data: RunData, scope: str | None = None) -> list[Outcome]:
             for plan in data.edited
             if (plan.method, plan.scope) == (method, scope) and (method, plan.label) in data.geometry.planes
         ]
-        if plans:
+        if any(plan.label in finite for plan in plans):
             figures.append(
                 Drawn(
                     f"plane-{_slug(method)}-{scope.replace(':', '')}",
@@ -89,6 +94,7 @@ def _plane_figure(geometry: Geometry, method: str, plans: Sequence[Plan]) -> Fig
         landed = geometry.landings[plan.label][0]
         ax.set_title(step(plan), pad=12)
         distances = f"to harmful {landed.to_harmful:.2f}, to harmless {landed.to_harmless:.2f}"
+        distances = distances if math.isfinite(landed.along) else "not finite"
         ax.text(0.5, 1.03, distances, transform=ax.transAxes, ha="center", fontsize=6)
     for ax in axes[n:]:
         ax.remove()
@@ -140,12 +146,13 @@ def _landing_figure(data: RunData, geometry: Geometry) -> Figure:
         tidy(ax, "x")
         for row in range(0, len(steps), 2):
             ax.axhspan(row - 0.5, row + 0.5, color=FAINT, alpha=0.25, linewidth=0)
-        for place, kind in ((0, "harmless"), (1, "harmful")):
-            ax.axvline(place, color=KINDS[kind], linestyle="--", linewidth=1)
+        for place, mean, line, side in MEANS:
+            ax.axvline(place, color=INK, linestyle=line, linewidth=0.9)
+            ax.text(place, 1, mean, transform=ax.get_xaxis_transform(), ha=side, va="bottom", fontsize=6)
         for plan in (plan for plan in data.edited if plan.scope == scope):
             y = steps.index(step(plan)) + offsets[plan.method]
             _landed(ax, geometry.landings.get(data.run_as[plan.label], ()), y, colours[plan.method])
-        ax.set_title(scope_name(scope))
+        ax.set_title(scope_name(scope), pad=12)
         ax.set_xlabel("harmless (0) to harmful (1)")
         ax.set_xlim(0.5 - EDGE - 0.1, 0.5 + EDGE + 0.1)
         ax.set_xticks([-1, 0, 1, 2])
@@ -158,8 +165,6 @@ def _landing_figure(data: RunData, geometry: Geometry) -> Figure:
             *(swatch(colour, method) for method, colour in colours.items()),
             swatch(GREY, "at the selected component"),
             swatch(GREY, "before the last block", marker="$\\circ$"),
-            swatch(KINDS["harmless"], "harmless mean", marker="", line="--"),
-            swatch(KINDS["harmful"], "harmful mean", marker="", line="--"),
         ],
         columns=4,
     )
@@ -191,7 +196,7 @@ def _says(data: RunData, geometry: Geometry) -> str:
     said = "; ".join(f"under {sentence_list(steps)} they {LANDS[word]}" for word, steps in places.items() if steps)
     return (
         f"Harmful activations at the selected component, scope “{scope_name(scope)}”: {said}. Rings: the same "
-        "on entry to the last block."
+        "on entry to the last block. Lines: the unedited means."
     )
 
 
@@ -199,7 +204,8 @@ def _plane_says(geometry: Geometry, method: str, plans: Sequence[Plan]) -> str:
     parts = []
     for plan in plans:
         landed = geometry.landings[plan.label][0]
-        parts.append(f"{step(plan)} {landed.along:+.2f} ({landed.word})")
+        place = f"{landed.along:+.2f} ({landed.word})" if math.isfinite(landed.along) else "not finite"
+        parts.append(f"{step(plan)} {place}")
     return (
         f"{method} at {geometry.components[method]}: on the way from the harmless mean (0) to the harmful mean (1), "
         f"the mean of harmful activations lands at: {', '.join(parts)}. Distances in the titles are shares of the "

@@ -155,7 +155,8 @@ def _panel(
 
 def _says(data: RunData, plans: Sequence[Plan], scope: str) -> str:
     low, broken = [], 0
-    for plan in plans:
+    labels = data.distinct([plan.label for plan in plans])
+    for plan in (one for one in plans if one.label in labels):
         answered, degenerate = data.answered(plan.label), data.get(plan.label, "harmful", "degenerate")
         if degenerate is not None and degenerate.value > BROKEN:
             broken += 1
@@ -166,8 +167,8 @@ def _says(data: RunData, plans: Sequence[Plan], scope: str) -> str:
     start = f"At scope “{scope_name(scope)}”"
     if unedited is not None:
         start += f", where the unedited model refuses {percent(unedited.value)} of harmful prompts"
-    some = f"{counted(len(low), 'plan')} of {len(plans)} answer most of them ({names})" if low else (
-        f"none of the {len(plans)} plans answers most of them"
+    some = f"{counted(len(low), 'plan')} of {len(labels)} answer most of them ({names})" if low else (
+        f"none of the {len(labels)} plans answers most of them"
     )  # fmt: skip
     end = f"; {counted(broken, 'plan')} {'leaves' if broken == 1 else 'leave'} no language" if broken else ""
-    return f"{start}, {some}{end}. Bars are 95 % intervals."
+    return f"{start}, {some}{end}. Identical plans count once. Bars are 95 % intervals."

@@ -28,6 +28,8 @@ from refusal_cmp.report.figures._style import (
 
 TITLE = "Local against global ranking"
 WIDEST = 3
+FEWEST_RANKED = 8
+"""Components that it takes to say how sure a rank correlation is; of fewer there is no interval."""
 
 
 def draw(data: RunData) -> list[Outcome]:
@@ -92,9 +94,13 @@ def _said(pools: Mapping[str, Mapping[str, Any]]) -> str:
         if pool["rho"] is None:
             parts.append(f"{name}, n = {pool['n']}: {pool['why']}")
         else:
-            interval = f"[{pool['ci_low']:.2f}, {pool['ci_high']:.2f}]"
-            parts.append(f"{name}, n = {pool['n']}: ρ = {pool['rho']:.2f} {interval}")
+            parts.append(f"{name}, n = {pool['n']}: ρ = {pool['rho']:.2f} {_sure(pool)}")
     return "\n".join(parts)
+
+
+def _sure(pool: Mapping[str, Any]) -> str:
+    """How sure the correlation is."""
+    return "(too few)" if pool["n"] < FEWEST_RANKED else f"[{pool['ci_low']:.2f}, {pool['ci_high']:.2f}]"
 
 
 def _says(one: Mapping[str, Any]) -> str:
@@ -104,6 +110,6 @@ def _says(one: Mapping[str, Any]) -> str:
     same = "the same component" if pool["top1_match"] else "another component"
     return (
         f"{one['method']}: over all {pool['n']} components local and global bypass agree with Spearman's ρ "
-        f"{pool['rho']:.2f} [{pool['ci_low']:.2f}, {pool['ci_high']:.2f}]; {same} comes first globally, and choosing "
+        f"{pool['rho']:.2f} {_sure(pool)}; {same} comes first globally, and choosing "
         f"locally costs {one['regret']:.2f} log-odds of global bypass."
     )

@@ -73,7 +73,7 @@ def _rows(data: RunData) -> list[tuple[str, Read]]:
     ]
     rows = [(label, read) for label, read in rows if read(BASELINE) is not None]
     cost = next(iter(costs(data)), None)
-    if cost is not None:
+    if cost is not None and any(_reader(data, cost)(plan.label) for plan in data.edited):
         rows.append(("loss increase,\nnats a token" if cost.unit == "nats" else "accuracy lost", _reader(data, cost)))
     return rows
 

@@ -47,6 +47,9 @@ def draw(data: RunData) -> list[Outcome]:
     measured = costs(data)
     if not measured or data.answered(BASELINE) is None:
         return [Skipped("tradeoff", TITLE, "refusal and a cost were not both measured; add perplexity to --evals")]
+    measured = [cost for cost in measured if _lost(data, cost)]
+    if not measured:
+        return [Skipped("tradeoff", TITLE, "no plan has a finite cost")]
     return [Drawn("tradeoff", TITLE, _figure(data, measured), " ".join(_says(data, cost) for cost in measured))]
 
 
@@ -125,8 +128,8 @@ def _panel(
 
 
 def _lost(data: RunData, cost: Cost) -> list[float]:
-    """What every plan loses, where it was measured and is finite."""
-    lost = [cost_of(data, plan.label, cost) for plan in data.edited]
+    """What every distinct plan loses, where it was measured and is finite."""
+    lost = [cost_of(data, label, cost) for label in data.distinct([plan.label for plan in data.edited])]
     return [one for one in lost if one is not None and math.isfinite(one)]
 
 
@@ -152,5 +155,6 @@ def _says(data: RunData, cost: Cost) -> str:
     named = sentence_list(best[:NAMED]) if best else f"none of them answers {percent(ENOUGH)} of harmful prompts"
     return (
         f"By {cost.name}, {counted(len(front), 'plan')} {'is' if len(front) == 1 else 'are'} on the Pareto front "
-        f"({named}); {cheap} of {len(lost)} cost at most {amounts[0]}, the dearest {amounts[1]}."
+        f"({named}); {cheap} of {len(lost)} cost at most {amounts[0]}, the dearest {amounts[1]}. "
+        "Identical plans count once."
     )
