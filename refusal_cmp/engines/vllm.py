@@ -254,8 +254,6 @@ def start_vllm(
     """
     vllm = import_vllm(instead)
     on_cpu = _on_cpu(device, instead)
-    if on_cpu and tensor_parallel == 1:  # a process of its own would wait on one core while the other computes
-        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
     if quantization == "8bit":
         raise RefusalCmpError(f"vLLM cannot quantise to 8 bits while it loads; use --quantization 4bit or {instead}.")
     try:
@@ -271,6 +269,7 @@ def start_vllm(
             device_ids=_device_ids(device, tensor_parallel),
             tensor_parallel_size=tensor_parallel,
             gpu_memory_utilization=gpu_memory_utilization,
+            distributed_executor_backend=_one_process() if on_cpu and tensor_parallel == 1 else None,
             kv_cache_memory_bytes=CPU_CACHE_BYTES if on_cpu else None,
             max_model_len=-1,  # as long as fits in the memory, the model's context at most
             use_tqdm_on_load=False,
@@ -281,6 +280,16 @@ def start_vllm(
             f"vLLM cannot load {path} ({first_line(error)}); if memory is short, lower --vllm-gpu-memory-utilization "
             f"(now {gpu_memory_utilization:g}) or raise --tensor-parallel; else use {instead}."
         ) from error
+
+
+def _one_process() -> type[Any]:
+    """The executor that computes where it schedules: else the scheduler waits on one core while the other computes.
+
+    On a CPU vLLM replaces it where it is asked for by its name, `uni`.
+    """
+    from vllm.v1.executor import UniProcExecutor
+
+    return UniProcExecutor
 
 
 def stop_vllm(llm: Any) -> None:
