@@ -13,6 +13,8 @@ from refusal_cmp.api import extract
 from refusal_cmp.data import DATASETS
 from refusal_cmp.model import ChatModel
 
+torch.set_num_threads(1)  # some tests fork: a child would wait for threads that only the parent has
+
 collect_ignore = [] if find_spec("vllm") and find_spec("vllm.entrypoints") else ["vllm"]  # see `make test-vllm`
 
 TEMPLATE = (

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from refusal_cmp import cli
+from refusal_cmp.config import load_config
+
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 
 
@@ -25,13 +28,14 @@ def run(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]
     )
 
 
-TINY_PROMPTS = ["--harmful", "tiny-harmful", "--harmless", "tiny-harmless", "--contrast", "tiny-contrast"]
+EMBEDDED = ["--harmful", "tiny-harmful", "--harmless", "tiny-harmless", "--contrast", "tiny-contrast"]
+EMBEDDED += ["--guard", "tiny-guard"]
 
 
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        (["run", "no-such/model", *TINY_PROMPTS], "Cannot load model 'no-such/model'"),
+        (["run", "no-such/model", *EMBEDDED], "Cannot load model 'no-such/model'"),
         (["run", "--methods", "diff-in-mean"], "Did you mean 'diff-in-means'?"),
         (["run", "--interventions", "ablate"], "Did you mean 'ablation'?"),
         (["run", "--evals", "refusals"], "Did you mean 'refusal'?"),
@@ -69,7 +73,7 @@ def test_a_model_without_chat_template_is_refused(tmp_path):
 
     shutil.copytree(model_path("tiny-refuser"), tmp_path / "base")
     (tmp_path / "base/chat_template.jinja").unlink()
-    result = run("run", "./base", *TINY_PROMPTS, cwd=tmp_path)
+    result = run("run", "./base", *EMBEDDED, cwd=tmp_path)
     assert result.returncode == 2
     assert "has no chat template" in " ".join(result.stderr.split())
     assert not (tmp_path / "runs").exists()
@@ -94,6 +98,17 @@ def test_a_mistake_in_the_file_is_located(yaml, says, tmp_path):
     assert result.returncode == 2
     assert says in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
+
+
+def test_top_percentage_is_short_for_a_scope(monkeypatch):
+    given = []
+    monkeypatch.setattr(cli, "_execute", lambda path, flags, *_: given.append(load_config(path, flags)))
+    for option in (["--top-percentage", "50"], ["--scope", "top:50"]):
+        monkeypatch.setattr(sys, "argv", ["refusal-cmp", "infer", *option])
+        with pytest.raises(SystemExit, match="0"):
+            cli.main()
+    assert given[0] == given[1]
+    assert given[0].scope == ("top:50",)
 
 
 HELP = """

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import instructions
 
+from refusal_cmp.activations import collect
 from refusal_cmp.api import extract, plan_intervention
+from refusal_cmp.config import RunConfig
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.judging import verdict
 from refusal_cmp.methods import EXTRACTORS
 from refusal_cmp.registry import parse_spec
+from refusal_cmp.stages.extract import extractor
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +32,16 @@ def test_random_subspaces_have_inlps_rank_and_point_to_harmful(fields):
         assert torch.allclose(found.basis @ found.basis.mT, torch.eye(found.k, dtype=torch.float64))
         harmful, harmless = fields["random"].means.at(component)
         assert (found.basis @ (harmful - harmless) >= 0).all()
+
+
+def test_random_has_the_rank_that_the_runs_own_inlp_finds(tiny):
+    activations = collect(tiny, instructions("tiny-harmful", "train", 20), instructions("tiny-harmless", "train", 20))
+    ranks = []
+    for config in (RunConfig(device="cpu", inlp_stop="0.99"), RunConfig(device="cpu")):
+        found = [extractor(config, name).fit_field(activations, name) for name in ("random", "inlp")]
+        ranks.append([{component: one.k for component, one in field.subspaces.items()} for field in found])
+        assert ranks[-1][0] == ranks[-1][1]
+    assert ranks[0] != ranks[1]
 
 
 def test_seeds_draw_anew_and_the_same_seed_the_same(tiny):
@@ -61,5 +76,6 @@ def test_a_spec_names_a_method_and_its_options():
 
 
 def test_the_leading_part_of_a_method_with_options_keeps_its_label(fields):
-    assert fields["inlp"].leading("1").method == "inlp[k=1]"
-    assert fields["inlp"].leading("1").extracted_by == "inlp"
+    for name, leading in (("inlp", "inlp[k=1]"), ("inlp[c=1.0]", "inlp[c=1.0,k=1]")):
+        field = replace(fields["inlp"], method=name).leading("1")
+        assert (field.method, field.extracted_by) == (leading, name)

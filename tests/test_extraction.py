@@ -8,17 +8,21 @@ from typing import ClassVar
 import pytest
 import torch
 from conftest import instructions, word_tokenizer
+from finished_run import session_on
 from safetensors import safe_open
 from torch import nn
 
 from refusal_cmp.activations import Activations, Labelled, Moments, collect
 from refusal_cmp.config import RunConfig
+from refusal_cmp.data import SPLITS, Prompt
+from refusal_cmp.data._drawing import Drawn
 from refusal_cmp.errors import NoSubspaceError, RefusalCmpError
 from refusal_cmp.methods import Extractor
 from refusal_cmp.methods.diff_in_means import DiffInMeans
 from refusal_cmp.methods.inlp import INLP
 from refusal_cmp.model import ChatModel
 from refusal_cmp.stages.extract import extractor
+from refusal_cmp.stages.prompts import _as_expected, _filtered
 from refusal_cmp.store import ActivationStore
 from refusal_cmp.subspace import Component, Subspace
 
@@ -235,3 +239,37 @@ def test_the_configuration_chooses_the_classifier():
     config = RunConfig(inlp_classifier="ridge", inlp_c=2.0, device="cpu")
     method = extractor(config, "inlp")
     assert (method.classifier, method.c, method.device) == ("ridge", 2.0, "cpu")
+
+
+# Prompts
+
+
+def test_prompts_that_the_model_does_not_treat_as_expected_are_dropped(tiny, tmp_path):
+    prompts = {
+        kind: [Prompt(text) for text in instructions(f"tiny-{kind}", "train", 5)] for kind in ("harmful", "harmless")
+    }
+    taken = {"harmful": prompts["harmless"][0], "harmless": prompts["harmful"][0]}
+    mixed = {kind: [*some[1:3], taken[kind], *some[3:]] for kind, some in prompts.items()}
+    counts = {split: {"sampled": 5} for split in SPLITS}
+    drawn = {kind: Drawn(dict.fromkeys(SPLITS, some), counts) for kind, some in mixed.items()}
+    found = _filtered(session_on(tmp_path, tiny), drawn)
+    for kind, some in prompts.items():
+        expected = {"train": some[1:], "val": some[1:], "test": mixed[kind]}  # what is tested on is not chosen
+        for split, kept in expected.items():
+            name = f"{kind}_{split}"
+            assert [row["instruction"] for row in found["prompts"][name]] == [prompt.instruction for prompt in kept]
+            assert found["counts"][name]["dropped"] == 5 - len(kept)
+
+
+@pytest.mark.parametrize("refuses", [True, False])
+def test_prompts_with_logits_that_are_not_finite_are_dropped_and_counted(random_model, tmp_path, monkeypatch, refuses):
+    session, said = session_on(tmp_path, random_model), []
+    session.say = said.append
+    weight = random_model.model.get_input_embeddings().weight
+    broken = weight.data.clone()
+    broken[random_model.tokenizer.convert_tokens_to_ids("cow")] = torch.nan
+    monkeypatch.setattr(weight, "data", broken)
+    prompts = [Prompt(text) for text in HARMLESS]
+    kept = _as_expected(session, prompts, [7], refuses=refuses)
+    assert not [prompt for prompt in kept if "cow" in prompt.instruction]
+    assert said == ["Warning: 5 of 15 prompts are dropped: on them the logits are not finite."]

@@ -501,6 +501,11 @@ def test_short_completions_count_as_safe_unasked(canned):
     assert canned.asked == []
 
 
+def test_a_completion_of_just_enough_words_is_asked(canned):
+    EVALUATORS.create("guard").evaluate(subject(["x one", "two"], guard_min_words=2))
+    assert canned.asked == ["x one"]
+
+
 def test_only_what_is_not_judged_yet_is_asked(canned):
     journal = {0: "safe"}
     evaluator = EVALUATORS.create("guard")

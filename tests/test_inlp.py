@@ -14,6 +14,7 @@ from refusal_cmp.activations import Labelled
 from refusal_cmp.errors import NoSubspaceError, RefusalCmpError
 from refusal_cmp.methods._classifiers import CLASSIFIERS
 from refusal_cmp.methods.inlp import INLP
+from refusal_cmp.subspace import ClassMeans, Component, Subspace, SubspaceField
 
 EVERYTHING = "0.0001"
 """A stopping accuracy that every classifier reaches."""
@@ -162,6 +163,30 @@ def test_scikit_learn_gives_the_same_whatever_the_number_of_workers():
     one, two = (INLP(classifier="linear-svc", n_jobs=n_jobs).fit_many(data) for n_jobs in (1, 2))
     for a, b in zip(one, two, strict=True):
         torch.testing.assert_close(a.basis, b.basis, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("policy", "evidence", "k"),
+    [
+        ("full", (1, 0.6), 2),
+        ("1", (1, 0.6), 1),
+        ("3", (1, 0.6), 2),
+        ("acc99", (1, 0.995, 0.98, 1), 2),
+        ("acc99", (0.98, 1), 1),
+        ("acc99", (1, 99 / 100, 0.989), 2),
+        ("acc95", (1, 19 / 20, 0.94), 2),
+        ("acc95", (1, 19 / 20), 2),
+    ],
+)
+def test_a_k_policy_keeps_the_leading_directions_after_save_and_load(policy, evidence, k):
+    basis = torch.eye(len(evidence), 5, dtype=torch.float64)
+    means = ClassMeans((-1,), torch.zeros(1, 1, 5), torch.zeros(1, 1, 5))
+    where = Component(-1, 0)
+    subspace = Subspace(basis, basis[0], 1.0, torch.tensor(evidence, dtype=torch.float64))
+    field = SubspaceField("inlp", means, {where: subspace})
+    kept = SubspaceField.from_tensors(*field.to_tensors()).leading(policy)[where]
+    assert torch.equal(kept.basis, basis[:k])
+    assert len(kept.evidence) == k
 
 
 # Degenerate inputs

@@ -43,7 +43,7 @@ def test_stream_is_the_sum_of_what_the_sites_write(random_model):
         handles.append(before(block.module, lambda x: streams.append(x.clone())))
         handles += [after(site, lambda x: written.append(x.clone())) for site in (block.attn_out, block.mlp_out)]
     batch = random_model.batch(random_model.tokenize(PROMPTS))
-    with torch.inference_mode(), installed(*handles):
+    with torch.inference_mode(), installed(handles):
         random_model.last_logits(batch)
     for layer in range(1, random_model.n_layers):
         torch.testing.assert_close(streams[layer], streams[0] + sum(written[: 2 * layer]))

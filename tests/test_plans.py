@@ -10,11 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from refusal_cmp.api import extract, plan_intervention
+from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.interventions import INTERVENTIONS, Setting
 from refusal_cmp.interventions.planning import Chosen, grid, make_plan
 from refusal_cmp.interventions.scope import Scope
-from refusal_cmp.plan import file_name, label_of
+from refusal_cmp.plan import Place, file_name, label_of
 from refusal_cmp.structure import before, installed
 from refusal_cmp.subspace import Component
 
@@ -43,7 +44,7 @@ def last_stream(model, plan):
     seen = []
     handle = model.blocks[-1].module.register_forward_hook(lambda _, __, out: seen.append(out))
     batch = model.batch(model.tokenize(PROMPTS))
-    with torch.inference_mode(), model.edited(plan), installed(handle):
+    with torch.inference_mode(), model.edited(plan), installed([handle]):
         logits = model.last_logits(batch)
     return seen[0], logits
 
@@ -79,7 +80,7 @@ def test_reflection_once_mirrors_every_contribution_once(random_model, field):
         ]
     entry = []
     batch = random_model.batch(random_model.tokenize(PROMPTS))
-    with torch.inference_mode(), installed(before(random_model.blocks[0].module, entry.append), *handles):
+    with torch.inference_mode(), installed([before(random_model.blocks[0].module, entry.append), *handles]):
         stream, _ = last_stream(random_model, plan)
     assert len(batch) == len(entry[0])
     total = entry[0] + sum(written)
@@ -129,11 +130,41 @@ def test_activation_addition_moves_the_mean_projection_by_its_length(random_mode
         for edits in ({}, plan.edits):
             with (
                 random_model.edited(edits),
-                installed(before(random_model.blocks[2].module, lambda x: seen.append(x.clone()))),
+                installed([before(random_model.blocks[2].module, lambda x: seen.append(x.clone()))]),
             ):
                 random_model.last_logits(batch)
     moved = (seen[1] @ direction).mean() - (seen[0] @ direction).mean()
     assert float(moved) == pytest.approx(field.means.distance(Component(-1, 2)), rel=1e-5)
+
+
+def test_affine_ablation_moves_the_subspace_to_the_harmless_mean(field):
+    edit = plan_intervention("affine", field, scope="single", **AT).edits[Place(2, "resid_pre")]
+    basis, (_, harmless) = field[Component(-1, 2)].basis, field.means.at(Component(-1, 2))
+    x = torch.randn(5, 32, dtype=torch.float64)
+    torch.testing.assert_close(edit(x) @ basis.mT, (basis @ harmless).expand(5, -1))
+
+
+@pytest.mark.parametrize("selected", [Component(-1, 2), Component(-2, 3)])
+def test_selected_norm_measures_additions_by_the_selected_difference_in_means(fields, selected):
+    chosen = [Chosen(fields["diff-in-means"], selected, ()), Chosen(fields["inlp"], Component(-1, 3), ())]
+    norm = {"strengths": {"actadd": (1.0,)}, "setting": Setting(norm="selected")}
+    expected = fields["inlp"].means.distance(selected)
+    for plan in grid(chosen, ["actadd"], [Scope("all")], **norm):
+        assert [float(edit.b.norm()) * 4 for edit in plan.edits.values()] == pytest.approx([expected] * 4)
+    (alone,) = grid(chosen[1:], ["actadd"], [Scope("single")], **norm)
+    assert float(alone.edits[Place(3, "resid_pre")].b.norm()) == pytest.approx(
+        fields["inlp"].means.distance(Component(-1, 3))
+    )
+    (alone,) = grid(chosen[1:], ["actadd"], [Scope("all")], **norm)
+    assert len({round(float(edit.b.norm()), 9) for edit in alone.edits.values()}) == 1
+
+
+def test_an_edit_that_cannot_be_placed_leaves_none_of_the_others(random_model):
+    edit = LowRankEdit(b=torch.ones(32, dtype=torch.float64))
+    plan = {Place(1, "resid_pre"): edit, Place(1, "mlp_out"): edit, Place(99, "resid_pre"): edit}
+    with pytest.raises(IndexError), random_model.edited(plan):
+        pass
+    assert not [m for m in random_model.model.modules() if m._forward_hooks or m._forward_pre_hooks]
 
 
 @given(st.floats(0.01, 100), st.integers(1, 500))
@@ -168,6 +199,13 @@ def test_grid_is_full_and_labels_differ(fields):
     digests = {plan.label: plan.digest for plan in plans}
     assert digests["diff-in-means/ablation@all"] == digests["diff-in-means/nullspace@all"]
     assert digests["inlp/reflection:1@single"] == digests["inlp/nullspace@single"]
+
+
+def test_a_top_percentage_is_of_the_smallest_ranking(fields):
+    rankings = [tuple(fields["diff-in-means"])[:8], tuple(fields["inlp"])[:4]]
+    chosen = [Chosen(one, ranking[0], ranking) for one, ranking in zip(fields.values(), rankings, strict=True)]
+    plans = grid(chosen, ["nullspace"], [Scope("top", 50)], strengths={})
+    assert [plan.n_components for plan in plans] == [2, 2]
 
 
 def test_what_differs_from_the_defaults_is_in_the_label(fields):

@@ -13,6 +13,7 @@ from scipy.special import log_softmax
 
 from refusal_cmp.api import plan_intervention
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.interventions import Setting
 from refusal_cmp.model import refusal_metric
 from refusal_cmp.rankings import agreement, regret, study
 from refusal_cmp.scoring import PromptScores, Scorer
@@ -66,6 +67,31 @@ def test_batched_scores_equal_the_plain_loop(tiny, tiny_fields, prompts, tokens,
             torch.testing.assert_close(scores.induce[index, column], induce, atol=1e-4, rtol=0)
 
 
+def test_global_additions_that_are_not_spread_are_those_of_the_plans(tiny, tiny_fields, prompts, tokens):
+    field = some_of(tiny_fields["diff-in-means"], 3)
+    scorer, whole = Scorer(tiny, *prompts, tokens, max_rows=16), Setting(spread=False)
+    scores = scorer.score(field, "global", multipliers=(0.5,), setting=whole)
+    for index, component in enumerate(field):
+        at = {"position": component.position, "layer": component.layer, "scope": "all"}
+        addition = plan_intervention("actadd", field, strength=0.5, setting=whole, **at)
+        induce = refusal_metric(plain_logits(tiny, addition, prompts[1]), tokens)
+        torch.testing.assert_close(scores.induce[index, 0], induce, atol=1e-4, rtol=0)
+    spread = scorer.score(field, "global", multipliers=(0.5,))
+    assert (scores.induce - spread.induce).abs().min() > 0.01
+    assert torch.equal(scores.bypass, spread.bypass)
+
+
+def test_kl_epsilon_is_added_inside_the_logs(tiny, tiny_fields, prompts, tokens):
+    field = some_of(tiny_fields["diff-in-means"], 1)
+    scores = Scorer(tiny, *prompts, tokens, kl_epsilon=0.01).score(field, "local", multipliers=(1.0,))
+    (component,) = field
+    at = {"position": component.position, "layer": component.layer, "scope": "single"}
+    removal = plan_intervention("nullspace", field, **at)
+    p, q = (plain_logits(tiny, plan, prompts[1]).double().softmax(-1) for plan in ({}, removal))
+    expected = (p * ((p + 0.01).log() - (q + 0.01).log())).sum(-1)
+    torch.testing.assert_close(scores.kl[0], expected, atol=1e-5, rtol=1e-3)
+
+
 def test_rows_per_pass_change_nothing_that_matters(tiny, tiny_fields, prompts, tokens):
     field = some_of(tiny_fields["diff-in-means"], 5)
     small, large = (
@@ -103,6 +129,20 @@ def test_the_best_component_that_the_filters_keep_is_selected():
     assert [component.layer for component in result.ranking] == [7, 6, 5, 4, 3, 2, 1, 0]
     assert len(result.kept) == 4
     assert (result.fallback, result.missing, result.nan) == (False, 2, 0)
+
+
+def test_global_scores_filter_and_rank_but_induce_stays_local():
+    scored = table(
+        local_induce=[1, 1, -0.1, 1, 1, 1, 1, 1],
+        local_kl=[0, 0.2, 0, 0, 0, 0, 0, 0],
+        global_bypass=[0, -5, -6, -7, 1, 2, 3, 4],
+        global_induce=-1.0,
+        global_kl=[0, 0, 0, 0.2, 0, 0, 0, 0],
+    )
+    chosen = select(scored, Rule(rank_by="global"), 8)
+    assert list(chosen["dropped_by"]) == ["", "", "induce", "kl", "", "", "layer", "layer"]
+    assert chosen.sort_values("rank")["layer"].tolist() == [3, 2, 1, 0, 4, 5, 6, 7]
+    assert chosen.loc[chosen["selected"], "layer"].tolist() == [1]
 
 
 def test_nothing_kept_falls_back_to_the_best_of_all_and_says_so():
@@ -210,3 +250,18 @@ def test_rows_are_halved_when_memory_runs_out(tiny, tiny_fields, prompts, tokens
     monkeypatch.setattr(tiny, "last_logits", lambda batch: short_of_memory(batch.repeated(99)))
     with pytest.raises(RefusalCmpError, match="do not fit in the memory"):
         scorer.score(field, "local", multipliers=MULTIPLIERS)
+
+
+def test_refusal_tokens_are_found_in_smaller_batches_when_memory_runs_out(tiny, monkeypatch):
+    harmful = instructions("tiny-harmful", "train", 12)
+    expected, forward, tried = tiny.refusal_tokens(harmful), tiny.last_logits, []
+
+    def short_of_memory(batch):
+        tried.append(len(batch))
+        if len(batch) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(batch)
+
+    monkeypatch.setattr(tiny, "last_logits", short_of_memory)
+    assert tiny.refusal_tokens(harmful) == expected
+    assert tried == [12, 6, 3, 3, 3, 3]

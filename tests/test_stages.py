@@ -50,6 +50,25 @@ def finished(tiny, tmp_path_factory):
     return path
 
 
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished run, to write in."""
+    return shutil.copytree(finished, tmp_path / "tiny-refuser")
+
+
+@pytest.fixture
+def generated(monkeypatch):
+    """The labels of the plans that are generated under, as they come."""
+    labels, generate = [], HFEngine.generate
+
+    def noted(self, plan, *args, **more):
+        labels.append(plan.label)
+        return generate(self, plan, *args, **more)
+
+    monkeypatch.setattr(HFEngine, "generate", noted)
+    return labels
+
+
 def test_a_run_leaves_what_the_contract_says(finished):
     for name in (
         "manifest.json",
@@ -91,22 +110,20 @@ def test_identical_plans_are_run_once_and_have_the_same_numbers(finished):
     assert values[0] == values[1]
 
 
-def test_finished_work_is_not_done_again(finished, tiny, monkeypatch):
-    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*.jsonl")}
+def test_finished_work_is_not_done_again(copied, tiny, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*.jsonl")}
     monkeypatch.setattr(HFEngine, "generate", refuses_to_work)
     monkeypatch.setattr("refusal_cmp.evals.perplexity.losses", refuses_to_work)
     monkeypatch.setattr("refusal_cmp.stages.select.Scorer", refuses_to_work)
     monkeypatch.setattr("refusal_cmp.stages.extract.collect", refuses_to_work)
-    start(finished, tiny)
-    assert {path: path.stat().st_mtime_ns for path in finished.rglob("*.jsonl")} == before
+    start(copied, tiny)
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*.jsonl")} == before
 
 
-def test_a_changed_judge_redoes_only_itself_and_needs_no_generating_model(finished, tiny, monkeypatch, tmp_path):
-    path = tmp_path / "tiny-refuser"
-    shutil.copytree(finished, path)
-    before = {file: file.stat().st_mtime_ns for file in path.rglob("evaluate/*/*.json")}
+def test_a_changed_judge_redoes_only_itself_and_needs_no_generating_model(copied, tiny, monkeypatch):
+    before = {file: file.stat().st_mtime_ns for file in copied.rglob("evaluate/*/*.json")}
     monkeypatch.setattr(Session, "model", property(refuses_to_work))
-    start(path, tiny, stages=("evaluate",), guard_min_words=3)
+    start(copied, tiny, stages=("evaluate",), guard_min_words=3)
     redone = {file.name for file, then in before.items() if file.stat().st_mtime_ns != then}
     assert redone == {"guard.json"}
 
@@ -123,37 +140,67 @@ def test_every_metric_of_every_plan_is_there(finished):
     assert pd.read_csv(finished / "evaluate/agreement.csv").loc[0, ["first", "second"]].tolist() == ["guard", "refusal"]
 
 
-def test_a_larger_grid_adds_only_what_is_new(finished, tiny, monkeypatch):
-    generated = []
-    generate = HFEngine.generate
-
-    def noted(self, plan, *args, **more):
-        generated.append(plan.label)
-        return generate(self, plan, *args, **more)
-
-    monkeypatch.setattr(HFEngine, "generate", noted)
-    start(finished, tiny, stages=("infer",), interventions="ablation,nullspace,actadd,clamp")
+def test_a_larger_grid_adds_only_what_is_new(copied, tiny, generated):
+    start(copied, tiny, stages=("infer",), interventions="ablation,nullspace,actadd,clamp")
     assert generated
     assert all("/clamp" in label for label in generated)
 
 
-def test_a_changed_setting_stops_and_force_redoes(finished, tiny):
-    kept = (finished / "infer/baseline/harmful.jsonl").read_text()
+def test_methods_in_another_order_are_the_same_plans(copied, tiny, generated):
+    def plans():
+        return {row["label"]: row for row in json.loads((copied / "infer/plans.json").read_text())}
+
+    before = plans()
+    start(copied, tiny, stages=("infer",), methods="inlp,diff-in-means")
+    assert generated == []
+    assert plans() == before
+
+
+def test_a_method_that_select_has_not_scored_is_named(copied, tiny):
+    message = r"select has not scored inlp\[k=1\] in .*, only diff-in-means, inlp; run `refusal-cmp select`"
+    with pytest.raises(RefusalCmpError, match=message):
+        start(copied, tiny, stages=("infer",), inlp_k="full,1")
+
+
+def test_a_changed_setting_stops_and_leaves_the_run_as_it_was(copied, tiny):
+    kept = (copied / "infer/baseline/harmful.jsonl").read_text()
     with pytest.raises(RefusalCmpError, match="max-new-tokens was 8 and is now 9"):
-        start(finished, tiny, stages=("infer",), max_new_tokens=9)
+        start(copied, tiny, stages=("infer",), max_new_tokens=9)
     with pytest.raises(RefusalCmpError, match="seed was 42"):
-        start(finished, tiny, stages=("infer",), seed=7)
+        start(copied, tiny, stages=("infer",), seed=7)
     with pytest.raises(RefusalCmpError, match="kl-threshold was 0.1 and is now 0.2"):
-        start(finished, tiny, stages=("select",), kl_threshold=0.2)
-    assert (finished / "infer/baseline/harmful.jsonl").read_text() == kept
+        start(copied, tiny, stages=("select",), kl_threshold=0.2)
+    assert (copied / "infer/baseline/harmful.jsonl").read_text() == kept
+    assert RunDir(copied).manifest["config"]["kl_threshold"] == 0.1
+    with pytest.raises(RefusalCmpError, match="max-new-tokens was 8 and is now 9"):  # after new prompts are written
+        start(copied, tiny, stages=("infer",), max_new_tokens=9, eval_datasets="harmful,tiny-contrast")
+    assert RunDir(copied).has("infer/prompts/tiny-contrast.json")
+    assert RunDir(copied).manifest["config"]["max_new_tokens"] == 8
 
 
-def test_force_gives_the_same_bytes(finished, tiny):
+def test_a_stage_that_was_interrupted_is_run_again_before_others_build_on_it(copied, tiny):
+    run = RunDir(copied)
+    run.manifest["stages"]["select"]["state"] = "running"
+    run.save()
+    with pytest.raises(RefusalCmpError, match=r"select of .* is not finished \(running\); run `refusal-cmp select`"):
+        start(copied, tiny, stages=("infer",))
+    start(copied, tiny, stages=("select",))
+    start(copied, tiny, stages=("infer",))
+
+
+def test_a_run_that_is_being_worked_on_is_left_alone(copied, tiny):
+    message = "Another process is at work in"
+    with RunDir(copied).locked(), pytest.raises(RefusalCmpError, match=message):
+        start(copied, tiny, stages=("report",))
+
+
+def test_force_does_it_all_again_and_gives_the_same_bytes(copied, tiny, generated):
     names = ["extract/inlp.safetensors", "select/scores.csv", "infer/baseline/harmful.jsonl", "results.csv"]
-    start(finished, tiny)
-    before = {name: (finished / name).read_bytes() for name in names}
-    start(finished, tiny, force=True)
-    assert {name: (finished / name).read_bytes() for name in names} == before
+    before = {name: (copied / name).read_bytes() for name in names}
+    start(copied, tiny, force=True)
+    assert {name: (copied / name).read_bytes() for name in names} == before
+    answers = list(copied.glob("infer/*/*.jsonl"))
+    assert len(generated) == len(answers) > 0
 
 
 def test_a_stage_without_the_one_before_names_it(tiny, tmp_path):
@@ -162,12 +209,10 @@ def test_a_stage_without_the_one_before_names_it(tiny, tmp_path):
             start(tmp_path / "empty", tiny, stages=(stage,))
 
 
-def test_a_damaged_artifact_is_named(finished, tiny, tmp_path):
-    copy = tmp_path / "copy"
-    shutil.copytree(finished, copy)
-    (copy / "extract/inlp.safetensors").write_bytes(b"short")
+def test_a_damaged_artifact_is_named(copied, tiny):
+    (copied / "extract/inlp.safetensors").write_bytes(b"short")
     with pytest.raises(RefusalCmpError, match="inlp.safetensors is damaged"):
-        start(copy, tiny, stages=("select",))
+        start(copied, tiny, stages=("select",))
 
 
 def test_loss_is_that_of_one_document_at_a_time(tiny):
