@@ -99,10 +99,11 @@ def _check_upstream(session: Session, upstream: Sequence[str]) -> None:
                 f"The stage {stage} of {session.run.path} is not finished ({record['state']}); run `refusal-cmp "
                 f"{stage}` again first, with the same settings."
             )
+        before = record.get("settings", session.run.manifest["config"])  # runs of older versions have but the latter
         for name, value in session.config.binding(stage).items():
-            if record["settings"].get(name) != value:
+            if before.get(name) != value:
                 raise RefusalCmpError(
-                    f"The setting {name.replace('_', '-')} was {record['settings'].get(name)!r} in {stage} of "
+                    f"The setting {name.replace('_', '-')} was {before.get(name)!r} in {stage} of "
                     f"{session.run.path}, is now {value!r}, and matters to it; start from there with --force, or name "
                     "another run with --alias."
                 )
