@@ -99,7 +99,7 @@ def _check_upstream(session: Session, upstream: Sequence[str]) -> None:
                 f"The stage {stage} of {session.run.path} is not finished ({record['state']}); run `refusal-cmp "
                 f"{stage}` again first, with the same settings."
             )
-        before = record.get("settings", session.run.manifest["config"])  # runs of older versions have but the latter
+        before = record["settings"] if "settings" in record else session.run.manifest["config"]  # of older versions
         for name, value in session.config.binding(stage).items():
             if before.get(name) != value:
                 raise RefusalCmpError(
