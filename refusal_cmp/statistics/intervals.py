@@ -17,6 +17,8 @@ FLIPS = 120
 """Sign flips for each test of a family: 20 make 0.05 / m the least p-value of m tests, and 100 more resolve it."""
 SEED = 0
 """Of resampling: the same data always have the same interval."""
+ROUNDING = 1e-14
+"""A standard error that is smaller than this share of the mean is none: all values are the same."""
 
 Array = np.ndarray
 Values = Sequence[float] | np.ndarray
@@ -57,7 +59,9 @@ def weighted_mean(totals: Values, weights: Values) -> Estimate:
     mean = float(total.sum() / weight.sum())
     residuals = total - mean * weight
     error = float(np.sqrt(n / (n - 1) * (residuals**2).sum()) / weight.sum()) if n > 1 else np.nan
-    low, high = critical_values(n, float(skew(residuals)), LEVEL) if error > 0 else (0.0, 0.0)
+    low = high = 0.0
+    if error > ROUNDING * abs(mean):
+        low, high = critical_values(n, float(skew(residuals)), LEVEL)
     return Estimate(mean, mean - high * error, mean - low * error, n)
 
 
@@ -98,8 +102,8 @@ def paired_difference(
     """one − other on the same examples, weighted; NaN, as is p, where a difference is not finite.
 
     If all values are 0 or 1 and weigh the same, the interval is Newcombe's and the p-value McNemar's, exact.
-    Otherwise the interval is that of `weighted_mean`, and the p-value from flipping the signs of the differences, finely
-    enough for the Holm correction of a `family` of that many tests.
+    Otherwise the interval is that of `weighted_mean`, and the p-value from flipping the signs of the differences,
+    finely enough for the Holm correction of a `family` of that many tests.
     """
     n, differences = len(one), one - other
     value = float((weights * differences).sum() / weights.sum())
