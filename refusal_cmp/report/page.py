@@ -44,8 +44,8 @@ from refusal_cmp.report.figures._style import (
     scope_name,
     sentence_list,
 )
-from refusal_cmp.report.figures.rankings import FEWEST_RANKED
 from refusal_cmp.report.table import Column, Unit, columns, percent, shown
+from refusal_cmp.selection.rankings import FEWEST_RANKED
 from refusal_cmp.statistics import Estimate, rate
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -353,7 +353,9 @@ def _rankings(data: RunData) -> list[dict[str, Any]]:
                 | {
                     "why": "",
                     "rho": _sign(f"{pool['rho']:.2f}"),
-                    "few": pool["n"] < FEWEST_RANKED,
+                    "reliability": [_decimals(pool[f"reliability_{reach}"]) for reach in ("local", "global")],
+                    "says_little": pool["says_little"],
+                    "noise_free": _decimals(pool["rho_noise_free"]),
                     "bounds": f"[{pool['ci_low']:.2f}, {pool['ci_high']:.2f}]".replace("-", "−"),
                     "p": f"{pool['p']:.1g}",
                     "tau": _sign(f"{pool['tau']:.2f}"),
@@ -363,6 +365,10 @@ def _rankings(data: RunData) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _decimals(value: float | None) -> str:
+    return "–" if value is None else _sign(f"{value:.2f}")
 
 
 def _categories(data: RunData, metric: str) -> dict[str, Any] | None:

@@ -178,25 +178,33 @@ def test_induce_is_aggregated_as_named(tiny_fields, aggregate, expected):
     assert scored["local_induce@0.5"].tolist() == [2.0]
 
 
-def drawn_from(scored: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Two resamples of the prompts that leave the means as they are."""
-    return {reach: scored[f"{reach}_bypass"].to_numpy(float)[None].repeat(2, axis=0) for reach in ("local", "global")}
+def bypass_of(scored: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Four prompts on which every component scores as it does on average."""
+    return {
+        reach: scored[f"{reach}_bypass"].to_numpy(float)[:, None].repeat(4, axis=1) for reach in ("local", "global")
+    }
 
 
 def test_agreement_is_that_of_the_ranks():
     scored = select(table(global_bypass=[3.0, 1.0, 2.0, 0.0, -1.0, -2.0, -4.0, -3.0]), Rule(), 8)
-    found = agreement(scored, drawn_from(scored))
+    found = agreement(scored, bypass_of(scored), np.random.default_rng(0))
     assert found["rho"] == pytest.approx(1 - 6 * 4 / (8 * 63))
     assert (found["ci_low"], found["ci_high"]) == pytest.approx((found["rho"], found["rho"]))
     assert found["tau"] == pytest.approx((26 - 2) / 28)
     assert (found["top1_match"], found["top5_overlap"], found["top10_overlap"]) == (False, 1.0, None)
+    assert not found["says_little"]
     assert regret(scored) == 0.0
 
 
 def test_agreement_of_too_few_or_equal_components_is_none_and_says_why():
-    scored = select(table(global_bypass=1.0), Rule(), 8)
-    assert agreement(scored, drawn_from(scored)) == {"n": 8, "rho": None, "why": "all scores are equal"}
-    assert agreement(scored[:2], drawn_from(scored))["why"] == "fewer than 3 components"
+    scored, rng = select(table(global_bypass=1.0), Rule(), 8), np.random.default_rng(0)
+    assert agreement(scored, bypass_of(scored), rng) == {"n": 8, "rho": None, "why": "all scores are equal"}
+    assert agreement(scored[:2], bypass_of(scored), rng)["why"] == "fewer than 3 components"
+
+
+def test_agreement_of_few_components_says_little():
+    scored = select(table(global_bypass=[3.0, 1.0, 2.0, 0.0, -1.0, -2.0, -4.0, -3.0]), Rule(), 8)
+    assert agreement(scored[:4], bypass_of(scored), np.random.default_rng(0))["says_little"]
 
 
 def test_regret_is_what_the_local_choice_costs_globally():
@@ -210,7 +218,7 @@ def test_published_ranking_key_puts_accuracy_first():
     assert chosen.sort_values("rank")["layer"].tolist() == [2, 1, 7, 6, 5, 4, 3, 0]
 
 
-def test_bootstrap_interval_covers_the_correlation_and_shrinks_with_prompts(tiny_fields):
+def test_the_interval_shrinks_with_prompts(tiny_fields):
     rng = np.random.default_rng(0)
     field = some_of(tiny_fields["diff-in-means"], 12)
     widths = []
@@ -225,7 +233,7 @@ def test_bootstrap_interval_covers_the_correlation_and_shrinks_with_prompts(tiny
         scored = ranked_table(field, scores, rule)
         found = study(field, scored, scores, rule, seed=0)
         pool = found["pools"]["all"]
-        assert pool["ci_low"] <= pool["rho"] <= pool["ci_high"] or n == 8
+        assert pool["ci_low"] <= pool["rho"] <= pool["ci_high"]
         assert 0 <= found["selected_again"] <= 1
         widths.append(pool["ci_high"] - pool["ci_low"])
     assert widths[1] < widths[0] / 2
