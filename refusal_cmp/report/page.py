@@ -60,7 +60,7 @@ SLOTS = 3
 PERCENT = "\u202f%"
 VERDICTS = {"refused": "refuses", "complied": "answers", "degenerate": "no language", "": ""}
 BY_CATEGORY = {"refusal": "Harmful prompts refused, by category", "guard_unsafe": "Unsafe by the guard, by category"}
-COUNTS = ("sampled", "dropped", "duplicates", "near_duplicates", "near_train")
+COUNTS = ("sampled", "dropped", "duplicates", "near_duplicates", "near_train", "near_val")
 """What is said of every set of prompts."""
 FOLDED = ("harmful",)
 """Test sets whose completions are behind a notice."""

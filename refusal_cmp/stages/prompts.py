@@ -11,7 +11,7 @@ from typing import Any
 from refusal_cmp.config import KINDS, is_path
 from refusal_cmp.data import SPLITS, Columns, Prompt, Split
 from refusal_cmp.data.files import digests
-from refusal_cmp.data.sampling import Sampled, check_apart, draw, unlike_training
+from refusal_cmp.data.sampling import EARLIER, Sampled, check_apart, draw, unlike_learned
 from refusal_cmp.data.sets import load_test, pick
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.run.contents import PROMPTS, prompts_file, read_prompts
@@ -120,10 +120,11 @@ def _read_test(session: Session, dataset: str) -> list[Prompt]:
 def _write_test(session: Session, dataset: str, prompts: list[Prompt]) -> None:
     """Keep a sample of a test set, without what the run learns from."""
     config = session.config
-    learned = [
-        prompt for kind in KINDS for split in ("train", "val") for prompt in read_prompts(session, f"{kind}_{split}")
-    ]
-    kept, counts = unlike_training(prompts, learned, config.near_duplicates)
+    learned = {
+        split: [prompt for kind in KINDS for prompt in read_prompts(session, f"{kind}_{split}")]
+        for split in EARLIER["test"]
+    }
+    kept, counts = unlike_learned(prompts, learned, config.near_duplicates)
     if not kept:
         raise RefusalCmpError(
             f"Every prompt of test set {dataset!r} is one that the run learns from; give another set."
