@@ -61,6 +61,16 @@ def read_field(session: Session, method: str) -> SubspaceField:
     return SubspaceField.from_tensors(*session.run.read_tensors(subspace_file(method)))
 
 
+def ranks_file(method: str) -> str:
+    """The artefact that says how many directions a method finds by other dev splits of the same prompts."""
+    return f"extract/{method}.ranks.csv"
+
+
+def read_ranks(session: Session, method: str) -> pd.DataFrame | None:
+    """A row per component and seed of the dev split, with the number of directions `k`; None if it does not vary."""
+    return session.run.read_table(ranks_file(method)) if session.run.has(ranks_file(method)) else None
+
+
 def read_fields(session: Session) -> list[SubspaceField]:
     """The subspaces of every method; of one whose rows have an order, the leading ones by every k policy."""
     config, fields = session.config, []
