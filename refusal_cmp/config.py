@@ -247,6 +247,9 @@ class EvaluateSettings(BaseModel):
         json_schema_extra=GRID,
     )
     benchmark_limit: int | None = Field(500, ge=1, description="most questions of a task")
+    task_template: bool = Field(
+        False, description="ask a task's questions in the chat template, with the system prompt, not as plain text"
+    )
     guard: str = Field(
         "tiny-guard", description="guard model: Hugging Face id, local folder, name at the endpoint, or tiny-guard"
     )

@@ -22,6 +22,8 @@ from refusal_cmp.statistics import Estimate, normal_interval, rate
 EMBEDDED_TASKS = files("refusal_cmp") / "assets" / "tasks"
 FEWSHOT_SEED = 1234
 """lm-eval's own default, so that its command line draws the same shots."""
+TEMPLATE = {"apply_chat_template": True, "fewshot_as_multiturn": True}
+"""What lm-eval's command line makes of --apply_chat_template: each shot is a turn."""
 TASK = re.compile(r"(?P<name>[^@]+?)(@(?P<shots>\d+))?")
 
 
@@ -31,8 +33,15 @@ class Capability(Evaluator):
 
     reads = ("model",)
 
-    def __init__(self, tasks: tuple[str, ...], benchmark_limit: int | None) -> None:
+    def __init__(
+        self,
+        tasks: tuple[str, ...],
+        benchmark_limit: int | None,
+        task_template: bool = False,
+        system: str | None = None,
+    ) -> None:
         self.tasks, self.limit = tasks, benchmark_limit
+        self.template = TEMPLATE | {"system_instruction": system} if task_template else {}
         self._tasks: dict[str, Any] = {}
 
     def check(self, test_sets: Sequence[str]) -> None:
@@ -55,7 +64,13 @@ class Capability(Evaluator):
                 leaf.set_fewshot_seed(FEWSHOT_SEED)
             try:
                 with model.edited(subject.plan):
-                    found = evaluate(lm, loaded, samples=_share_out(loaded["tasks"], self.limit), bootstrap_iters=1000)
+                    found = evaluate(
+                        lm,
+                        loaded,
+                        samples=_share_out(loaded["tasks"], self.limit),
+                        bootstrap_iters=1000,
+                        **self.template,
+                    )
             except (OSError, ValueError, ConnectionError) as error:
                 raise RefusalCmpError(f"lm-eval could not run the task {spec!r}: {_first_line(error)}.") from error
             metrics += _metrics(spec.partition("@")[0], found)

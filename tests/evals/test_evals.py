@@ -98,13 +98,15 @@ def test_a_collapsed_completion_is_no_compliance_although_the_published_measure_
 # Capability
 
 
-def test_accuracy_is_that_of_lm_evals_own_command_line(tiny, answers, tmp_path):
-    found = values(evaluator("capability", benchmark_limit=40).evaluate(subject(tiny, baseline(), answers)))
+@pytest.mark.parametrize("template", [False, True])
+def test_accuracy_is_that_of_lm_evals_own_command_line(tiny, answers, tmp_path, template):
+    ours = evaluator("capability", benchmark_limit=40, task_template=template)
+    found = values(ours.evaluate(subject(tiny, baseline(), answers)))
     command = [
         sys.executable, "-m", "lm_eval", "--model", "hf",
         "--model_args", f"pretrained={model_path('tiny-refuser')},dtype=float32",
         "--tasks", "world_cloze", "--include_path", str(EMBEDDED_TASKS), "--limit", "40", "--device", "cpu",
-        "--batch_size", "16", "--output_path", str(tmp_path),
+        "--batch_size", "16", "--output_path", str(tmp_path), *["--apply_chat_template"] * template,
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     (results,) = tmp_path.rglob("results_*.json")
