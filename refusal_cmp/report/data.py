@@ -153,17 +153,19 @@ class RunData:
         found = self.results.loc[self.results["metric"] == metric, "dataset"].unique()
         return sorted(str(one).removeprefix(start) for one in found if one.startswith(start))
 
-    def versus_baseline(self, plan: str, dataset: str, metric: str) -> Estimate | None:
-        """The paired difference to the baseline, if it was tested."""
+    def versus_baseline(self, plan: str, dataset: str, metric: str) -> tuple[Estimate, float] | None:
+        """The paired difference to the baseline and its p-value after Holm's correction, if it was tested."""
         return self._differences.get((self.run_as[plan], dataset, metric))
 
     @cached_property
-    def _differences(self) -> dict[tuple[str, str, str], Estimate]:
+    def _differences(self) -> dict[tuple[str, str, str], tuple[Estimate, float]]:
         if self.comparisons is None:
             return {}
         rows = self.comparisons[self.comparisons["against"] == BASELINE]
-        rows = rows[["plan", "dataset", "metric", "difference", "ci_low", "ci_high", "n"]]
-        return {(row[0], row[1], row[2]): Estimate(*row[3:]) for row in rows.itertuples(index=False, name=None)}
+        rows = rows[["plan", "dataset", "metric", "difference", "ci_low", "ci_high", "n", "p_holm"]]
+        return {
+            (row[0], row[1], row[2]): (Estimate(*row[3:7]), row[7]) for row in rows.itertuples(index=False, name=None)
+        }
 
 
 def summary_of(run: RunDir) -> pd.DataFrame:

@@ -20,7 +20,6 @@ from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.report.answer import (
     BROKEN,
     ENOUGH,
-    FEWEST,
     ON_DISTRIBUTION,
     Cost,
     Standing,
@@ -30,6 +29,7 @@ from refusal_cmp.report.answer import (
     cost_of,
     costs,
     distinct,
+    fewest,
     standings,
 )
 from refusal_cmp.report.data import RunData
@@ -46,7 +46,7 @@ from refusal_cmp.report.figures._style import (
 )
 from refusal_cmp.report.table import Column, Unit, columns, percent, shown
 from refusal_cmp.selection.rankings import FEWEST_RANKED
-from refusal_cmp.statistics import Estimate, rate
+from refusal_cmp.statistics import Estimate, rate_among
 
 TEMPLATES = Path(__file__).parent / "templates"
 EXAMPLES = 8
@@ -124,8 +124,9 @@ def _answer(data: RunData, ranked: Sequence[Standing]) -> dict[str, Any] | None:
         "plan": best.plan,
         "verdict": _verdict(data, best),
         "n": best.answered.n,
-        "perfect": percent(rate(best.answered.n, best.answered.n).low),
-        "fewest": FEWEST,
+        "among": best.among,
+        "perfect": percent(rate_among(best.answered.n, best.answered.n, best.among).low),
+        "fewest": fewest(best.among),
         "sentences": _sentences(data, different, measured),
         "tiles": _tiles(data, best, measured),
         "methods": [_method_row(data, one, measured) for one in best_by_method(ranked)],
@@ -145,7 +146,7 @@ def _verdict(data: RunData, best: Standing) -> str:
         return "nothing"
     if not best.may_suppress:
         return "none"
-    if best.answered.n < FEWEST:
+    if best.answered.n < fewest(best.among):
         return "few"
     if not best.suppresses:
         return "doubt"
@@ -157,8 +158,13 @@ def _verdict(data: RunData, best: Standing) -> str:
 def _sentences(data: RunData, ranked: Sequence[Standing], measured: Sequence[Cost]) -> list[str]:
     best = ranked[0]
     unedited = data.answered(BASELINE)
-    before = f"; unedited, the model answers {_interval(unedited, 'share')}" if unedited else ""
-    said = [f"It answers {_interval(best.answered, 'share')} of {best.answered.n} harmful test prompts{before}."]
+    allowed = f" (the interval allows for its choice among {best.among} plans on the same prompts)" * (best.among > 1)
+    said = [f"It answers {_interval(best.answered, 'share')} of {best.answered.n} harmful test prompts{allowed}"]
+    if unedited:
+        tested = data.versus_baseline(best.plan, "harmful", "effective_compliance")
+        surely = f" ({_p(tested[1])} after Holm’s correction)" if tested else ""
+        said[0] += f"; unedited, the model answers {_interval(unedited, 'share')}{surely}"
+    said[0] += "."
     if best.cost is not None and measured:
         cost = measured[0]
         said.append(f"Its cost: {cost.name} {_change(best.cost, cost)}.")
@@ -215,7 +221,7 @@ def _tiles(data: RunData, best: Standing, measured: Sequence[Cost]) -> list[dict
                 "before": shown(unedited.value, unit),
                 "after": shown(edited.value, unit),
                 "interval": _bounds(edited, unit),
-                "paired": "" if paired is None else f"change {_signed(paired, unit)}",
+                "paired": "" if paired is None else f"change {_signed(paired[0], unit)}, {_p(paired[1])}",
             }
         )
     return tiles
@@ -255,6 +261,10 @@ def _bounds(one: Estimate, unit: Unit) -> str:
 
 def _interval(one: Estimate, unit: Unit) -> str:
     return f"{shown(one.value, unit)} {_bounds(one, unit)}".strip()
+
+
+def _p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else "no p" if pd.isna(value) else f"p = {value:.2g}"
 
 
 def _signed(one: Estimate, unit: Unit) -> str:
@@ -394,9 +404,11 @@ def _agreement(data: RunData) -> list[dict[str, str]]:
         return []
     rows = []
     for row in data.agreement.to_dict("records"):
-        kappa = Estimate(row["kappa"], row["ci_low"], row["ci_high"], row["n"])
+        within = Estimate(row["kappa"], row["ci_low"], row["ci_high"], row["n"])
+        pooled = Estimate(row["pooled_kappa"], row["pooled_ci_low"], row["pooled_ci_high"], row["n"])
+        kappas = {"kappa": _interval(within, "nats"), "pooled": _interval(pooled, "nats")}
         counts = {name: str(row[name]) for name in ("n", "both", "first_only", "second_only", "neither")}
-        rows.append({"judges": f"{row['first']} and {row['second']}", "kappa": _interval(kappa, "nats"), **counts})
+        rows.append({"judges": f"{row['first']} and {row['second']}", **kappas, **counts})
     return rows
 
 
