@@ -201,6 +201,9 @@ class InferSettings(BaseModel):
         description="whose subspace acts at the layers in scope; FILE.safetensors: also run the direction in this file",
     )
     compose: Literal["once", "repeat"] = Field("once", description="how reflections of several layers compose")
+    alterrep_about: Literal["midpoint", "zero"] = Field(
+        "midpoint", description="AlterRep's two sides meet at the midpoint of the class means, or at zero, as published"
+    )
     contrast: str = Field(
         "tiny-contrast", description="harmless prompts that sound harmful, the test set contrast: a name or a file"
     )
