@@ -75,9 +75,13 @@ def _test_label(name: str) -> str:
     return f"{label}-file" if label in (*KINDS, CONTRAST) else label
 
 
+BUDGET = "budget"
+"""The k policy that labels leave out: as many leading directions as stay within the KL budget."""
+
+
 def _k_policy(value: str) -> str:
-    if not re.fullmatch(r"full|[1-9]\d*|acc[1-9]\d", value):
-        raise ValueError("it must be full, a number from 1 on, or an accuracy as in acc95")
+    if not re.fullmatch(rf"{BUDGET}|full|[1-9]\d*|acc[1-9]\d", value):
+        raise ValueError("it must be budget, full, a number from 1 on, or an accuracy as in acc95")
     return value
 
 
@@ -162,7 +166,9 @@ class SelectSettings(BaseModel):
     """What decides the scores and the choice of a component."""
 
     inlp_k: Annotated[tuple[KPolicy, ...], BeforeValidator(_split), Field(min_length=1)] = Field(
-        ("full",), description="INLP directions to use: full, a number, acc99, acc95", json_schema_extra=GRID
+        (BUDGET,),
+        description="INLP directions to use: budget (the most that stay within kl-threshold), full, a number, acc99",
+        json_schema_extra=GRID,
     )
     compare_rankings: bool = Field(
         False, description="also score globally and compare the rankings", json_schema_extra=GRID

@@ -178,9 +178,9 @@ def test_alterrep_leaves_every_coordinate_of_every_token_on_the_harmless_side_of
     plan, basis = plan_intervention("alterrep", field, scope=scope, **AT), field[Component(-1, 2)].basis
     batch, entered = random_model.batch(random_model.tokenize(PROMPTS)), []
     layers = sorted(place.layer for place in plan.edits)
-    with torch.inference_mode(), random_model.edited(plan):
-        with installed([before(random_model.blocks[layer].module, entered.append) for layer in layers]):
-            random_model.last_logits(batch)
+    watch = (before(random_model.blocks[layer].module, entered.append) for layer in layers)  # behind the edits
+    with torch.inference_mode(), random_model.edited(plan), installed(watch):
+        random_model.last_logits(batch)
     for layer, stream in zip(layers, entered, strict=True):
         harmful, harmless = field.means.at(Component(-1, layer))
         assert (stream @ basis.mT <= basis @ (harmful + harmless) / 2 + 1e-9).all()
