@@ -76,9 +76,13 @@ def _test_label(name: str) -> str:
     return f"{label}-file" if label in (*KINDS, CONTRAST) else label
 
 
+BUDGET = "budget"
+"""The k policy that labels leave out: as many leading directions as stay within the KL budget."""
+
+
 def _k_policy(value: str) -> str:
-    if not re.fullmatch(r"full|[1-9]\d*|acc[1-9]\d", value):
-        raise ValueError("it must be full, a number from 1 on, or an accuracy as in acc95")
+    if not re.fullmatch(rf"{BUDGET}|full|[1-9]\d*|acc[1-9]\d", value):
+        raise ValueError("it must be budget, full, a number from 1 on, or an accuracy as in acc95")
     return value
 
 
@@ -173,7 +177,9 @@ class SelectSettings(BaseModel):
     """What decides the scores and the choice of a component."""
 
     inlp_k: Annotated[tuple[KPolicy, ...], BeforeValidator(_split), Field(min_length=1)] = Field(
-        ("full",), description="INLP directions to use: full, a number, acc99, acc95", json_schema_extra=GRID
+        (BUDGET,),
+        description="INLP directions to use: budget (the most that stay within kl-threshold), full, a number, acc99",
+        json_schema_extra=GRID,
     )
     compare_rankings: bool = Field(
         False, description="also score globally and compare the rankings", json_schema_extra=GRID
@@ -214,6 +220,9 @@ class InferSettings(BaseModel):
         description="whose subspace acts at the layers in scope; FILE.safetensors: also run the direction in this file",
     )
     compose: Literal["once", "repeat"] = Field("once", description="how reflections of several layers compose")
+    alterrep_about: Literal["midpoint", "zero"] = Field(
+        "midpoint", description="AlterRep's two sides meet at the midpoint of the class means, or at zero, as published"
+    )
     contrast: str = Field(
         "tiny-contrast", description="harmless prompts that sound harmful, the test set contrast: a name or a file"
     )

@@ -75,7 +75,7 @@ def _selection(data: RunData) -> str:
         scores = [float(chosen[name]) for name in (f"{data.rule.rank_by}_bypass", "local_induce")]
         numbers = [str(one.selected.position), str(one.selected.layer), str(int(chosen["k"]))]
         kl = f"{float(chosen[f'{data.rule.rank_by}_kl']):.3f}"
-        kept = f"{len(one.kept)} of {len(one.ranking)}"
+        kept = f"{len(one.kept)} of {len(one.ranking)}" + (f" ({one.note})" if one.note else "")
         rows.append(
             [one.method, *(text.replace("-", "−") for text in (*numbers, *map("{:.2f}".format, scores))), kl, kept]
         )

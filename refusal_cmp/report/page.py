@@ -317,15 +317,13 @@ def _selection(data: RunData) -> list[dict[str, Any]]:
     rows = []
     for one in data.selections:
         table = data.scores[(data.scores["method"] == one.method) & data.scores["selected"].astype(bool)].iloc[0]
-        dropped = data.scores.loc[data.scores["method"] == one.method, "dropped_by"].dropna()
-        reasons = pd.Series([reason for cell in dropped for reason in str(cell).split("+") if reason]).value_counts()
         reach = data.rule.rank_by
         rows.append(
             {
                 "method": one.method,
                 "where": f"position {one.selected.position}, layer {one.selected.layer}".replace("-", "−"),
                 "k": int(table["k"]),
-                "fallback": one.fallback,
+                "note": one.note,
                 "kept": f"{len(one.kept)} of {len(one.ranking)}",
                 "missing": one.missing,
                 "nan": one.nan,
@@ -333,7 +331,7 @@ def _selection(data: RunData) -> list[dict[str, Any]]:
                 "induce": _sign(f"{table['local_induce']:.2f}"),
                 "kl": f"{table[f'{reach}_kl']:.3f}",
                 "accuracy": shown(float(table["accuracy"]), "share"),
-                "dropped": ", ".join(f"{name} {count}" for name, count in sorted(reasons.items())) or "none",
+                "dropped": ", ".join(f"{name} {count}" for name, count in one.dropped.items()) or "none",
             }
         )
     return rows
