@@ -194,7 +194,10 @@ class SelectSettings(BaseModel):
         {}, description="other sites for scores, by method", json_schema_extra=FILE_ONLY
     )
     spread: bool = Field(True, description="divide additions by the number of layers in scope")
-    actadd_norm: Literal["own", "selected"] = Field("own", description="norm that additions are measured by")
+    actadd_norm: Literal["own", "selected"] = Field(
+        "own",
+        description="what additions are measured by: the norm of their layer, or of the selected difference in means",
+    )
 
 
 class InferSettings(BaseModel):
@@ -213,7 +216,15 @@ class InferSettings(BaseModel):
         "best",
         description="whose subspace acts at the layers in scope; FILE.safetensors: also run the direction in this file",
     )
-    compose: Literal["once", "repeat"] = Field("once", description="how reflections of several layers compose")
+    pool: Literal["kept-first", "all"] = Field(
+        "kept-first", description="what top:PERCENT counts over: components that the filters keep first, or best first"
+    )
+    actadd_layers: Literal["scope", "selected"] = Field(
+        "scope", description="where additions act: at every layer in scope, or at the selected component's alone"
+    )
+    compose: Literal["once", "repeat", "component"] = Field(
+        "once", description="how reflections compose: each contribution once, at every site, or there by component"
+    )
     contrast: str = Field(
         "tiny-contrast", description="harmless prompts that sound harmful, the test set contrast: a name or a file"
     )

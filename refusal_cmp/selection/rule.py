@@ -71,6 +71,10 @@ class Selection:
     nan: int
     """Components with a subspace whose scores are NaN; they are not ranked."""
 
+    def pool(self, order: str) -> tuple[Component, ...]:
+        """What scopes take components from: the ranking, `kept-first` with those that the filters keep first."""
+        return self.ranking if order == "all" else tuple(dict.fromkeys((*self.kept, *self.ranking)))
+
 
 def ranked_table(field: SubspaceField, scores: Mapping[Reach, PromptScores], rule: Rule) -> pd.DataFrame:
     """A row per component of one method, scored, filtered and ranked by the rule."""
