@@ -64,16 +64,21 @@ def _hidden(value: Any) -> Any:
 
 
 KINDS = ("harmful", "harmless")
-"""The test sets that are the run's own prompts."""
+"""The kinds of prompt that a run learns from, and the roles in which its own test prompts are completed."""
 CONTRAST = "contrast"
+ROLES = (*KINDS, CONTRAST)
+"""What evaluators, the report and the agreement of judges look for among the test sets; any set can play one."""
+ROLE = re.compile(rf"(?P<role>{'|'.join(ROLES)})=(?P<source>.+)")
 
 
 def _test_label(name: str) -> str:
-    """What results call a test set: a file is called by its name."""
+    """What results call a test set: by the role that it plays; a file is called by its name."""
+    if played := ROLE.fullmatch(name):
+        return played["role"]
     if not is_path(name):
         return name
     label = label_of(name)
-    return f"{label}-file" if label in (*KINDS, CONTRAST) else label
+    return f"{label}-file" if label in ROLES else label
 
 
 def _k_policy(value: str) -> str:
@@ -230,7 +235,8 @@ class InferSettings(BaseModel):
     )
     eval_datasets: Names = Field(
         ("harmful", "harmless", "contrast"),
-        description="test sets to complete: harmful, harmless, contrast, a name or a file",
+        description="test sets to complete: harmful, harmless, contrast, a name or a file; or one of the three played "
+        "by another set, as in harmful=jailbreakbench",
         json_schema_extra=GRID,
     )
     max_new_tokens: int = Field(64, ge=1, description="longest completion")
@@ -373,7 +379,7 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
         for kind, labels in names.items():
             twice = [label for label in labels if labels.count(label) > 1]
             if twice:
-                raise ValueError(f"two {kind} are called {twice[0]}, so rename one of the files")
+                raise ValueError(f"two {kind} are called {twice[0]}, so rename one of the files, or leave one out")
         return self
 
     @field_validator("alias")
@@ -430,14 +436,19 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
-    def extra_datasets(self) -> tuple[str, ...]:
-        """Test sets beside the run's own harmful and harmless prompts, as they were given."""
-        return tuple(name for label, name in self.test_sets.items() if label not in KINDS)
+    def test_sets(self) -> tuple[str, ...]:
+        """What results call the test sets: `harmful`, a registered name."""
+        return tuple(_test_label(name) for name in self.eval_datasets)
 
     @property
-    def test_sets(self) -> dict[str, str]:
-        """By what results call it, each test set as it was given: `harmful`, a registered name or a path."""
-        return {_test_label(name): self.contrast if name == CONTRAST else name for name in self.eval_datasets}
+    def other_sets(self) -> dict[str, str]:
+        """Those of them that are not the run's own prompts, each with the registered name or path of its source."""
+        given = {_test_label(name): name for name in self.eval_datasets if name not in KINDS}
+        return {label: self._source(name) for label, name in given.items()}
+
+    def _source(self, name: str) -> str:
+        played = ROLE.fullmatch(name)
+        return played["source"] if played else self.contrast if name == CONTRAST else name
 
     @property
     def given_files(self) -> dict[str, Path]:

@@ -84,7 +84,7 @@ def _originals(plans: Sequence[Plan]) -> dict[str, str]:
 
 
 def _sources(session: Session, plan: Plan, dataset: str) -> dict[str, Any]:
-    prompts = prompts_file(dataset)
+    prompts = prompts_file(session.config, dataset)
     return {prompts: session.run.digest(prompts), "edits": plan.digest}
 
 

@@ -55,9 +55,8 @@ def _sources(session: Session) -> dict[str, Any]:
     """Everything that the page is made from."""
     run, config = session.run, session.config
     files = [RESULTS, PLANS, PROMPTS, SCORES, SELECTION, *map(subspace_file, config.methods)]
-    files += [
-        name for name in (RANKINGS, COMPARISONS, AGREEMENT, *map(prompts_file, config.test_sets)) if run.has(name)
-    ]
+    files += [prompts_file(config, dataset) for dataset in config.other_sets]
+    files += [name for name in (RANKINGS, COMPARISONS, AGREEMENT) if run.has(name)]
     labels = {row["same_as"] for row in run.read_json(PLANS)}
     for dataset in config.test_sets:
         files += [answers_file(label, dataset) for label in sorted(labels)]

@@ -9,13 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.config import RunConfig
+from refusal_cmp.config import KINDS, RunConfig
 from refusal_cmp.judges.phrases import verdict
 from refusal_cmp.planning import UNIT_METHOD, Chosen, Scope, Setting, make_plan
 from refusal_cmp.registry import parse_spec
 from refusal_cmp.run.contents import (
     BASELINE_SCORES,
-    KINDS,
     PROMPTS,
     RANKINGS,
     SCORES,

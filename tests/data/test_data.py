@@ -491,9 +491,46 @@ def test_changed_files_are_read_again_and_missing_ones_named(my_files, tiny):
         start(my_files, tiny, eval_datasets=["harmful", str(my_files / "none.csv")])
 
 
-def test_two_test_sets_of_one_name_are_refused():
-    with pytest.raises(RefusalCmpError, match="two test sets are called xstest, so rename one of the files"):
-        load_config(None, {"eval_datasets": "xstest,data/XSTest.csv"})
+@pytest.mark.parametrize(
+    ("sets", "name"),
+    [
+        ("xstest,data/XSTest.csv", "xstest"),
+        ("harmful,harmful=jailbreakbench", "harmful"),
+        ("contrast,contrast=a.txt", "contrast"),
+    ],
+)
+def test_two_test_sets_of_one_name_are_refused(sets, name):
+    with pytest.raises(RefusalCmpError, match=f"two test sets are called {name}, so rename one of the files"):
+        load_config(None, {"eval_datasets": sets})
+
+
+def test_the_source_of_a_test_set_is_separate_from_its_role():
+    sets = "harmful=jailbreakbench,harmless=data/my=own.csv,contrast,xstest,data/Contrast.csv"
+    config = load_config(None, {"eval_datasets": sets, "contrast": "tiny-contrast"})
+    assert config.test_sets == ("harmful", "harmless", "contrast", "xstest", "contrast-file")
+    assert config.other_sets == {
+        "harmful": "jailbreakbench",
+        "harmless": "data/my=own.csv",
+        "contrast": "tiny-contrast",
+        "xstest": "xstest",
+        "contrast-file": "data/Contrast.csv",
+    }
+    assert load_config(None, {"eval_datasets": "harmful,harmless"}).other_sets == {}
+
+
+def test_any_set_plays_a_role_without_what_the_run_learns_from(my_files, tiny):
+    learned_from = instructions(DATASETS.get("tiny-harmful")("train")[:100])
+    write(my_files / "others.txt", "\n".join([*learned_from, "Which cake is blue?"]))
+    session, _ = start(
+        my_files, tiny, methods="diff-in-means", eval_datasets=f"harmful={my_files / 'others.txt'},harmless"
+    )
+    assert "Which cake is blue?" in instructions(read_test_prompts(session, "harmful"))
+    drawn = session.run.read_json("infer/prompts/harmful.json")
+    assert drawn["source"] == str(my_files / "others.txt")
+    own = session.run.read_json(PROMPTS)["prompts"]
+    assert [row["instruction"] for row in own["harmless_test"]] == instructions(read_test_prompts(session, "harmless"))
+    learned = {row["instruction"] for split in ("train", "val") for row in own[f"harmful_{split}"]}
+    assert not learned & {row["instruction"] for row in drawn["prompts"]}
 
 
 def test_as_a_new_user_would_try_it(my_files):
