@@ -14,7 +14,7 @@ import typer
 from pydantic.fields import FieldInfo
 from rich.console import Console
 
-from refusal_cmp.config import FILE_ONLY, PIPELINE, STAGES, MachineSettings, RunConfig, is_marked, load_config
+from refusal_cmp.config import FILE_ONLY, PIPELINE, STAGES, MachineSettings, is_marked, load_config
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 from refusal_cmp.registry import described
 
@@ -142,13 +142,13 @@ def export(
 ) -> None:
     """Save a model with a plan of a run folded into its weights, where that is exact."""
     given = {"model": model, "alias": alias, "runs_dir": runs_dir, "device": device}
-    config, run = _of_run({name: value for name, value in given.items() if value is not None})
+    config = load_config(None, {name: value for name, value in given.items() if value is not None})
     _quiet()
-
     from refusal_cmp.commands.export import export_plan
-    from refusal_cmp.run.session import Session
+    from refusal_cmp.run.session import open_run
 
-    difference = export_plan(Session(config, run), plan, out_dir)
+    session = open_run(config.runs_dir / config.run_name, device=config.device)
+    difference = export_plan(session, plan, out_dir)
     err.print(f"{out_dir} is written; largest difference of a logit: {difference:.1e}.", highlight=False)
 
 
@@ -276,7 +276,7 @@ def _execute(path: Path | None, given: dict[str, Any], stages: tuple[str, ...], 
     config = load_config(path, given)
     run = RunDir(config.runs_dir / config.run_name)
     if stages[0] != STAGES[0] and path is None:
-        config = load_config(None, _stored(run) | given)
+        config = load_config(None, run.settings | given)
     run.force = stages if force else ()
 
     from refusal_cmp.commands.show import live_progress, print_rankings, print_summary
@@ -298,21 +298,6 @@ def _execute(path: Path | None, given: dict[str, Any], stages: tuple[str, ...], 
             err.print(f"The page: {run.path / 'report/index.html'}", highlight=False, soft_wrap=True)
     else:
         err.print(f"{stages[-1]} is done: {run.path / stages[-1]}", highlight=False)
-
-
-def _of_run(given: dict[str, Any]) -> tuple[RunConfig, Any]:
-    """The run that these flags name, with the settings it was made with."""
-    from refusal_cmp.run.directory import RunDir
-
-    config = load_config(None, given)
-    run = RunDir(config.runs_dir / config.run_name)
-    return load_config(None, _stored(run) | given), run
-
-
-def _stored(run: Any) -> dict[str, Any]:
-    """The settings of a run that was begun before, without those of the machine."""
-    settings = run.manifest.get("config", {})
-    return {name: value for name, value in settings.items() if name not in MachineSettings.model_fields}
 
 
 def _span(start: str | None, until: str | None) -> tuple[str, ...]:

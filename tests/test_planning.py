@@ -14,7 +14,7 @@ from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.interventions import INTERVENTIONS
 from refusal_cmp.model.hooks import before, installed
-from refusal_cmp.plan import Place, baseline, file_name, label_of
+from refusal_cmp.plan import Place, Plan, baseline, file_name, label_of
 from refusal_cmp.planning import Chosen, Scope, Setting, grid, make_plan
 from refusal_cmp.subspace import Component
 
@@ -306,3 +306,16 @@ def test_a_strength_for_an_intervention_without_one_is_refused(fields):
 def test_a_component_without_subspace_says_why(fields):
     with pytest.raises(RefusalCmpError, match="vanishes"):
         plan_intervention("ablation", fields["diff-in-means"], layer=0, position=-1)
+
+
+def test_a_plan_survives_its_tensors_and_each_tensor_is_kept_once():
+    V = torch.randn(2, 8)
+    removal = LowRankEdit(V=V, A=-V)
+    edits = {Place(layer, "resid_pre"): removal for layer in range(3)}
+    edits[Place(11, "mlp_out")] = LowRankEdit(V=V, B=-V, b=V[0])
+    tensors, metadata = Plan("hand/edit", edits).to_tensors()
+    again = Plan.from_tensors(tensors, metadata)
+    assert len(tensors) == 3  # V, −V, and its first row
+    assert (again.label, again.digest) == ("hand/edit", Plan("hand/edit", edits).digest)
+    assert again.edits[Place(0, "resid_pre")] is again.edits[Place(2, "resid_pre")]
+    assert Plan.from_tensors(*Plan("baseline", {}).to_tensors()).edits == {}

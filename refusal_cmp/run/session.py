@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from refusal_cmp.config import STAGES, MachineSettings, RunConfig, load_config
+from refusal_cmp.config import STAGES, RunConfig, load_config
 from refusal_cmp.engines import ENGINES, Engine
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model import ChatModel, ModelSource
@@ -121,10 +121,9 @@ def open_run(path: Path, **machine: Any) -> Session:
         Machine settings, such as the device; by default those of this machine.
     """
     run = RunDir(path)
-    if "config" not in run.manifest:
+    if not run.settings:
         raise RefusalCmpError(f"{path} is not a run directory: it has no manifest.json that names its configuration.")
-    stored = {name: value for name, value in run.manifest["config"].items() if name not in MachineSettings.model_fields}
-    return Session(load_config(None, stored | machine), run)
+    return Session(load_config(None, run.settings | machine), run)
 
 
 def _hide_progress_bars() -> None:
