@@ -256,14 +256,20 @@ class EvaluateSettings(BaseModel):
         description="text sets for perplexity; on-distribution: the model's own unedited answers",
         json_schema_extra=GRID,
     )
-    loss_tokens: int = Field(16_384, ge=2, description="tokens of each text set that the loss is measured on")
-    document_tokens: int = Field(256, ge=2, description="most tokens of one text")
+    loss_tokens: int | None = Field(
+        16_384, ge=2, description="tokens of each text set that the loss is measured on, at most"
+    )
+    loss_texts: int | None = Field(None, ge=2, description="texts of each set that it is measured on, at most")
+    document_tokens: int = Field(256, ge=2, description="most tokens of one plain text; answers are not cut")
     tasks: Names = Field(
         ("world_cloze", "world_statements"),
-        description="benchmarks of lm-eval by name; NAME@SHOTS sets the shots, as in mmlu@5",
+        description="benchmarks of lm-eval by name; NAME@SHOTS/LIMIT sets shots and questions: mmlu@5/500, mmlu@5/all",
         json_schema_extra=GRID,
     )
-    benchmark_limit: int | None = Field(500, ge=1, description="most questions of a task")
+    benchmark_limit: int | None = Field(500, ge=1, description="most questions of a task that sets no limit")
+    benchmark_draw: Literal["first", "random"] = Field(
+        "first", description="which: the first of each subject in equal shares, or drawn over all with the seed"
+    )
     guard: str = Field(
         "tiny-guard", description="guard model: Hugging Face id, local folder, name at the endpoint, or tiny-guard"
     )
@@ -397,6 +403,12 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
                 "reflection composed once over several layers mirrors what each of the sites "
                 f"{', '.join(SITES)} adds, so give them all, compose: repeat, scope: single, or leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _losses_end(self) -> RunConfig:
+        if self.loss_tokens is None and self.loss_texts is None:
+            raise ValueError("losses are measured on loss-tokens or on loss-texts, so set one of the two")
         return self
 
     @model_validator(mode="after")

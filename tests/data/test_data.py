@@ -19,12 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from datasets import Dataset
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
-from refusal_cmp.config import load_config
+from refusal_cmp.config import KINDS, load_config
 from refusal_cmp.data import CARDS, DATASETS, SPLITS, TEXTS, Columns, Prompt, download, public
 from refusal_cmp.data.files import read_splits
 from refusal_cmp.data.sampling import Sampled, check_apart, draw, normal
@@ -87,6 +88,62 @@ def test_published_splits_are_read_as_stored(copies):
     prompts = DATASETS.get("published-harmful")("val")
     assert prompts == [Prompt("harmful val 0", "a"), Prompt("harmful val 1"), Prompt("harmful val 2")]
     assert instructions(DATASETS.get("published-harmless")("train")) == [f"harmless train {n}" for n in range(3)]
+
+
+@pytest.fixture
+def splits(copies):
+    """Splits of the published sizes, in their layout, with stand-ins for the prompts."""
+    sizes = {"harmful": (260, 39, 572), "harmless": (18793, 6264, 6266)}
+    for kind, of_kind in sizes.items():
+        for split, size in zip(SPLITS, of_kind, strict=True):
+            rows = [{"instruction": f"{kind} {split} {n}", "category": None} for n in range(size)]
+            write(copies / public.PUBLISHED[0] / f"dataset/splits/{kind}_{split}.json", json.dumps(rows))
+    return copies
+
+
+def test_the_published_sample_is_what_the_published_calls_draw(splits):
+    """The oracle is the published order of calls on the global generator."""
+    found = {kind: {s: instructions(DATASETS.get(f"published-sample-{kind}")(s)) for s in SPLITS} for kind in KINDS}
+    random.seed(42)
+    for kind, split, n in (
+        ("harmful", "train", 128),
+        ("harmless", "train", 128),
+        ("harmful", "val", 32),
+        ("harmless", "val", 32),
+        ("harmless", "test", 100),
+    ):
+        whole = instructions(DATASETS.get(f"published-{kind}")(split))
+        assert found[kind][split] == random.sample(whole, n), (kind, split)
+    assert found["harmful"]["test"] == [f"harmful test {n}" for n in range(100)]
+
+
+def test_the_published_sample_is_the_one_that_was_published(splits):
+    """Rows of the published harmless completions (fifth of the file: row 1955) and first draws, worked out once."""
+    drawn = {split: instructions(DATASETS.get("published-sample-harmless")(split)) for split in SPLITS}
+    assert drawn["test"][:5] == [f"harmless test {n}" for n in (1673, 5486, 5867, 2573, 1955)]
+    assert drawn["train"][:2] == ["harmless train 4532", "harmless train 16696"]
+
+
+def test_a_run_takes_the_whole_published_sample(splits):
+    sizes = {"train": 128, "val": 32, "test": 100}
+    for kind in KINDS:
+        drawn = draw(f"published-sample-{kind}", sizes, 42, columns=Columns(), near_duplicates=None, say=silent)
+        assert {split: len(drawn.prompts[split]) for split in SPLITS} == sizes
+
+
+def test_a_part_of_a_published_split_is_refused(splits):
+    write(splits / public.PUBLISHED[0] / "dataset/splits/harmful_val.json", json.dumps(["why?"] * 31))
+    with pytest.raises(RefusalCmpError, match="harmful_val has 31 prompts here, and 32 are drawn"):
+        DATASETS.get("published-sample-harmless")("test")
+
+
+def test_published_losses_shuffle_alpaca_as_datasets_does(copies):
+    rows = [{"instruction": f"{n}?", "input": "" if n % 3 else "x", "output": f"{n}."} for n in range(40)]
+    write_parquet(copies / "tatsu-lab/alpaca/data/train-00000-of-00001.parquet", rows)
+    theirs = [row for row in Dataset.from_list(rows).shuffle(seed=42) if not row["input"]]
+    found = list(TEXTS.get("published-alpaca")())
+    assert [document.text for document in found] == [row["output"] for row in theirs]
+    assert [document.instruction for document in found] == [row["instruction"] for row in theirs]
 
 
 def test_sets_of_one_list_are_test_sets(copies):
@@ -522,7 +579,7 @@ def test_any_set_plays_a_role_without_what_the_run_learns_from(my_files, tiny):
     learned_from = instructions(DATASETS.get("tiny-harmful")("train")[:100])
     write(my_files / "others.txt", "\n".join([*learned_from, "Which cake is blue?"]))
     session, _ = start(
-        my_files, tiny, methods="diff-in-means", eval_datasets=f"harmful={my_files / 'others.txt'},harmless"
+        my_files, tiny, methods="diff-in-means", eval_datasets=f"harmful={my_files / 'others.txt'},harmless", limit=999
     )
     assert "Which cake is blue?" in instructions(read_test_prompts(session, "harmful"))
     drawn = session.run.read_json("infer/prompts/harmful.json")
