@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -30,6 +31,23 @@ from pydantic.fields import FieldInfo
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 
 EMBEDDED, EMBEDDED_GUARD = "tiny-refuser", "tiny-guard"
+
+
+def shipped(kind: str) -> dict[str, Path]:
+    """The files of a kind that come with the package, `settings` or `templates`, by name."""
+    folder = Path(str(files("refusal_cmp") / "assets" / kind))
+    return {path.stem: path for path in sorted(folder.iterdir(), key=lambda path: path.stem)}
+
+
+SETTING_FILES, TEMPLATE_FILES = shipped("settings"), shipped("templates")
+
+
+def named_file(given: str | Path, known: dict[str, Path], what: str) -> Path:
+    """The file that comes with the package under this name, or the one at this path."""
+    path = known.get(str(given), Path(given))
+    if not path.is_file():
+        raise RefusalCmpError(f"There is no {what} {given}; give a file, or a name of these: {', '.join(known)}.")
+    return path
 
 
 def _split(value: Any) -> Any:
@@ -133,7 +151,11 @@ class ExtractSettings(BaseModel):
     )
     quantization: Literal["none", "8bit", "4bit"] = Field("none", description="of the weights, by bitsandbytes")
     revision: str | None = Field(None, description="branch, tag or commit of the model on the hub")
-    chat_template: Path | None = Field(None, description="Jinja file that replaces the tokenizer's chat template")
+    chat_template: Path | None = Field(
+        None,
+        description="Jinja file that replaces the tokenizer's chat template, or the name of one that comes with us: "
+        f"{', '.join(TEMPLATE_FILES)}",
+    )
     system: str | None = Field(None, description="system prompt put before every instruction")
     methods: Names = Field(("diff-in-means", "inlp"), description="extractors", json_schema_extra=GRID)
     harmful: str = Field("tiny-harmful", description="prompt set that the model should refuse: a name or a file")
@@ -438,7 +460,8 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
         ]
         settings = self.model_dump(mode="json", include=set(names))
         if settings.get("chat_template") is not None:  # its content matters, not its name alone
-            settings["chat_template"] += f" ({digest_of(Path(settings['chat_template']))})"
+            path = TEMPLATE_FILES.get(settings["chat_template"], Path(settings["chat_template"]))
+            settings["chat_template"] += f" ({digest_of(path)})"
         return settings
 
     @property
@@ -481,8 +504,14 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
         return wanted if self.limit is None else min(wanted, self.limit)
 
 
-def load_config(path: Path | None, flags: dict[str, Any]) -> RunConfig:
-    """The configuration of a YAML file (if given) with flags on top; one sentence for the first mistake."""
+def load_config(path: str | Path | None, flags: dict[str, Any]) -> RunConfig:
+    """The configuration of a YAML file (if given) with flags on top; one sentence for the first mistake.
+
+    Parameters
+    ----------
+    path
+        Of a file, or the name of one that comes with the package: `published`.
+    """
     settings, lines = ({}, {}) if path is None else _read_yaml(path)
     lines = {name: line for name, line in lines.items() if name not in flags}
     settings |= flags
@@ -515,10 +544,11 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+def _read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
     """The settings of a file, and the line of each."""
+    file = named_file(path, SETTING_FILES, "configuration")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
         settings = yaml.safe_load(text)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:
