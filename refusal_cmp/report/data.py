@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.config import KINDS
+from refusal_cmp.config import is_path, label_of
 from refusal_cmp.errors import unknown_name
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.report.landings import Landings, read_landings
@@ -200,14 +200,15 @@ def read_run(session: Session) -> RunData:
 
 
 def _prompts(session: Session) -> dict[str, Any]:
-    """`extract/prompts.json` with the counts of the other test sets."""
-    run = session.run
+    """`extract/prompts.json` with the counts of the other test sets, by role and source: `harmful: jailbreakbench`."""
+    run, config = session.run, session.config
     prompts = run.read_json(PROMPTS)
-    others = {name: prompts_file(name) for name in session.config.test_sets if name not in KINDS}
-    return {
-        **prompts,
-        "counts": prompts["counts"] | {name: run.read_json(file)["counts"] for name, file in others.items()},
-    }
+    counts = prompts["counts"]
+    for role, source in config.other_sets.items():
+        name = label_of(source) if is_path(source) else source
+        heading = name if role == name else f"{role}: {name}"
+        counts[heading] = run.read_json(prompts_file(config, role))["counts"]
+    return prompts
 
 
 def _answers(session: Session, label: str, dataset: str) -> list[dict[str, Any]]:
