@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 
 from refusal_cmp.data import TEXTS, Document
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator
+from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.losses import Scored, encode, losses
 from refusal_cmp.statistics import Estimate, weighted_mean
@@ -24,6 +24,15 @@ class Perplexity(Evaluator):
     """Token-weighted loss and perplexity on general text, instruction answers, and the model's own completions."""
 
     reads = ("model", "baseline")
+    measures = (
+        Measure(
+            "loss", "Loss", "cross-entropy over the tokens of a text set", "nats a token", "clustered", better="lower"
+        ),
+        Measure(
+            "perplexity", "Perplexity", "exp(loss)", interval="the loss's, through exp", better="lower", same_as="loss"
+        ),
+    )
+    order = 5
 
     def __init__(self, texts: tuple[str, ...], loss_tokens: int, document_tokens: int) -> None:
         self.texts, self.loss_tokens, self.document_tokens = texts, loss_tokens, document_tokens

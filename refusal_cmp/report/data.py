@@ -13,7 +13,7 @@ from refusal_cmp.config import KINDS
 from refusal_cmp.errors import unknown_name
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.report.landings import Landings, read_landings
-from refusal_cmp.report.table import PART, summary
+from refusal_cmp.report.table import PART
 from refusal_cmp.run.contents import (
     AGREEMENT,
     COMPARISONS,
@@ -30,7 +30,6 @@ from refusal_cmp.run.contents import (
     read_results,
     read_selections,
 )
-from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Rule, Selection
 from refusal_cmp.statistics import Estimate
@@ -135,6 +134,14 @@ class RunData:
             first.setdefault(self.run_as[label], label)
         return list(first.values())
 
+    def chosen(self, method: str) -> dict[str, Any]:
+        """The component that was selected for a method, as in `select/scores.csv`, and the scores that it is ranked by:
+        `bypass` and `kl` at the reach that ranks, and `induce`, which is always local."""
+        of_method = self.scores[(self.scores["method"] == method) & self.scores["selected"].astype(bool)]
+        row = {str(name): value for name, value in of_method.iloc[0].items()}
+        scores = {name: row[f"{self.rule.rank_by}_{name}"] for name in ("bypass", "kl")}
+        return row | scores | {"induce": row["local_induce"]}
+
     def answered(self, plan: str) -> Estimate | None:
         """Share of harmful prompts that the plan answers in language: neither refused nor degenerate."""
         return self.get(plan, "harmful", "effective_compliance")
@@ -161,11 +168,6 @@ class RunData:
         rows = self.comparisons[self.comparisons["against"] == BASELINE]
         rows = rows[["plan", "dataset", "metric", "difference", "ci_low", "ci_high", "n"]]
         return {(row[0], row[1], row[2]): Estimate(*row[3:]) for row in rows.itertuples(index=False, name=None)}
-
-
-def summary_of(run: RunDir) -> pd.DataFrame:
-    """The summary of a run that has been evaluated."""
-    return summary(read_results(run))
 
 
 def read_run(session: Session) -> RunData:

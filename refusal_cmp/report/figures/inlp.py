@@ -22,18 +22,16 @@ from refusal_cmp.report.figures._style import (
     Drawn,
     Outcome,
     Skipped,
-    counted,
     errors,
     legend_below,
     percent_axis,
-    scope_name,
     shades,
     step,
     styled,
     swatch,
     tidy,
 )
-from refusal_cmp.report.table import percent
+from refusal_cmp.report.wording import counted, percent, scope_name
 from refusal_cmp.subspace import Component, SubspaceField
 
 TITLE = "INLP: accuracy by iteration, effect by directions kept"
@@ -88,7 +86,7 @@ def _effects(data: RunData) -> list[tuple[str, str, str]]:
     """What was measured of refusal and cost: dataset, metric, and the label of its axis."""
     effects = [("harmful", "refusal", "harmful prompts refused")] if data.get(BASELINE, "harmful", "refusal") else []
     for cost in costs(data)[:1]:
-        unit = ",\nnats a token" if cost.unit == "nats" else ""
+        unit = "" if cost.unit == "share" else f",\n{cost.unit}"
         effects.append((cost.datasets[0], cost.metric, f"{cost.metric} on {cost.datasets[0]}{unit}"))
     return effects
 

@@ -15,16 +15,14 @@ from refusal_cmp.report.figures._style import (
     FAINT,
     GREY,
     INK,
-    KINDS,
     PAGE,
     PAPER,
+    PROMPT_COLOURS,
     Drawn,
     Outcome,
     Skipped,
     legend_below,
     method_colours,
-    scope_name,
-    sentence_list,
     spread,
     step,
     styled,
@@ -32,6 +30,7 @@ from refusal_cmp.report.figures._style import (
     tidy,
 )
 from refusal_cmp.report.landings import Landing, Landings
+from refusal_cmp.report.wording import scope_name, sentence_list
 
 PLANE = "Activations in the plane of the direction and the first principal component"
 LANDING = "Where harmful activations land"
@@ -117,7 +116,7 @@ def _plane_figure(found: Landings, method: str, plans: Sequence[Plan]) -> Figure
 
 
 def _colours() -> dict[str, str]:
-    return {kind: KINDS[kind] for kind in ("harmful", "harmless")}
+    return {kind: PROMPT_COLOURS[kind] for kind in ("harmful", "harmless")}
 
 
 def _plane(ax: Axes, unedited: np.ndarray, edited: np.ndarray) -> None:

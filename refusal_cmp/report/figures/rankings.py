@@ -25,6 +25,7 @@ from refusal_cmp.report.figures._style import (
     legend_below,
     styled,
 )
+from refusal_cmp.report.wording import bracketed, decimal
 
 TITLE = "Local against global ranking"
 WIDEST = 3
@@ -94,13 +95,13 @@ def _said(pools: Mapping[str, Mapping[str, Any]]) -> str:
         if pool["rho"] is None:
             parts.append(f"{name}, n = {pool['n']}: {pool['why']}")
         else:
-            parts.append(f"{name}, n = {pool['n']}: ρ = {pool['rho']:.2f} {_sure(pool)}")
+            parts.append(f"{name}, n = {pool['n']}: ρ = {decimal(pool['rho'])} {_sure(pool)}")
     return "\n".join(parts)
 
 
 def _sure(pool: Mapping[str, Any]) -> str:
     """How sure the correlation is."""
-    return "(too few)" if pool["n"] < FEWEST_RANKED else f"[{pool['ci_low']:.2f}, {pool['ci_high']:.2f}]"
+    return "(too few)" if pool["n"] < FEWEST_RANKED else bracketed(pool["ci_low"], pool["ci_high"])
 
 
 def _says(one: Mapping[str, Any]) -> str:
@@ -110,6 +111,6 @@ def _says(one: Mapping[str, Any]) -> str:
     same = "the same component" if pool["top1_match"] else "another component"
     return (
         f"{one['method']}: over all {pool['n']} components local and global bypass agree with Spearman's ρ "
-        f"{pool['rho']:.2f} {_sure(pool)}; {same} comes first globally, and choosing "
+        f"{decimal(pool['rho'])} {_sure(pool)}; {same} comes first globally, and choosing "
         f"locally costs {one['regret']:.2f} log-odds of global bypass."
     )
