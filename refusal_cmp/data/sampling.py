@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from refusal_cmp.data import SPLITS, Columns, Prompt, Split, load, pick
+from refusal_cmp.data import SPLITS, Columns, Prompt, Split
+from refusal_cmp.data.sets import load, pick
 from refusal_cmp.errors import RefusalCmpError
 
 SHARES = (0.6, 0.2)

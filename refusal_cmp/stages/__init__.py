@@ -47,7 +47,7 @@ def _check(session: Session, stages: Sequence[str]) -> None:
     config = session.config
     evaluated = session.run.manifest.get("stages", {}).get("evaluate", {}).get("state") == "done"
     from refusal_cmp import evals, methods
-    from refusal_cmp.data import check_name
+    from refusal_cmp.data.sets import check_name
     from refusal_cmp.engines import ENGINES
     from refusal_cmp.interventions import INTERVENTIONS
     from refusal_cmp.methods import EXTRACTORS

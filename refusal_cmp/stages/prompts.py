@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from refusal_cmp.config import KINDS, is_path
-from refusal_cmp.data import SPLITS, Columns, Prompt, Split, load_test, pick
+from refusal_cmp.data import SPLITS, Columns, Prompt, Split
 from refusal_cmp.data.files import digests
 from refusal_cmp.data.sampling import Sampled, check_apart, draw, unlike_training
+from refusal_cmp.data.sets import load_test, pick
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.run.contents import PROMPTS, prompts_file, read_prompts
 from refusal_cmp.run.session import Session
