@@ -73,18 +73,22 @@ class RunData:
     landings: Landings | None = None
     """Where activations land under every plan."""
 
-    def only(self, methods: Sequence[str]) -> RunData:
-        """The run as if it had these methods alone.
+    def only(self, methods: Sequence[str] = (), scopes: Sequence[str] = ()) -> RunData:
+        """The run as if it had these methods and scopes alone; by default all of them.
 
         Raises
         ------
         RefusalCmpError
-            If the run has no such method.
+            If the run has no such method or scope.
         """
-        for method in methods:
-            if method not in self.methods:
-                raise unknown_name("method", method, self.methods)
-        plans = [plan for plan in self.plans if plan.label == BASELINE or plan.method in methods]
+        for kind, names, known in (("method", methods, self.methods), ("scope", scopes, self.scopes)):
+            for name in names:
+                if name not in known:
+                    raise unknown_name(kind, name, known)
+        methods, scopes = methods or self.methods, scopes or self.scopes
+        plans = [
+            plan for plan in self.plans if plan.label == BASELINE or (plan.method in methods and plan.scope in scopes)
+        ]
         labels = [plan.label for plan in plans]
         bases = {self.extracted_by[method] for method in methods}
         return replace(

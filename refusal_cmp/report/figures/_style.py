@@ -17,8 +17,8 @@ from PIL import Image
 
 from refusal_cmp.plan import Plan, number
 
-COLUMN, PAGE, TALLEST = 3.35, 6.9, 9.0
-"""Widths of a paper's column and page, and the height that fits on it; inches."""
+COLUMN, PAGE = 3.35, 6.9
+"""Widths of a paper's column and page; inches."""
 
 INK, GREY, FAINT, PAPER = "#1c1c1e", "#7a7a80", "#d0d0d4", "#ffffff"
 """Text and axes; reference lines; grids. The page swaps ink and paper in the dark."""

@@ -26,6 +26,7 @@ from refusal_cmp.report.figures._style import (
     legend_below,
     percent_axis,
     shades,
+    spread,
     step,
     styled,
     swatch,
@@ -154,10 +155,12 @@ def _effect(
     lines: dict[str, str],
     what: tuple[str, str],
 ) -> None:
+    """A line for each intervention and scope, moved sideways a little so that lines that coincide are all seen."""
     ks = _ks(kept)
-    for name, scope in dict.fromkeys((step(plan), plan.scope) for plan in kept):
+    found = list(dict.fromkeys((step(plan), plan.scope) for plan in kept))
+    for (name, scope), shift in zip(found, spread(len(found)), strict=True):
         of_line = [plan for plan in kept if (step(plan), plan.scope) == (name, scope)]
-        points = sorted((ks.index(plan.k or 0), data.get(plan.label, *what)) for plan in of_line)
+        points = sorted((ks.index(plan.k or 0) + 0.3 * shift, data.get(plan.label, *what)) for plan in of_line)
         there = [(x, one) for x, one in points if one is not None]
         ax.errorbar(
             [x for x, _ in there],

@@ -51,14 +51,14 @@ EDGE = 2.2
 """Landings further than this from the middle are drawn at the edge."""
 
 
-def draw(data: RunData, scope: str | None = None) -> list[Outcome]:
-    """Landings of all plans, and a plane per method at one scope (by default the first)."""
+def draw(data: RunData) -> list[Outcome]:
+    """Landings of all plans, and a plane per method at the first scope."""
     if data.landings is None:
         return [Skipped("plane", PLANE, "geometry is not among the evaluators")]
     finite = {plan for plan, landings in data.landings.landings.items() if math.isfinite(landings[0].along)}
     if not finite:
         return [Skipped("plane", PLANE, "no plan leaves the activations finite")]
-    scope = scope or data.scopes[0]
+    scope = data.scopes[0]
     figures: list[Outcome] = [
         Drawn("landing", LANDING, _landing_figure(data, data.landings), _says(data, data.landings))
     ]
