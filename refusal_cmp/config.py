@@ -230,7 +230,7 @@ class EvaluateSettings(BaseModel):
     """What decides the metrics."""
 
     evals: Names = Field(
-        ("refusal", "coherence", "guard", "perplexity", "capability", "kl", "magnitude"),
+        ("refusal", "coherence", "guard", "perplexity", "capability", "kl", "magnitude", "geometry"),
         description="evaluators",
         json_schema_extra=GRID,
     )
