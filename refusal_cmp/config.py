@@ -66,7 +66,7 @@ def is_path(name: str) -> bool:
     return "/" in name or "\\" in name or name.lower().endswith(SUFFIXES)
 
 
-def label_of(path: str) -> str:
+def file_label(path: str) -> str:
     """A file's name as tables and run directories have it: lower-case words joined by dashes."""
     return re.sub(r"[^a-z0-9]+", "-", Path(path).stem.lower()).strip("-") or "file"
 
@@ -95,7 +95,7 @@ def _test_label(name: str) -> str:
         return played["role"]
     if not is_path(name):
         return name
-    label = label_of(name)
+    label = file_label(name)
     return f"{label}-file" if label in ROLES else label
 
 
@@ -111,7 +111,7 @@ def _k_policy(value: str) -> str:
 
 def _given_label(path: Any) -> str:
     """The method that a given direction is."""
-    return f"given-{label_of(str(path))}"
+    return f"given-{file_label(str(path))}"
 
 
 def _is_tensors(value: Any) -> bool:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from refusal_cmp.errors import RefusalCmpError, unknown_name
-from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator, share
+from refusal_cmp.evals import NON_FINITE, Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator, share
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.batching import MOST_ROWS
 from refusal_cmp.statistics import Estimate, normal_interval, rate
@@ -58,6 +58,17 @@ class Capability(Evaluator):
     """Accuracy on MMLU, ARC, TruthfulQA or any other task of lm-eval."""
 
     reads = ("model",)
+    measures = (
+        Measure.share("acc", "Accuracy", "questions answered correctly", better="higher"),
+        Measure.share(
+            "acc_norm",
+            "Accuracy, normalised",
+            "questions answered correctly, by likelihoods for the answers' lengths",
+            better="higher",
+        ),
+        NON_FINITE,
+    )
+    order = 4
 
     def __init__(
         self,

@@ -13,7 +13,7 @@ from itertools import islice
 
 from refusal_cmp.data import TEXTS, Document
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator
+from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.losses import Scored, encode, losses
 from refusal_cmp.statistics import Estimate, weighted_mean
@@ -26,6 +26,15 @@ class Perplexity(Evaluator):
     """Token-weighted loss and perplexity on general text, instruction answers, and the model's own completions."""
 
     reads = ("model", "baseline")
+    measures = (
+        Measure(
+            "loss", "Loss", "cross-entropy over the tokens of a text set", "nats a token", "clustered", better="lower"
+        ),
+        Measure(
+            "perplexity", "Perplexity", "exp(loss)", interval="the loss's, through exp", better="lower", same_as="loss"
+        ),
+    )
+    order = 5
 
     def __init__(
         self, texts: tuple[str, ...], loss_tokens: int | None, loss_texts: int | None, document_tokens: int
