@@ -6,6 +6,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -19,6 +20,7 @@ from refusal_cmp.registry import Registry, parse_spec
 from refusal_cmp.statistics import Estimate, rate
 
 Source = Literal["completions", "baseline", "model", "subspaces"]
+Unit = Literal["share", "nats", "nats a token", "number"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,51 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """What a metric is. It stands once, at the evaluator that returns it, and every table, figure and page reads it."""
+
+    name: str
+    """The metric, or a pattern of metrics: `magnitude_auroc:*`."""
+    heading: str
+    """What columns of it are called."""
+    meaning: str = ""
+    """What it is, in a line that begins in lower case."""
+    unit: Unit = "number"
+    interval: str = ""
+    """How its interval is made, by the name that the documentation explains."""
+    better: Literal["higher", "lower", "neither"] = "neither"
+    """Which way a model gets better; neither where that depends on what is asked of it."""
+    shown: Literal["always", "if any", "never"] = "always"
+    """Whether the summary has columns of it; `if any`: where it is above zero for some plan."""
+    only_on: str = ""
+    """The one test set that it means something on."""
+    from_baseline: bool = False
+    """Whether it is a distance from the baseline. The baseline's own is then zero by definition and that of any other
+    plan is not, so that a test against it would say nothing."""
+    same_as: str = ""
+    """A metric that says the same; where that one is there, this one needs no column."""
+
+    @classmethod
+    def share(cls, name: str, heading: str, of: str, **more: Any) -> Measure:
+        """The measure that a share of examples is, with Wilson's interval."""
+        return cls(name, heading, f"share of {of}", "share", "Wilson", **more)
+
+    @property
+    def title(self) -> str:
+        """The heading with the unit, where numbers do not show theirs."""
+        return f"{self.heading}, {self.unit}" if self.unit.startswith("nats") else self.heading
+
+
+NON_FINITE = Measure.share(
+    "non_finite",
+    "Broken numbers",
+    "completions or questions that meet a NaN or an infinity in the logits",
+    better="lower",
+    shown="if any",
+)
+
+
+@dataclass(frozen=True)
 class Metric:
     """One number of one plan on one dataset."""
 
@@ -54,9 +101,6 @@ class Metric:
     with them, plans are compared in pairs: 0 and 1 by McNemar's test, others by permutation."""
     weights: Sequence[float] | None = None
     """Of the values, if the estimate is their weighted mean: tokens of each document."""
-    against_baseline: bool = True
-    """Whether the plan is tested against the baseline; not where the metric itself is a distance from it, which of the
-    baseline is zero by definition and of any other plan is not."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +123,10 @@ class Evaluator(ABC):
     """What it is made from: the plan's completions, the baseline's, the model under the plan, the subspaces."""
     loads_model: ClassVar[bool] = False
     """Whether it loads a model of its own; the run's model is released before."""
+    measures: ClassVar[tuple[Measure, ...]] = ()
+    """What its metrics are, in the order of columns."""
+    order: ClassVar[int] = 10
+    """Columns of evaluators of a lower order stand first; ours have 1 to 9."""
 
     def check(self, test_sets: Sequence[str]) -> None:  # noqa: B027
         """RefusalCmpError if it cannot work with its hyper-parameters on these test sets; asked before any work."""
@@ -129,3 +177,15 @@ def _settings(config: RunConfig, spec: str) -> dict[str, Any]:
     """The settings of the run that the evaluator's constructor takes, by name."""
     takes = inspect.signature(EVALUATORS.get(parse_spec(spec)[0])).parameters
     return {name: getattr(config, name) for name in takes if name in RunConfig.model_fields}
+
+
+def all_measures() -> list[Measure]:
+    """What every registered evaluator says of its metrics, in the order of columns."""
+    evaluators = sorted(map(EVALUATORS.get, EVALUATORS), key=lambda one: one.order)
+    return [measure for evaluator in evaluators for measure in evaluator.measures]
+
+
+def measure_of(metric: str) -> Measure:
+    """What a metric is; one that no evaluator declares goes by its own name."""
+    fitting = (measure for measure in all_measures() if fnmatchcase(metric, measure.name))
+    return next(fitting, Measure(metric, metric.replace("_", " ")))

@@ -6,7 +6,7 @@ import zlib
 from collections.abc import Sequence
 
 from refusal_cmp.data import Document
-from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator, share
+from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator, share
 from refusal_cmp.judges.phrases import distinct_trigrams
 from refusal_cmp.model.generation import Answer
 from refusal_cmp.model.losses import encode, losses
@@ -18,14 +18,35 @@ class Coherence(Evaluator):
     """Repetition of completions, and their loss under the unedited model."""
 
     reads = ("completions", "model")
+    measures = (
+        Measure(
+            "unedited_loss",
+            "Loss of its completions under the unedited model",
+            "cross-entropy of the completions under the unedited model: how much it would have said so itself",
+            "nats a token",
+            "clustered",
+        ),
+        Measure(
+            "distinct_trigrams",
+            "Distinct trigrams",
+            "mean share of a completion's word trigrams that are distinct; one for short texts",
+            "share",
+            "t",
+            better="higher",
+        ),
+        Measure(
+            "compression",
+            "Compressed size",
+            "mean of zlib's size over the text's size; small is repetitive",
+            "share",
+            "t",
+        ),
+        Measure.share("empty", "Empty", "completions without a word", better="lower", shown="if any"),
+    )
+    order = 7
 
     def evaluate(self, subject: Subject) -> Evaluation:
-        """For every test set: `distinct_trigrams`, `compression`, `empty` and `unedited_loss`.
-
-        `distinct_trigrams` is the mean share of word trigrams that are distinct (one for very short texts),
-        `compression` the mean ratio of a text's zlib size to its size (small: repetitive), and `unedited_loss` the
-        token-weighted cross-entropy of the completions under the unedited model, nats a token.
-        """
+        """The four measures of every test set."""
         metrics: list[Metric] = []
         for dataset, answers in subject.answers.items():
             texts = [answer.completion for answer in answers]

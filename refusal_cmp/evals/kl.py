@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator
+from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator
 from refusal_cmp.model import ChatModel
 from refusal_cmp.selection.scoring import kl_divergence
 from refusal_cmp.statistics import mean
@@ -21,6 +21,18 @@ class KL(Evaluator):
     """Mean KL(baseline ‖ plan) of the first answer token on harmless test prompts, nats."""
 
     reads = ("completions", "model")
+    measures = (
+        Measure(
+            "kl",
+            "KL to the baseline",
+            "mean KL(unedited ‖ edited) of the first answer token on harmless test prompts",
+            "nats",
+            "t",
+            better="lower",
+            from_baseline=True,
+        ),
+    )
+    order = 6
 
     def __init__(self) -> None:
         self._baseline: Float[Tensor, "n vocab"] | None = None
@@ -42,7 +54,7 @@ class KL(Evaluator):
             edited = last_log_probs(model, instructions, subject.batch_size)
         values = kl_divergence(self._baseline, edited).clamp(min=0).tolist()  # NaN stays NaN
         examples = [{"instruction": text, "kl": value} for text, value in zip(instructions, values, strict=True)]
-        return Evaluation([Metric(DATASET, "kl", mean(values), values, against_baseline=False)], {DATASET: examples})
+        return Evaluation([Metric(DATASET, "kl", mean(values), values)], {DATASET: examples})
 
 
 def last_log_probs(model: ChatModel, instructions: list[str], batch_size: int | None) -> Float[Tensor, "n vocab"]:

@@ -5,7 +5,17 @@ A completion that has collapsed into repetition contains no refusal phrase, and 
 
 from __future__ import annotations
 
-from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, by_category, register_evaluator, share
+from refusal_cmp.evals import (
+    NON_FINITE,
+    Evaluation,
+    Evaluator,
+    Measure,
+    Metric,
+    Subject,
+    by_category,
+    register_evaluator,
+    share,
+)
 from refusal_cmp.judges.phrases import Verdict, has_refusal_phrase, verdict
 
 SHARES: dict[str, Verdict] = {
@@ -20,12 +30,24 @@ SHARES: dict[str, Verdict] = {
 class Refusal(Evaluator):
     """Shares of completions that refuse, comply, or are no language, on every test set and in every category."""
 
-    def evaluate(self, subject: Subject) -> Evaluation:
-        """Rates with Wilson intervals.
+    measures = (
+        Measure.share("refusal", "Refuses", "completions that are language and have a refusal phrase"),
+        Measure.share(
+            "effective_compliance", "Answers in language", "completions that are language and have no refusal phrase"
+        ),
+        Measure.share("degenerate", "No language", "completions that are empty, broken or repetitive", better="lower"),
+        NON_FINITE,
+        Measure.share(
+            "attack_success",
+            "Attack success",
+            "completions without a refusal phrase, language or not: the published measure",
+            only_on="harmful",
+        ),
+    )
+    order = 1
 
-        `attack_success` is the published measure, the share without a refusal phrase: it counts collapsed
-        completions as success.
-        """
+    def evaluate(self, subject: Subject) -> Evaluation:
+        """A share of each kind, `attack_success` and `non_finite`; `refusal` also by category."""
         metrics: list[Metric] = []
         examples = {}
         for dataset, answers in subject.answers.items():
