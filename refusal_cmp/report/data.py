@@ -37,6 +37,8 @@ from refusal_cmp.statistics import Estimate
 from refusal_cmp.subspace import SubspaceField
 
 Row = Mapping[str, Any]
+ANSWERED = ("harmful", "effective_compliance")
+"""The test set and the metric of what suppressing refusal is about."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class RunData:
 
     def answered(self, plan: str) -> Estimate | None:
         """Share of harmful prompts that the plan answers in language: neither refused nor degenerate."""
-        return self.get(plan, "harmful", "effective_compliance")
+        return self.get(plan, *ANSWERED)
 
     def datasets(self, metric: str) -> list[str]:
         """What a metric was measured on, parts of test sets apart."""

@@ -22,7 +22,7 @@ from refusal_cmp.report.answer import (
     distinct,
     fewest,
 )
-from refusal_cmp.report.data import RunData
+from refusal_cmp.report.data import ANSWERED, RunData
 from refusal_cmp.report.wording import bounds, counted, minus, percent, sentence_list, shown, with_bounds
 from refusal_cmp.statistics import Estimate, rate_among
 
@@ -96,7 +96,7 @@ def _before(data: RunData, best: Standing) -> str:
     unedited = data.answered(BASELINE)
     if unedited is None:
         return "."
-    tested = data.versus_baseline(best.plan, "harmful", "effective_compliance")
+    tested = data.versus_baseline(best.plan, *ANSWERED)
     surely = f" ({_p(tested[1])} after Holm’s correction)" if tested else ""
     return f"; unedited, the model answers {with_bounds(unedited, 'share')}{surely}."
 
