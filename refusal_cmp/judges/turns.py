@@ -20,7 +20,7 @@ _GLUED = r"""(?:(?<=[^\s\-@#/(<\[{*_"'`“‘])|(?<=[\w.!?…)][*_"'`])|(?<=[\w.
 """Right after what ends a sentence or a word: no space, hyphen, opening bracket, quotation or emphasis in between."""
 _HEADER = re.compile(
     rf"{_GLUED}(?:assistant|(?<![a-z])user)\n\n"  # Llama-3
-    r"|\n\s*(?:user|model|assistant)\s*\n"  # ChatML, Gemma
+    r"|\n(?:user|model|assistant)\n(?![ \t])"  # ChatML, Gemma
     r"|\n\s*\#{2,3} ?(?:Human|User|Instruction|Assistant):"  # Alpaca, Guanaco
     r"|(?:\n\s*|(?<=[.!?…])\s*)\n *(?:Human|User|HUMAN|USER|Assistant|ASSISTANT) ?:"  # Vicuna; base models' own idea
 )
