@@ -13,7 +13,7 @@ demo: $(INSTALLED)  ## compare diff-in-means and INLP on the embedded chat model
 reference: $(INSTALLED)  ## make the committed run of runs/tiny-refuser again, and check it
 	rm -rf runs/tiny-refuser
 	OMP_NUM_THREADS=1 $(BIN)/refusal-cmp run --config examples/demo.yaml --compare-rankings --device cpu
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_reference_run.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/repository/test_reference_run.py
 
 test: $(INSTALLED)  ## the test suite, one process per core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto

@@ -18,9 +18,9 @@ def measure(size: str, repeats: int) -> dict[str, Any]:
     """Median seconds of the bare passes, and of extraction with activations and with means, taken in turns."""
     import torch
 
-    from refusal_cmp.activations import collect
     from refusal_cmp.data import DATASETS
     from refusal_cmp.model import ChatModel
+    from refusal_cmp.model.reading import collect
 
     model = ChatModel.load("tiny-refuser", device="cpu")
     if size == "wide":

@@ -27,9 +27,10 @@ from refusal_cmp.data import DATASETS
 from refusal_cmp.engines import Engine
 from refusal_cmp.engines.hf import HFEngine
 from refusal_cmp.engines.vllm import VLLMEngine
-from refusal_cmp.interventions import INTERVENTIONS, Setting, Target
+from refusal_cmp.interventions import INTERVENTIONS
 from refusal_cmp.model import ChatModel, model_path
 from refusal_cmp.plan import Plan, baseline
+from refusal_cmp.planning import Setting, Target
 from refusal_cmp.subspace import Subspace
 
 SIZES = {"tiny": (128, 64, 3), "0.5b": (32, 16, 1), "7b": (512, 128, 1)}

@@ -25,9 +25,9 @@ from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
 
 from refusal_cmp.api import extract
 from refusal_cmp.data import DATASETS
-from refusal_cmp.interventions.planning import Chosen, make_plan
 from refusal_cmp.model import ChatModel, model_path, refusal_metric
-from refusal_cmp.scoring import SCOPES, Reach, Scorer
+from refusal_cmp.planning import Chosen, make_plan
+from refusal_cmp.selection.scoring import SCOPES, Reach, Scorer
 from refusal_cmp.subspace import SubspaceField
 
 MULTIPLIERS = (0.5, 1.0, 2.0)
@@ -182,7 +182,7 @@ def clock(work: Callable[[], object], device: torch.device) -> float:
 
 def measured(work: Callable[[], object]) -> tuple[object, float, float]:
     """The result, its seconds, and the peak memory beyond what was in use before, in MB."""
-    from refusal_cmp.memory import peak, start_peak
+    from refusal_cmp.model.batching import peak, start_peak
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     before, kept = start_peak(device), []

@@ -11,12 +11,13 @@ import argparse
 import math
 from pathlib import Path
 
-from refusal_cmp.activations import Labelled, collect
+from refusal_cmp.activations import Labelled
 from refusal_cmp.data import DATASETS
 from refusal_cmp.errors import NoSubspaceError
 from refusal_cmp.methods.diff_in_means import DiffInMeans
 from refusal_cmp.methods.inlp import INLP
 from refusal_cmp.model import ChatModel
+from refusal_cmp.model.reading import collect
 from refusal_cmp.subspace import Component
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "inlp-sensitivity.md"

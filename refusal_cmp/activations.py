@@ -1,33 +1,35 @@
-"""One pass over the prompts → residual-stream activations at every component, for all methods.
+"""Labelled activations: of one component, their sums, and those of all components, stored on disk.
 
-The pass ends on entry to the last block: nothing behind it is read, so neither that block nor the logits are
-computed. What it reads is streamed: running float64 sums of each class, and rows to an `ActivationStore` on
-disk: all of them where a method needs them, else only the dev split's, which evidence is measured on.
+What a pass over the prompts reads (`refusal_cmp.model.reading.collect`) is streamed: running float64 sums of each
+class, and rows to an `ActivationStore`: all of them where a method needs them, else only the dev split's, which
+evidence is measured on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+import math
+import os
+import shutil
+import tempfile
+import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from sklearn.model_selection import train_test_split
+from numpy.lib.format import open_memmap
 from torch import Tensor
 
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.model import Batch, ChatModel
-from refusal_cmp.progress import Progress, silent
-from refusal_cmp.store import ActivationStore
-from refusal_cmp.structure import before, installed
 from refusal_cmp.subspace import ClassMeans, Component
 
 MIN_PROMPTS = 10
+"""Of each kind, to extract from."""
+ACTIVATIONS = ".activations-"
+"""How the folder of a store is called, until its process ends."""
 
 Needs = Literal["activations", "means"]
 """What a method needs of the training part: every activation, or no more than the class means."""
@@ -201,82 +203,49 @@ class Activations:
         return torch.stack([~self.harmful & ~self.dev, self.harmful & ~self.dev]).double().sum(1)
 
 
-def collect(
-    model: ChatModel,
-    harmful: Sequence[str],
-    harmless: Sequence[str],
-    *,
-    needs: Needs = "activations",
-    dev_share: float = 0.2,
-    seed: int = 42,
-    batch_size: int = 64,
-    folder: Path | None = None,
-    progress: Progress = silent,
-) -> Activations:
-    """Activations of both classes with a stratified dev split, drawn with `seed`, from one set of forward passes.
+class ActivationStore:
+    """Rows of float32 activations at every component, in a file that lives as long as this object.
 
-    A prompt that is repeated counts once: copies in both parts of the split would make the evidence worthless.
+    A NumPy file that is opened for each access, so that neither writing nor reading holds more than what is in flight.
 
-    Raises
-    ------
-    RefusalCmpError
-        If there are fewer than 10 different prompts of a kind, a prompt is of both kinds, or activations are
-        not finite.
+    Parameters
+    ----------
+    components
+        What is stored.
+    n, d
+        Rows at each component, and their width.
+    folder
+        Where the file is put; by default the system's folder for temporary files.
     """
-    harmful, harmless = _distinct(harmful, harmless)
-    prompts = [*harmful, *harmless]
-    labels = np.arange(len(prompts)) < len(harmful)
-    _, held_out = train_test_split(np.arange(len(prompts)), test_size=dev_share, random_state=seed, stratify=labels)
-    dev = torch.zeros(len(prompts), dtype=torch.bool)
-    dev[held_out] = True
-    activations = Activations(
-        model.positions, model.n_layers, model.d_model, torch.from_numpy(labels), dev, needs=needs, folder=folder
-    )
-    with progress("reading activations", len(prompts)) as advance:
 
-        def read(rows: list[int], batch: Batch) -> None:
-            read_all: dict[int, Tensor] = {}  # added only when complete: a batch may run out of memory on the way
-            read_streams(model, batch, lambda layer, x: read_all.update({layer: x.clone()}), len(model.positions))
-            for layer, x in read_all.items():
-                activations.add(rows, layer, x)
-            activations.done(rows)
-            advance(len(rows))
+    def __init__(self, components: Sequence[Component], n: int, d: int, folder: Path | None = None) -> None:
+        self.n, self.d = n, d
+        self._index = {component: index for index, component in enumerate(components)}
+        shape = (len(components), n, d)
+        try:
+            home = tempfile.mkdtemp(prefix=ACTIVATIONS, dir=folder)
+            weakref.finalize(self, shutil.rmtree, home, ignore_errors=True)
+            self.path = Path(home) / "activations.npy"
+            open_memmap(self.path, "w+", np.float32, shape)
+            _allocate(self.path)
+        except OSError as error:
+            size = math.prod(shape) * np.dtype(np.float32).itemsize / 2**20
+            raise RefusalCmpError(
+                f"Cannot keep {size:.0f} MB of activations in {folder or tempfile.gettempdir()}: {error.strerror}; "
+                "free space, or lower --limit."
+            ) from None
 
-        model.over_batches(prompts, batch_size, read)
-    return activations
+    def write(self, component: Component, row: int, values: Float[Tensor, "b d"]) -> None:
+        """Rows `row`, `row + 1`, … of a component."""
+        open_memmap(self.path, "r+")[self._index[component], row : row + len(values)] = values.numpy()
 
-
-def _distinct(harmful: Sequence[str], harmless: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Each prompt once, in order, after checking that there are enough and none is of both kinds."""
-    both = set(harmful) & set(harmless)
-    if both:
-        raise RefusalCmpError(
-            f"{len(both)} prompts are harmful and harmless at once, such as {min(both)!r}; remove them from one set."
-        )
-    kinds = list(dict.fromkeys(harmful)), list(dict.fromkeys(harmless))
-    if min(map(len, kinds)) < MIN_PROMPTS:
-        raise RefusalCmpError(
-            f"Extraction needs at least {MIN_PROMPTS} different prompts of each kind, and there are {len(kinds[0])} "
-            f"harmful and {len(kinds[1])} harmless ones; give more prompts or a higher --limit."
-        )
-    return kinds
+    def read(self, component: Component) -> Float[Tensor, "n d"]:
+        """All rows of a component; float32."""
+        return torch.from_numpy(np.array(open_memmap(self.path, "r")[self._index[component]]))
 
 
-class _EnoughReadError(Exception):
-    """Ends a forward pass from within: everything that was wanted has been read."""
-
-
-def read_streams(
-    model: ChatModel, batch: Batch, read: Callable[[int, Float[Tensor, "b p d"]], None], n_positions: int
-) -> None:
-    """Give `read` each layer and its `resid_pre` at the last positions, and stop on entry to the last block."""
-    last = model.n_layers - 1
-
-    def on_entry(layer: int, stream: Float[Tensor, "b s d"]) -> None:
-        read(layer, stream[:, -n_positions:])
-        if layer == last:
-            raise _EnoughReadError
-
-    handles = [before(block.module, partial(on_entry, layer)) for layer, block in enumerate(model.blocks)]
-    with torch.inference_mode(), installed(handles), suppress(_EnoughReadError):
-        model.last_logits(batch)
+def _allocate(path: Path) -> None:
+    """Take the space that the file will need: a disk that fills up under a memory map ends the process."""
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)

@@ -7,17 +7,15 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.activations import collect
 from refusal_cmp.data import Columns, Split, load
 from refusal_cmp.errors import RefusalCmpError, unknown_name
-from refusal_cmp.interventions import Setting
-from refusal_cmp.interventions.planning import Chosen, make_plan
-from refusal_cmp.interventions.scope import Scope
 from refusal_cmp.methods import EXTRACTORS
 from refusal_cmp.model import ChatModel
+from refusal_cmp.model.reading import collect
 from refusal_cmp.plan import Plan
-from refusal_cmp.scoring import Reach, Scorer
+from refusal_cmp.planning import Chosen, Scope, Setting, make_plan
 from refusal_cmp.selection import Rule, ranked_table
+from refusal_cmp.selection.scoring import Reach, Scorer
 from refusal_cmp.subspace import Component, SubspaceField
 
 

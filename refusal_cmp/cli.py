@@ -155,8 +155,8 @@ def export(
     config, run = _of_run({name: value for name, value in given.items() if value is not None})
     _quiet()
 
-    from refusal_cmp.export import export_plan
-    from refusal_cmp.session import Session
+    from refusal_cmp.commands.export import export_plan
+    from refusal_cmp.run.session import Session
 
     difference = export_plan(Session(config, run), plan, out_dir)
     err.print(f"{out_dir} is written; largest difference of a logit: {difference:.1e}.", highlight=False)
@@ -179,7 +179,7 @@ def compare(
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
 ) -> None:
     """Compare two runs metric by metric and completion by completion; exit code 1 if they differ."""
-    from refusal_cmp.diff import Tolerance, compare_folders, compare_runs, print_diff
+    from refusal_cmp.commands.compare import Tolerance, compare_folders, compare_runs, print_diff
 
     allowed = Tolerance(tolerance, completions_tolerance)
     diffs = compare_folders(run_a, run_b, allowed) if every else {"": compare_runs(run_a, run_b, allowed)}
@@ -209,8 +209,8 @@ def inspect_command(
 ) -> None:
     """Put one prompt under the microscope: projections layer by layer and token by token, and what plans answer."""
     _quiet()
-    from refusal_cmp.inspection import check_figure_file, inspect_prompt, print_inspection, save_heat
-    from refusal_cmp.stages.report import open_run
+    from refusal_cmp.commands.inspect import check_figure_file, inspect_prompt, print_inspection, save_heat
+    from refusal_cmp.run.session import open_run
 
     if save is not None:
         check_figure_file(save)
@@ -285,7 +285,7 @@ def main() -> None:
 
 def _execute(path: Path | None, given: dict[str, Any], stages: tuple[str, ...], force: bool) -> None:
     _quiet()  # before anything that reads its switches is imported
-    from refusal_cmp.artifacts import RunDir
+    from refusal_cmp.run.directory import RunDir
 
     config = load_config(path, given)
     run = RunDir(config.runs_dir / config.run_name)
@@ -293,9 +293,9 @@ def _execute(path: Path | None, given: dict[str, Any], stages: tuple[str, ...], 
         config = load_config(None, _stored(run) | given)
     run.force = stages if force else ()
 
-    from refusal_cmp.session import Session
+    from refusal_cmp.commands.show import live_progress, print_rankings, print_summary
+    from refusal_cmp.run.session import Session
     from refusal_cmp.stages import run_stages
-    from refusal_cmp.terminal import live_progress, print_rankings, print_summary
 
     session = Session(config, run, say=lambda message: err.print(_escape(message), highlight=False, soft_wrap=True))
     try:
@@ -316,7 +316,7 @@ def _execute(path: Path | None, given: dict[str, Any], stages: tuple[str, ...], 
 
 def _of_run(given: dict[str, Any]) -> tuple[RunConfig, Any]:
     """The run that these flags name, with the settings it was made with."""
-    from refusal_cmp.artifacts import RunDir
+    from refusal_cmp.run.directory import RunDir
 
     config = load_config(None, given)
     run = RunDir(config.runs_dir / config.run_name)

@@ -27,7 +27,7 @@ from pydantic import (
 
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 
-EMBEDDED = "tiny-refuser"
+EMBEDDED, EMBEDDED_GUARD = "tiny-refuser", "tiny-guard"
 STAGES = ("extract", "select", "infer", "evaluate", "report")
 
 
@@ -62,7 +62,7 @@ def _hidden(value: Any) -> Any:
     return value if value is None or isinstance(value, SecretStr) else SecretStr(str(value))
 
 
-OWN_SETS = ("harmful", "harmless")
+KINDS = ("harmful", "harmless")
 """The test sets that are the run's own prompts."""
 CONTRAST = "contrast"
 
@@ -72,7 +72,7 @@ def _test_label(name: str) -> str:
     if not is_path(name):
         return name
     label = label_of(name)
-    return f"{label}-file" if label in (*OWN_SETS, CONTRAST) else label
+    return f"{label}-file" if label in (*KINDS, CONTRAST) else label
 
 
 def _k_policy(value: str) -> str:
@@ -387,7 +387,7 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
     @property
     def extra_datasets(self) -> tuple[str, ...]:
         """Test sets beside the run's own harmful and harmless prompts, as they were given."""
-        return tuple(name for label, name in self.test_sets.items() if label not in OWN_SETS)
+        return tuple(name for label, name in self.test_sets.items() if label not in KINDS)
 
     @property
     def test_sets(self) -> dict[str, str]:

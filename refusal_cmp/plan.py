@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
+
+from torch import Tensor
 
 from refusal_cmp.config import Site
 from refusal_cmp.edit import LowRankEdit
@@ -42,7 +46,7 @@ class Plan:
     position: int | None = None
     layer: int | None = None
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """A hash of the edits alone: plans with the same digest do exactly the same."""
         digest = hashlib.sha256()
@@ -55,6 +59,32 @@ class Plan:
     def facts(self) -> dict[str, str | int | float | None]:
         """Everything but the edits, as `results.csv` has it."""
         return {name: getattr(self, name) for name in FACTS}
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The edits as float32 tensors, each once, and as metadata the label and where they act."""
+        tensors: dict[str, Tensor] = {}
+        names: dict[bytes, str] = {}
+        places: dict[str, dict[str, str]] = {}
+        for place, edit in self.edits.items():
+            for term, tensor in edit.tensors().items():
+                values = tensor.float().contiguous().cpu()
+                name = names.setdefault(repr(values.shape).encode() + values.numpy().tobytes(), str(len(names)))
+                tensors[name] = values
+                places.setdefault(f"{place.layer}.{place.site}", {})[term] = name
+        return tensors, {"label": self.label, "places": json.dumps(places)}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Plan:
+        """The plan that `to_tensors` wrote, without its facts; places of the same edit share it, as before."""
+        edits: dict[Place, LowRankEdit] = {}
+        shared: dict[tuple[tuple[str, str], ...], LowRankEdit] = {}
+        for at, terms in json.loads(metadata["places"]).items():
+            layer, site = at.split(".")
+            key = tuple(terms.items())
+            if key not in shared:
+                shared[key] = LowRankEdit(**{term: tensors[name] for term, name in key})
+            edits[Place(int(layer), site)] = shared[key]
+        return cls(metadata["label"], edits)
 
 
 FACTS = [

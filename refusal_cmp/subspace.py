@@ -180,3 +180,7 @@ def unit(vector: Float[Tensor, " d"], what: str = "direction", scale: float = 1.
     if norm <= VANISHING * scale:
         raise NoSubspaceError(f"the {what} vanishes (norm {float(norm):.1e})")
     return vector / norm
+
+
+METADATA = "refusal_cmp"
+"""The one metadata key of our safetensors files: several would be written in an order that changes."""

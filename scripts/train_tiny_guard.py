@@ -21,14 +21,6 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from tiny_world import corpus
-from tiny_world.conversations import (
-    CATEGORIES,
-    ENDINGS,
-    Conversation,
-    held_out_conversations,
-    training_conversations,
-)
 from train_tiny_refuser import ASSETS, Batch, Recipe, batches, encode, new_model, save_model, weighted_loss
 from transformers import (
     AutoTokenizer,
@@ -37,7 +29,16 @@ from transformers import (
     get_cosine_schedule_with_warmup,
 )
 
-from refusal_cmp.guards.hf import HFBackend
+from refusal_cmp.judges.hf import HFBackend
+
+from tiny_world import corpus
+from tiny_world.conversations import (
+    CATEGORIES,
+    ENDINGS,
+    Conversation,
+    held_out_conversations,
+    training_conversations,
+)
 
 RECIPE = Recipe(hidden=128, layers=4, heads=4, mlp=352, learning_rate=2e-3)
 

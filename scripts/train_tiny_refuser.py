@@ -23,11 +23,12 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
 from tiny_world import corpus
 from tiny_world.balance import word_balance
 from tiny_world.exams import make_claims, make_item
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 ASSETS = Path(__file__).resolve().parents[1] / "refusal_cmp" / "assets"
 CONTEXT = 1024

@@ -6,35 +6,16 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from refusal_cmp.api import extract
-from refusal_cmp.data import DATASETS
 from refusal_cmp.model import ChatModel
+
+from support.models import instructions, word_tokenizer
 
 torch.set_num_threads(1)  # some tests fork: a child would wait for threads that only the parent has
 
 collect_ignore = [] if find_spec("vllm") and find_spec("vllm.entrypoints") else ["vllm"]  # see `make test-vllm`
-
-TEMPLATE = (
-    "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <end> {% endfor %}"
-    "{% if add_generation_prompt %}<assistant> :{% endif %}"
-)
-WORDS = "I As Sure Here cannot help how do you make a cake cow bird red blue one two three hello ? . ' m sorry".split()
-
-
-def word_tokenizer(words: list[str] = WORDS) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token for each word, and a chat template with three post-instruction tokens."""
-    special = ["<pad>", "<unk>", "<end>", "<user>", "<system>", "<assistant>", ":"]
-    vocabulary = {word: index for index, word in enumerate([*special, *words])}
-    backend = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", eos_token="<end>"
-    )
-    tokenizer.chat_template = TEMPLATE
-    return tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -60,11 +41,6 @@ def random_model() -> ChatModel:
 def tiny() -> ChatModel:
     """The embedded model."""
     return ChatModel.load("tiny-refuser")
-
-
-def instructions(name: str, split: str, n: int) -> list[str]:
-    """The first n instructions of an embedded set."""
-    return [prompt.instruction for prompt in DATASETS.get(name)(split)[:n]]
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,11 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from refusal_cmp.artifacts import RunDir
 from refusal_cmp.config import SUFFIXES, RunConfig, load_config
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.methods.given import GivenDirection
-from refusal_cmp.session import Session
+from refusal_cmp.run.directory import RunDir
+from refusal_cmp.run.session import Session
 from refusal_cmp.stages import _check, run_stages
 from refusal_cmp.subspace import ClassMeans, Component, Subspace, SubspaceField
 

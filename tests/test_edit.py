@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refusal_cmp.edit import LowRankEdit, stack
-from refusal_cmp.interventions import INTERVENTIONS, Setting, Target
+from refusal_cmp.interventions import INTERVENTIONS
 from refusal_cmp.plan import Place
+from refusal_cmp.planning import Setting, Target
 from refusal_cmp.subspace import Subspace
 
 shapes = st.tuples(st.integers(0, 10_000), st.integers(1, 5), st.integers(6, 24))

@@ -119,7 +119,7 @@ def load(name: str, columns: Columns, say: Callable[[str], None]) -> dict[Split,
         Told of rows that were left out.
     """
     if is_path(name):
-        from refusal_cmp.data._files import read_splits
+        from refusal_cmp.data.files import read_splits
 
         return read_splits(Path(name), columns, say)
     prompts = DATASETS.get(name)

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from refusal_cmp.data import Columns, Document, Prompt, Split, register_dataset, register_text
-from refusal_cmp.data._download import github_file, hub_rows
-from refusal_cmp.data._files import Row, prompts_of, read_rows
+from refusal_cmp.data.download import github_file, hub_rows
+from refusal_cmp.data.files import Row, prompts_of, read_rows
 from refusal_cmp.errors import RefusalCmpError
 
 PUBLISHED = "andyrdt/refusal_direction", "0b9c8bc56a73b42f595fd173156d4aefe9a9143c"

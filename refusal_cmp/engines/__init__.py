@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import MutableMapping, Sequence
 
-from refusal_cmp.generation import Completion
+from refusal_cmp.model.generation import Completion
 from refusal_cmp.plan import Plan
 from refusal_cmp.progress import Progress, silent
 

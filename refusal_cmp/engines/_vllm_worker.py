@@ -17,19 +17,19 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor, nn
 
 from refusal_cmp.edit import LowRankEdit
-from refusal_cmp.plan import Place
-from refusal_cmp.structure import ATTENTION_NAMES, MLP_NAMES, after, first
+from refusal_cmp.model.blocks import ATTENTION_NAMES, MLP_NAMES
+from refusal_cmp.model.hooks import after, first
+from refusal_cmp.plan import Place, Plan
 
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
 COARSE_ROUNDING = 2**-7
@@ -42,7 +42,7 @@ COARSE_LEFT_OVER = 0.1
 
 
 @dataclass(frozen=True)
-class Site:
+class LayerSites:
     """The two modules of a decoder layer that write to the stream, and the scale of what they write."""
 
     layer: nn.Module
@@ -87,9 +87,9 @@ class PlanWorker:
         """Check what was recorded under the test edit, and remove it; '' or why the sites are not proven."""
         return _reason(self._refusal_cmp.prove)
 
-    def refusal_cmp_install(self: Any, edits: bytes) -> None:
-        """Install a plan's edits in the place of those before."""
-        self._refusal_cmp.install(unpack(edits))
+    def refusal_cmp_install(self: Any, tensors: bytes, metadata: dict[str, str]) -> None:
+        """Install a plan, as `Plan.to_tensors` gives it, in the place of the one before."""
+        self._refusal_cmp.install(Plan.from_tensors(load(tensors), metadata).edits)
 
     def refusal_cmp_non_finite(self: Any) -> str:
         """Whether any logits held a NaN or an infinity since `refusal_cmp_clear`: 'yes' or ''."""
@@ -102,35 +102,13 @@ class PlanWorker:
             cache.zero_()
 
 
-def pack(edits: dict[Place, LowRankEdit]) -> bytes:
-    """Edits as the bytes of a safetensors file, named `<layer>.<site>.<term>`."""
-    return save(
-        {
-            f"{place.layer}.{place.site}.{name}": term.clone()
-            .contiguous()
-            .cpu()  # safetensors refuses what shares memory
-            for place, edit in edits.items()
-            for name, term in edit.tensors().items()
-        }
-    )
-
-
-def unpack(content: bytes) -> dict[Place, LowRankEdit]:
-    """The inverse of `pack`."""
-    terms: dict[Place, dict[str, Tensor]] = defaultdict(dict)
-    for key, term in load(content).items():
-        layer, site, name = key.split(".")
-        terms[Place(int(layer), site)][name] = term  # type: ignore[arg-type]
-    return {place: LowRankEdit(**of_place) for place, of_place in terms.items()}
-
-
 class Editor:
     """Hooks on the decoder layers of one vLLM model."""
 
     def __init__(self, model: nn.Module, n_layers: int) -> None:
         self.model = model
         self.layers = layers = _decoder_layers(model, n_layers)
-        self.sites: list[Site] = []
+        self.sites: list[LayerSites] = []
         self._reading = SUM
         some = next(layers.parameters())
         self.device, self.dtype = some.device, _dtype(layers)
@@ -322,7 +300,7 @@ def _record_child(record: Record, name: str, _: nn.Module, __: Any, output: Any)
         record.children[name] = _exact(hidden)
 
 
-def _sites(layers: nn.ModuleList, records: list[Record], reading: int, rounding: float) -> list[Site]:
+def _sites(layers: nn.ModuleList, records: list[Record], reading: int, rounding: float) -> list[LayerSites]:
     """The sites of all layers, in one reading of what the layers take and return."""
     for now, then in itertools.pairwise(records):
         left, entered = now.exits[reading], then.entries[reading]
@@ -334,7 +312,7 @@ def _sites(layers: nn.ModuleList, records: list[Record], reading: int, rounding:
     ]
 
 
-def _site(index: int, layer: nn.Module, record: Record, reading: int, rounding: float) -> Site:
+def _site(index: int, layer: nn.Module, record: Record, reading: int, rounding: float) -> LayerSites:
     """The two children whose outputs, times a scale, are what the layer adds to the stream."""
     leaving = record.exits[reading]
     added = leaving - record.entries[reading]
@@ -353,7 +331,7 @@ def _site(index: int, layer: nn.Module, record: Record, reading: int, rounding: 
             f"residual stream; looked at {', '.join(record.children) or 'no module of the stream’s width'}"
         )
     _, _, (attention, mlp), scale = min(fitting)
-    return Site(layer, layer.get_submodule(attention), layer.get_submodule(mlp), scale)
+    return LayerSites(layer, layer.get_submodule(attention), layer.get_submodule(mlp), scale)
 
 
 def _named(pair: tuple[str, str]) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import MutableMapping, Sequence
 
 from refusal_cmp.engines import Engine
-from refusal_cmp.generation import Completion, greedy
-from refusal_cmp.memory import RowBudget
 from refusal_cmp.model import ChatModel
+from refusal_cmp.model.batching import RowBudget
+from refusal_cmp.model.generation import Completion, greedy
 from refusal_cmp.plan import Plan
 from refusal_cmp.progress import Progress, silent
 

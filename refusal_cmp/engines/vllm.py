@@ -17,12 +17,14 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from safetensors.torch import save
 
-from refusal_cmp.chat import Chat
 from refusal_cmp.engines import Engine
-from refusal_cmp.engines._vllm_worker import PlanWorker, pack
+from refusal_cmp.engines._vllm_worker import PlanWorker
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.generation import Completion
+from refusal_cmp.model.chat import Chat
+from refusal_cmp.model.generation import Completion
+from refusal_cmp.model.source import ModelSource
 from refusal_cmp.plan import Plan, baseline
 from refusal_cmp.progress import Progress, silent
 
@@ -39,22 +41,17 @@ class VLLMEngine(Engine):
 
     Parameters
     ----------
-    path
-        A Hugging Face id or a folder, as `refusal_cmp.model.model_path` gives it.
+    source
+        The model. Its dtype as vLLM calls it; `auto` is float32 on a CPU and bfloat16 on a GPU. Its quantization
+        `none`, or `4bit` by bitsandbytes.
     chat
         Renders and tokenises the prompts.
     device
         `auto`, `cpu`, `cuda`, `cuda:1`, …; it has to be of the kind that the installed vLLM is made for.
-    dtype
-        As vLLM calls it; `auto` is float32 on a CPU and bfloat16 on a GPU.
-    quantization
-        `none`, or `4bit` by bitsandbytes.
     tensor_parallel
         GPUs that share each layer.
     gpu_memory_utilization
         Share of a GPU's memory that vLLM may take.
-    revision, trust_remote_code
-        Of a model on the hub, as for `ChatModel.load`.
 
     Raises
     ------
@@ -65,27 +62,19 @@ class VLLMEngine(Engine):
 
     def __init__(
         self,
-        path: str,
+        source: ModelSource,
         chat: Chat,
         *,
         device: str = "auto",
-        dtype: str = "auto",
-        quantization: str = "none",
         tensor_parallel: int = 1,
         gpu_memory_utilization: float = 0.9,
-        revision: str | None = None,
-        trust_remote_code: bool = False,
     ) -> None:
         self._chat = chat
         self._llm = start_vllm(
-            path,
+            source,
             device=device,
-            dtype=dtype,
-            quantization=quantization,
             tensor_parallel=tensor_parallel,
             gpu_memory_utilization=gpu_memory_utilization,
-            revision=revision,
-            trust_remote_code=trust_remote_code,
             worker_extension_cls=f"{PlanWorker.__module__}.{PlanWorker.__qualname__}",
         )
         self._installed = baseline().digest
@@ -119,7 +108,8 @@ class VLLMEngine(Engine):
         """Swap the plan in, in all workers, and forget the keys and values of the one before."""
         if plan.digest == self._installed:
             return
-        self._rpc("refusal_cmp_install", pack(dict(plan.edits)))
+        tensors, metadata = plan.to_tensors()
+        self._rpc("refusal_cmp_install", save(tensors), metadata)
         self._installed = plan.digest
         self._forget()
 
@@ -233,15 +223,11 @@ class VLLMEngine(Engine):
 
 
 def start_vllm(
-    path: str,
+    source: ModelSource,
     *,
     device: str = "auto",
-    dtype: str = "auto",
-    quantization: str = "none",
     tensor_parallel: int = 1,
     gpu_memory_utilization: float = 0.9,
-    revision: str | None = None,
-    trust_remote_code: bool = False,
     instead: str = "--engine hf",
     **more: Any,
 ) -> Any:
@@ -254,16 +240,16 @@ def start_vllm(
     """
     vllm = import_vllm(instead)
     on_cpu = _on_cpu(device, instead)
-    if quantization == "8bit":
+    if source.quantization == "8bit":
         raise RefusalCmpError(f"vLLM cannot quantise to 8 bits while it loads; use --quantization 4bit or {instead}.")
     try:
         return vllm.LLM(
-            model=path,
-            dtype=("float32" if on_cpu else "bfloat16") if dtype == "auto" else dtype,
-            quantization="bitsandbytes" if quantization == "4bit" else None,
-            revision=revision,
-            tokenizer_revision=revision,
-            trust_remote_code=trust_remote_code,
+            model=source.path,
+            dtype=("float32" if on_cpu else "bfloat16") if source.dtype == "auto" else source.dtype,
+            quantization="bitsandbytes" if source.quantization == "4bit" else None,
+            revision=source.revision,
+            tokenizer_revision=source.revision,
+            trust_remote_code=source.trust_remote_code,
             seed=0,
             enforce_eager=True,
             device_ids=_device_ids(device, tensor_parallel),
@@ -277,8 +263,9 @@ def start_vllm(
         )
     except Exception as error:  # vLLM's errors have no common class
         raise RefusalCmpError(
-            f"vLLM cannot load {path} ({first_line(error)}); if memory is short, lower --vllm-gpu-memory-utilization "
-            f"(now {gpu_memory_utilization:g}) or raise --tensor-parallel; else use {instead}."
+            f"vLLM cannot load {source.path} ({first_line(error)}); if memory is short, lower "
+            f"--vllm-gpu-memory-utilization (now {gpu_memory_utilization:g}) or raise --tensor-parallel; else use "
+            f"{instead}."
         ) from error
 
 

@@ -7,33 +7,15 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
+from refusal_cmp.model import Answer as Answer
 from refusal_cmp.model import ChatModel
 from refusal_cmp.plan import Plan
+from refusal_cmp.planning import Selected as Selected
 from refusal_cmp.progress import Progress, silent
 from refusal_cmp.registry import Registry
 from refusal_cmp.statistics import Estimate, rate
-from refusal_cmp.subspace import Component, SubspaceField
 
 Source = Literal["completions", "baseline", "model", "subspaces"]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A line of a completions file: a prompt of a test set and what the model said under the plan."""
-
-    instruction: str
-    category: str
-    completion: str
-    n_tokens: int
-    finish: str
-
-
-@dataclass(frozen=True)
-class Selected:
-    """What a method found: its subspaces and the component that selection chose."""
-
-    field: SubspaceField
-    component: Component
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,10 @@ import zlib
 from collections.abc import Sequence
 
 from refusal_cmp.data import Document
-from refusal_cmp.evals import Answer, Evaluation, Evaluator, Metric, Subject, register_evaluator, share
-from refusal_cmp.judging import distinct_trigrams
-from refusal_cmp.losses import encode, losses
+from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator, share
+from refusal_cmp.judges.phrases import distinct_trigrams
+from refusal_cmp.model.generation import Answer
+from refusal_cmp.model.losses import encode, losses
 from refusal_cmp.statistics import mean, weighted_mean
 
 

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from refusal_cmp.evals import Answer, Evaluation, Evaluator, Metric, Subject, by_category, register_evaluator, share
-from refusal_cmp.guards import Backend, answer_all, check_guard
-from refusal_cmp.guards.formats import Format, Judgement, choose_format, known_format
+from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, by_category, register_evaluator, share
+from refusal_cmp.judges import Backend, answer_all, check_guard
+from refusal_cmp.judges.formats import Format, Judgement, choose_format, known_format
+from refusal_cmp.model.generation import Answer
 from refusal_cmp.statistics import Estimate, rate
 
 NOTHING = Estimate(float("nan"), float("nan"), float("nan"), 0)
@@ -99,11 +100,11 @@ def open_judge(options: Mapping[str, Any]) -> Judge:
 def _backend(options: Mapping[str, Any]) -> Backend:
     name = options["guard"]
     if options["guard_backend"] == "openai":
-        from refusal_cmp.guards.openai import endpoint
+        from refusal_cmp.judges.openai import endpoint
 
         return endpoint(name, options)
     if options["guard_backend"] == "vllm":
-        from refusal_cmp.guards.vllm import VLLMBackend
+        from refusal_cmp.judges.vllm import VLLMBackend
 
         return VLLMBackend(
             name,
@@ -111,7 +112,7 @@ def _backend(options: Mapping[str, Any]) -> Backend:
             tensor_parallel=options["tensor_parallel"],
             gpu_memory_utilization=options["vllm_gpu_memory_utilization"],
         )
-    from refusal_cmp.guards.hf import HFBackend
+    from refusal_cmp.judges.hf import HFBackend
 
     return HFBackend(name, device=options["device"], dtype=options["dtype"], batch_size=options["batch_size"])
 

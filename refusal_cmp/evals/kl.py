@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator
-from refusal_cmp.model import Batch, ChatModel
-from refusal_cmp.scoring import kl_divergence
+from refusal_cmp.model import ChatModel
+from refusal_cmp.selection.scoring import kl_divergence
 from refusal_cmp.statistics import mean
 
 DATASET = "harmless"
@@ -48,13 +47,6 @@ class KL(Evaluator):
         return Evaluation([Metric(DATASET, "kl", mean(values), values)], {DATASET: examples})
 
 
-@torch.inference_mode()
 def last_log_probs(model: ChatModel, instructions: list[str], batch_size: int) -> Float[Tensor, "n vocab"]:
     """Log-probabilities of the token after each prompt, float64, on the CPU."""
-    rows: dict[int, Tensor] = {}
-
-    def read(indices: list[int], batch: Batch) -> None:
-        rows.update(zip(indices, model.last_logits(batch).double().log_softmax(-1).cpu(), strict=True))
-
-    model.over_batches(instructions, batch_size, read)
-    return torch.stack([rows[index] for index in range(len(instructions))])
+    return model.per_prompt(instructions, lambda batch: model.last_logits(batch).double().log_softmax(-1), batch_size)

@@ -7,7 +7,6 @@ and against the judged refusal of the completion.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -16,12 +15,13 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from refusal_cmp.evals import Evaluation, Evaluator, Metric, Selected, Subject, register_evaluator
-from refusal_cmp.judging import verdict
+from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator
+from refusal_cmp.judges.phrases import verdict
 from refusal_cmp.model import Batch, ChatModel, refusal_metric
+from refusal_cmp.model.reading import streams_at
 from refusal_cmp.plan import BASELINE
+from refusal_cmp.planning import Selected
 from refusal_cmp.statistics import Estimate, resampled
-from refusal_cmp.structure import before, installed
 
 EVERYTHING = "all"
 """The dataset name of all test sets together."""
@@ -71,7 +71,6 @@ def _measure(subject: Subject, dataset: str, selected: Sequence[Selected]) -> li
     ]
 
 
-@torch.inference_mode()
 def projections(
     model: ChatModel,
     instructions: Sequence[str],
@@ -80,21 +79,16 @@ def projections(
     batch_size: int,
 ) -> tuple[Mapping[str, Float[Tensor, " n"]], Float[Tensor, " n"]]:
     """x · û of each method at its selected component, and the refusal metric, for every prompt; float64."""
-    projected = {one.field.method: torch.empty(len(instructions), dtype=torch.float64) for one in selected}
-    metric = torch.empty(len(instructions), dtype=torch.float64)
-    layers = {one.component.layer for one in selected}
+    directions = torch.stack([one.field[one.component].direction for one in selected])
+    components = [one.component for one in selected]
 
-    def read(rows: list[int], batch: Batch) -> None:
-        streams: dict[int, Tensor] = {}
-        hooks = [before(model.blocks[layer].module, partial(streams.__setitem__, layer)) for layer in layers]
-        with installed(hooks):
-            metric[rows] = refusal_metric(model.last_logits(batch), refusal_tokens).cpu()
-        for one in selected:
-            stream = streams[one.component.layer][:, one.component.position].double().cpu()
-            projected[one.field.method][rows] = stream @ one.field[one.component].direction
+    def measure(batch: Batch) -> Float[Tensor, "b m"]:
+        streams, logits = streams_at(model, batch, components)
+        metric = refusal_metric(logits, refusal_tokens)
+        return torch.cat([(streams.cpu() * directions).sum(-1), metric[:, None].cpu()], dim=1)
 
-    model.over_batches(instructions, batch_size, read)
-    return projected, metric
+    *projected, metric = model.per_prompt(instructions, measure, batch_size).unbind(1)
+    return {one.field.method: of_method for one, of_method in zip(selected, projected, strict=True)}, metric
 
 
 def _metrics(dataset: str, method: str, rows: Sequence[Mapping[str, object]]) -> list[Metric]:

@@ -13,8 +13,8 @@ from typing import Any
 from refusal_cmp.data import TEXTS, Document
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator
-from refusal_cmp.losses import Scored, encode, losses
 from refusal_cmp.model import ChatModel
+from refusal_cmp.model.losses import Scored, encode, losses
 from refusal_cmp.statistics import Estimate, weighted_mean
 
 ON_DISTRIBUTION = "on-distribution"

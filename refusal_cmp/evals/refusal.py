@@ -6,7 +6,7 @@ A completion that has collapsed into repetition contains no refusal phrase, and 
 from __future__ import annotations
 
 from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, by_category, register_evaluator, share
-from refusal_cmp.judging import Verdict, has_refusal_phrase, verdict
+from refusal_cmp.judges.phrases import Verdict, has_refusal_phrase, verdict
 
 SHARES: dict[str, Verdict] = {
     "refusal": "refused",

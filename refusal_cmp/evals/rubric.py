@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.evals import Answer, Evaluation, Evaluator, Metric, Subject, register_evaluator, share
-from refusal_cmp.guards import Backend, Messages, answer_all
+from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator, share
+from refusal_cmp.judges import Backend, Messages, answer_all
+from refusal_cmp.model.generation import Answer
 from refusal_cmp.statistics import Estimate, mean, rate
 
 FIELDS = ("{instruction}", "{completion}")
@@ -115,7 +116,7 @@ def read_template(path: Path | None) -> str:
 
 
 def _open(options: Mapping[str, Any]) -> Backend:
-    from refusal_cmp.guards.openai import endpoint
+    from refusal_cmp.judges.openai import endpoint
 
     if not options["rubric_model"]:
         raise RefusalCmpError(

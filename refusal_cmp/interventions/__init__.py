@@ -7,46 +7,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal_cmp.config import Site
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.plan import Place
-from refusal_cmp.registry import Registry
-from refusal_cmp.subspace import Subspace
+from refusal_cmp.planning import INTERVENTIONS, Edits, Setting, Target
 
-Edits = dict[Place, LowRankEdit]
-
-
-@dataclass(frozen=True)
-class Target:
-    """A layer in scope, the subspace to edit there, and the scale of the activations of that layer."""
-
-    layer: int
-    subspace: Subspace
-    harmful_mean: Float[Tensor, " d"]
-    """Mean training activation of harmful prompts on entry to this layer."""
-    harmless_mean: Float[Tensor, " d"]
-    unit_norm: float
-    """What multiplier 1 of an activation addition is: the difference-in-means norm of this layer."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Choices that hold for a whole run, not for one intervention."""
-
-    sites: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out")
-    """Where removal and mirror edits act in a layer in scope."""
-    spread: bool = True
-    """Divide additions by the number of layers in scope."""
-    compose: str = "once"
-    """`once`: a reflection mirrors each contribution to the stream once; `repeat`: at every site of every layer."""
-    norm: str = "own"
-    """`own`: additions are measured by the difference-in-means norm of their layer; `selected`: by that of the
-    selected difference-in-means component, as published."""
+__all__ = ["INTERVENTIONS", "Edits", "Intervention", "Setting", "Target", "register_intervention", "remove"]
 
 
 class Intervention(ABC):
@@ -84,5 +54,4 @@ def remove(
     return edits
 
 
-INTERVENTIONS: Registry[type[Intervention]] = Registry("intervention", __name__)
 register_intervention = INTERVENTIONS.register

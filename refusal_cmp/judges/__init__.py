@@ -1,0 +1,145 @@
+"""Guards: models that judge what another model said.
+
+A *format* turns an instruction and a completion into a request and the guard's answer into a judgement
+(`formats`). A *backend* gets the answers: in this process with transformers (`hf`) or vLLM (`vllm`), or from
+an OpenAI-compatible endpoint (`openai`). The same format gives the same requests whatever the backend.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from typing import Any
+
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.model.source import model_path
+
+Messages = list[dict[str, str]]
+Request = Messages | str
+"""A conversation for the model's own chat template, or a prompt that is complete as it is."""
+
+
+class Backend(ABC):
+    """Something that answers requests greedily."""
+
+    @abstractmethod
+    def answer(self, requests: Sequence[Request], max_new_tokens: int) -> Iterator[tuple[int, str]]:
+        """Each request's index and answer, as soon as it is there and so in any order.
+
+        An error comes after all the answers that there are.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what the backend holds; nothing is asked of it afterwards."""
+
+
+def answer_all(
+    backend: Backend,
+    requests: Mapping[int, Request],
+    max_new_tokens: int,
+    *,
+    journal: MutableMapping[int, Any],
+    known: MutableMapping[str, str],
+    advance: Callable[[int], None],
+) -> dict[int, str]:
+    """The answers to all requests, by index; a request is sent once, however many are the same.
+
+    Parameters
+    ----------
+    journal
+        Answers by index that there are already; each new one is added as it comes.
+    known
+        Answers by request, of this call and of earlier ones: many plans lead to the same completions.
+    advance
+        Told of each answered request.
+    """
+    waiting: dict[str, list[int]] = {}
+    for index, request in requests.items():
+        key = json.dumps(request)
+        if index in journal:
+            known[key] = journal[index]
+        if key in known:
+            _note(journal, index, known[key])
+            advance(1)
+        else:
+            waiting.setdefault(key, []).append(index)
+    keys = list(waiting)
+    for place, text in backend.answer([requests[waiting[key][0]] for key in keys], max_new_tokens):
+        known[keys[place]] = text
+        for index in waiting[keys[place]]:
+            _note(journal, index, text)
+            advance(1)
+    return {index: journal[index] for index in requests}
+
+
+def _note(journal: MutableMapping[int, Any], index: int, text: str) -> None:
+    if index not in journal:
+        journal[index] = text
+
+
+def check_guard(name: str) -> None:
+    """RefusalCmpError if there is no such model, or it may not be read; only its configuration is."""
+    from transformers import AutoConfig
+
+    try:
+        AutoConfig.from_pretrained(model_path(name))
+    except (OSError, ValueError) as error:
+        raise cannot_load(name, error) from error
+
+
+def cannot_load(name: str, error: Exception) -> RefusalCmpError:
+    """The error for a guard that transformers cannot load."""
+    reason = str(error).strip().split("\n")[0].rstrip(".")
+    return RefusalCmpError(
+        f"Cannot load the guard {name!r} ({reason}); give a Hugging Face id that can be reached, a local folder, or "
+        "tiny-guard by --guard."
+    )
+
+
+def tokenizer_of(tokenizer: Any, name: str) -> Callable[[Request], list[int]]:
+    """The function that turns a request into token ids, conversations by the tokenizer's own chat template.
+
+    Some templates take a message's content as text, others (Llama-Guard-3-1B's) as a list of parts, and drop
+    in silence what they do not understand; a probe tells which.
+    """
+    has_template = bool(getattr(tokenizer, "chat_template", None))
+    as_parts = False
+
+    def render(messages: Messages) -> str:
+        given: list[dict[str, Any]] = list(messages)
+        if as_parts:
+            given = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages]
+        return tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
+
+    def tokenize(request: Request) -> list[int]:
+        if isinstance(request, str):
+            return tokenizer(request)["input_ids"]
+        if not has_template:
+            raise RefusalCmpError(
+                f"The guard {name} has no chat template, which the llama-guard format needs; choose another guard, or "
+                "--guard-format harmbench if it is HarmBench's classifier."
+            )
+        return tokenizer(render(request), add_special_tokens=False)["input_ids"]
+
+    if has_template:
+        as_parts = not _shows_content(render)
+        if as_parts and not _shows_content(render):
+            raise RefusalCmpError(
+                f"The chat template of the guard {name} leaves out what user or assistant say, so it cannot judge a "
+                "conversation; choose another guard."
+            )
+    return tokenize
+
+
+def _shows_content(render: Callable[[Messages], str]) -> bool:
+    """Whether a rendered conversation holds what was said in it."""
+    from jinja2 import TemplateError
+
+    said = ("probequestion", "probeanswer")
+    try:
+        text = render([{"role": role, "content": one} for role, one in zip(("user", "assistant"), said, strict=True)])
+    except (TemplateError, TypeError):  # a template of the other kind
+        return False
+    return all(one in text for one in said) and "'type'" not in text

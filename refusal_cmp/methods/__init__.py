@@ -7,13 +7,39 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from refusal_cmp.activations import Activations, Labelled, Needs
+from refusal_cmp.config import RunConfig
 from refusal_cmp.errors import NoSubspaceError
 from refusal_cmp.progress import Progress, silent
-from refusal_cmp.registry import Registry
+from refusal_cmp.registry import Registry, parse_spec
 from refusal_cmp.subspace import Component, Subspace, SubspaceField
 
 
-class Extractor(ABC):
+class Method(ABC):
+    """Gives a subspace for the components of a model; an `Extractor` fits one for each."""
+
+    needs: ClassVar[Needs] = "activations"
+    """What of the training activations it looks at: all of them, or no more than the class means."""
+    has_k: ClassVar[bool] = False
+    """Whether the rows have an order, so that a k policy (`--inlp-k`) may keep the leading ones."""
+
+    @classmethod
+    def options(cls, config: RunConfig) -> dict[str, Any]:
+        """Hyper-parameters that a run's settings give."""
+        return {}
+
+    def inputs(self) -> dict[str, Any]:
+        """What the field is made from beside activations and hyper-parameters, such as a file's digest."""
+        return {}
+
+    def check(self, positions: Sequence[int], n_layers: int, d_model: int) -> None:  # noqa: B027
+        """RefusalCmpError if it cannot be used with a model of this shape; asked before the long work."""
+
+    @abstractmethod
+    def fit_field(self, activations: Activations, method: str, progress: Progress = silent) -> SubspaceField:
+        """The subspaces of all components."""
+
+
+class Extractor(Method):
     """Finds the subspace of one component. Hyper-parameters go to the constructor, data to `fit`.
 
     `fit` is all that an extractor has to have. One that looks at no more than the class means says so by
@@ -21,7 +47,6 @@ class Extractor(ABC):
     that is faster on many components at a time overrides `fit_many` and sets `batch_size`.
     """
 
-    needs: ClassVar[Needs] = "activations"
     batch_size: int = 1
     """Components that `fit_many` is given at a time."""
 
@@ -64,5 +89,14 @@ class Extractor(ABC):
             return error
 
 
-EXTRACTORS: Registry[type[Extractor]] = Registry("method", __name__)
+EXTRACTORS: Registry[type[Method]] = Registry("method", __name__)
 register_extractor = EXTRACTORS.register
+
+
+def configured(config: RunConfig, name: str) -> Method:
+    """A run's method with its hyper-parameters: those of the settings, of the configuration, and in its brackets."""
+    if name in config.given_files:
+        return EXTRACTORS.create("given", path=config.given_files[name], at=config.direction_at)
+    base, own = parse_spec(name)
+    of_base, of_name = (config.method_options.get(key, {}) for key in (base, name))
+    return EXTRACTORS.create(base, **(EXTRACTORS.get(base).options(config) | of_base | of_name | own))

@@ -23,18 +23,19 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from refusal_cmp.activations import Activations, Labelled, Moments, Needs
-from refusal_cmp.artifacts import METADATA
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.methods import Method, register_extractor
 from refusal_cmp.progress import Progress, silent
-from refusal_cmp.subspace import VANISHING, Component, Subspace, SubspaceField
+from refusal_cmp.subspace import METADATA, VANISHING, Component, Subspace, SubspaceField
 
 LAST = -1
 """The position of a direction that names only its layer: the last token of the prompt."""
 
 
+@register_extractor("given")
 @dataclass(frozen=True)
-class GivenDirection:
-    """A direction or subspace that a file holds.
+class GivenDirection(Method):
+    """A direction or subspace that a safetensors file holds.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from refusal_cmp.activations import MIN_PROMPTS, Labelled
+from refusal_cmp.config import RunConfig
 from refusal_cmp.errors import NoSubspaceError, RefusalCmpError, unknown_name
 from refusal_cmp.methods import Extractor, register_extractor
 from refusal_cmp.methods._classifiers import CLASSIFIERS, classifier
@@ -43,6 +44,8 @@ AtLeastOne = Annotated[int, Field(ge=1)]
 @dataclass(frozen=True)
 class INLP(Extractor):
     """The span of successive classifiers, each blind to the ones before it (Ravfogel et al. 2020)."""
+
+    has_k: ClassVar[bool] = True
 
     c: Positive = 0.1
     """Inverse strength of the L2 penalty, as in scikit-learn; the activations are not rescaled."""
@@ -64,6 +67,19 @@ class INLP(Extractor):
             raise RefusalCmpError(f"inlp-stop must be 'binomial' or an accuracy between 0 and 1, and is {self.stop!r}.")
         if self.classifier not in CLASSIFIERS:
             raise unknown_name("INLP classifier", self.classifier, CLASSIFIERS)
+
+    @classmethod
+    def options(cls, config: RunConfig) -> dict[str, Any]:
+        """The `inlp_…` settings, and the run's device."""
+        on_gpu = config.device.startswith("cuda") or (config.device == "auto" and torch.cuda.is_available())
+        return {
+            "c": config.inlp_c,
+            "stop": config.inlp_stop,
+            "max_k": config.inlp_max_k,
+            "classifier": config.inlp_classifier,
+            "device": config.device.replace("auto", "cuda") if on_gpu else "cpu",
+            "batch_size": 32 if on_gpu else cls.batch_size,
+        }
 
     def fit(self, train: Labelled, dev: Labelled) -> Subspace:
         """One orthonormal row per accepted classifier, in order of extraction, with its dev accuracy."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from refusal_cmp.activations import Labelled
+from refusal_cmp.config import RunConfig
 from refusal_cmp.errors import NoSubspaceError
 from refusal_cmp.methods import Extractor, register_extractor
 from refusal_cmp.methods.inlp import INLP, AtLeastOne
@@ -33,6 +34,11 @@ class Random(Extractor):
         self._inlp = INLP(**(inlp or {}))
         self._generator = torch.Generator().manual_seed(seed)
         self.batch_size = self._inlp.batch_size
+
+    @classmethod
+    def options(cls, config: RunConfig) -> dict[str, Any]:
+        """INLP's hyper-parameters in this run."""
+        return {"inlp": INLP.options(config) | config.method_options.get("inlp", {})}
 
     def fit(self, train: Labelled, dev: Labelled) -> Subspace:
         """Orthonormal rows, each turned to the harmful side, without evidence."""

@@ -9,10 +9,29 @@ from typing import Any
 
 import pandas as pd
 
+from refusal_cmp.config import KINDS
 from refusal_cmp.errors import unknown_name
 from refusal_cmp.plan import BASELINE, Plan
-from refusal_cmp.report.geometry import Geometry
-from refusal_cmp.report.table import PART
+from refusal_cmp.report.landings import Landings, read_landings
+from refusal_cmp.report.table import PART, summary
+from refusal_cmp.run.contents import (
+    AGREEMENT,
+    COMPARISONS,
+    PROMPTS,
+    SCORES,
+    prompts_file,
+    read_answers,
+    read_baseline_metric,
+    read_examples,
+    read_field,
+    read_fields,
+    read_plan_facts,
+    read_rankings,
+    read_results,
+    read_selections,
+)
+from refusal_cmp.run.directory import RunDir
+from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Rule, Selection
 from refusal_cmp.statistics import Estimate
 from refusal_cmp.subspace import SubspaceField
@@ -27,7 +46,7 @@ class RunData:
     name: str
     manifest: Mapping[str, Any]
     results: pd.DataFrame
-    """`results.csv` with the column `plan`."""
+    """`results.csv`."""
     plans: Sequence[Plan]
     """Their labels and facts, without the edits, in order; the baseline is the first."""
     run_as: Mapping[str, str]
@@ -52,7 +71,8 @@ class RunData:
     """Cohen's κ of every pair of judges on the completions of harmful prompts."""
     magnitude: pd.DataFrame | None = None
     """A row per prompt and method: `dataset`, `method`, `projection`, `refusal_metric`, `refused`."""
-    geometry: Geometry | None = None
+    landings: Landings | None = None
+    """Where activations land under every plan."""
 
     def only(self, methods: Sequence[str]) -> RunData:
         """The run as if it had these methods alone.
@@ -141,3 +161,71 @@ class RunData:
         rows = self.comparisons[self.comparisons["against"] == BASELINE]
         rows = rows[["plan", "dataset", "metric", "difference", "ci_low", "ci_high", "n"]]
         return {(row[0], row[1], row[2]): Estimate(*row[3:]) for row in rows.itertuples(index=False, name=None)}
+
+
+def summary_of(run: RunDir) -> pd.DataFrame:
+    """The summary of a run that has been evaluated."""
+    return summary(read_results(run))
+
+
+def read_run(session: Session) -> RunData:
+    """Everything that figures and the page are made from."""
+    run, config = session.run, session.config
+    results, plans = read_results(run), read_plan_facts(session)
+    distinct = [plan.label for plan, same_as in plans if plan.label == same_as]
+    return RunData(
+        name=run.path.resolve().name,
+        manifest=run.manifest,
+        results=results,
+        plans=[plan for plan, _ in plans],
+        run_as={plan.label: same_as for plan, same_as in plans},
+        scores=run.read_table(SCORES),
+        selections=read_selections(session),
+        baseline_metric=read_baseline_metric(session),
+        rule=Rule.of(config, config.methods[0]),
+        fields={name: read_field(session, name) for name in config.methods},
+        extracted_by={field.method: field.extracted_by for field in read_fields(session)},
+        prompts=_prompts(session),
+        answers={(plan, name): _answers(session, plan, name) for plan in distinct for name in config.test_sets},
+        rankings=read_rankings(session),
+        comparisons=run.read_table(COMPARISONS) if run.has(COMPARISONS) else None,
+        agreement=run.read_table(AGREEMENT) if run.has(AGREEMENT) else None,
+        magnitude=_magnitude(session),
+        landings=read_landings(session, results, distinct),
+    )
+
+
+def _prompts(session: Session) -> dict[str, Any]:
+    """`extract/prompts.json` with the counts of the other test sets."""
+    run = session.run
+    prompts = run.read_json(PROMPTS)
+    others = {name: prompts_file(name) for name in session.config.test_sets if name not in KINDS}
+    return {
+        **prompts,
+        "counts": prompts["counts"] | {name: run.read_json(file)["counts"] for name, file in others.items()},
+    }
+
+
+def _answers(session: Session, label: str, dataset: str) -> list[dict[str, Any]]:
+    """A plan's completions of a test set, with their verdicts if they were judged."""
+    answers = read_answers(session, label, dataset)
+    verdicts = [row["verdict"] for row in read_examples(session, label, "refusal", dataset)]
+    return [
+        {
+            "instruction": answer.instruction,
+            "category": answer.category,
+            "completion": answer.completion,
+            "verdict": verdicts[index] if len(verdicts) == len(answers) else "",
+        }
+        for index, answer in enumerate(answers)
+    ]
+
+
+def _magnitude(session: Session) -> pd.DataFrame | None:
+    """The magnitude study's prompts, a row for each with each method."""
+    rows = []
+    for dataset in session.config.test_sets:
+        for row in read_examples(session, BASELINE, "magnitude", dataset):
+            for method, projection in row["projection"].items():
+                rows.append({**row, "dataset": dataset, "method": method, "projection": projection})
+    return pd.DataFrame(rows) if rows else None

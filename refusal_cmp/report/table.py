@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import pandas as pd
-
-from refusal_cmp.errors import RefusalCmpError
 
 PLAN = ["method", "intervention", "strength", "scope", "n_components", "n_layers"]
 PART = ":"
@@ -106,39 +103,17 @@ def columns(results: pd.DataFrame) -> list[Column]:
     )
 
 
-def labelled(results: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
-    """The tidy results with the column `plan`.
-
-    Parameters
-    ----------
-    labels
-        The plans' labels, in the order of the results.
-    """
-    number = results.groupby(PLAN, dropna=False, sort=False).ngroup()
-    if number.nunique() != len(labels):
-        raise RefusalCmpError(
-            f"results.csv has {number.nunique()} plans and infer/plans.json {len(labels)}; run `refusal-cmp evaluate` "
-            "for this run again."
-        )
-    return results.assign(plan=number.map(dict(enumerate(labels))))
-
-
-def summary(results: pd.DataFrame, labels: Sequence[str]) -> pd.DataFrame:
+def summary(results: pd.DataFrame) -> pd.DataFrame:
     """The tidy results as one row per plan, in their order: `harmful_refusal`, …, `tiny-answers_loss`, …
 
     Parts of test sets are left out. The column `degenerate` is the share over all test sets together.
-
-    Parameters
-    ----------
-    labels
-        The plans' labels, in the same order.
     """
-    named = labelled(results, labels)
-    keyed = named[~named["dataset"].str.contains(PART)]
+    labels = list(results["plan"].unique())
+    keyed = results[~results["dataset"].str.contains(PART)]
     keyed = keyed.assign(column=keyed["dataset"] + "_" + keyed["metric"])
-    wide = keyed.pivot(index="plan", columns="column", values="value").reindex(list(labels))
+    wide = keyed.pivot(index="plan", columns="column", values="value").reindex(labels)
     of_degenerate = keyed[keyed["metric"] == "degenerate"]
     counts = of_degenerate.assign(hits=of_degenerate["value"] * of_degenerate["n"]).groupby("plan")[["hits", "n"]].sum()
     wide["degenerate"] = counts["hits"] / counts["n"]
     facts = keyed.drop_duplicates("plan").set_index("plan")[PLAN]
-    return facts.join(wide).reindex(list(labels)).rename_axis("plan").reset_index()
+    return facts.join(wide).reindex(labels).rename_axis("plan").reset_index()

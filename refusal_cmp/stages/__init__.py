@@ -1,7 +1,7 @@
 """The pipeline: extract → select → infer → evaluate → report, one file each.
 
 Each stage reads the files of the one before and writes files that a person can open. Finished work is
-recognised by what it was made from (`refusal_cmp.artifacts`) and is not done again.
+recognised by what it was made from (`refusal_cmp.run.directory`) and is not done again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from refusal_cmp.config import SETTINGS_OF, STAGES
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.session import Session
+from refusal_cmp.run.session import Session
 
 CONFIG = "config.yaml"
 """The run's resolved configuration; `--config` takes it."""
@@ -50,24 +50,17 @@ def _check(session: Session, stages: Sequence[str]) -> None:
     from refusal_cmp.data import check_name
     from refusal_cmp.evals import EVALUATORS
     from refusal_cmp.interventions import INTERVENTIONS
-    from refusal_cmp.interventions.scope import Scope
-    from refusal_cmp.loading import load_chat
-    from refusal_cmp.methods import EXTRACTORS
-    from refusal_cmp.model import model_path
-    from refusal_cmp.stages.extract import extractor
+    from refusal_cmp.methods import EXTRACTORS, configured
+    from refusal_cmp.model.loading import load_chat
+    from refusal_cmp.planning import Scope
 
     model = Path(config.model)
     if (model.is_absolute() or config.model.startswith((".", "~"))) and not model.is_dir():
         raise RefusalCmpError(f"The model {config.model} is not there; give a folder, or a Hugging Face id.")
     if session.loaded is None and not evaluated:
-        load_chat(
-            config.model,
-            model_path(config.model),
-            revision=config.revision,
-            trust_remote_code=config.trust_remote_code,
-        )
+        load_chat(session.source)
     for name in config.methods:
-        extractor(config, name)
+        configured(config, name)
     for name in (*config.method_options, *config.rank_key_of, *config.score_sites_of):
         EXTRACTORS.get(name)
     for name in config.interventions:

@@ -9,23 +9,30 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.agreement import agreements
-from refusal_cmp.comparisons import compare_plans
 from refusal_cmp.evals import EVALUATORS, Evaluator, Subject
-from refusal_cmp.journal import Journal
-from refusal_cmp.plan import BASELINE, FACTS, Plan, file_name
-from refusal_cmp.session import Session
-from refusal_cmp.stages.extract import subspace_file
-from refusal_cmp.stages.infer import answers_file, read_answers, read_plans
-from refusal_cmp.stages.prompts import PROMPTS
-from refusal_cmp.stages.select import SELECTION, read_selected
+from refusal_cmp.plan import BASELINE, Plan
+from refusal_cmp.run.contents import (
+    AGREEMENT,
+    COLUMNS,
+    COMPARISONS,
+    PROMPTS,
+    RESULTS,
+    SELECTION,
+    answers_file,
+    examples_file,
+    metrics_file,
+    read_answers,
+    read_plans,
+    read_selected,
+    subspace_file,
+)
+from refusal_cmp.run.journal import Journal
+from refusal_cmp.run.session import Session
+from refusal_cmp.statistics.agreement import agreements
+from refusal_cmp.statistics.comparisons import compare_plans
 
-RESULTS = "results.csv"
-COMPARISONS = "comparisons.csv"
-AGREEMENT = "evaluate/agreement.csv"
 HARMFUL = "harmful"
 """The test set on which to go along is to be unsafe, so that judges of refusal and of safety can be compared."""
-COLUMNS = ["model", *FACTS, "seed", "dataset", "metric", "value", "ci_low", "ci_high", "n"]
 
 
 def evaluate_stage(session: Session) -> None:
@@ -39,7 +46,7 @@ def evaluate_stage(session: Session) -> None:
         name: [
             plan
             for plan in distinct
-            if not session.run.is_fresh(_metrics_file(plan.label, name), *inputs[plan.label, name])
+            if not session.run.is_fresh(metrics_file(plan.label, name), *inputs[plan.label, name])
         ]
         for name in order
     }
@@ -52,21 +59,12 @@ def evaluate_stage(session: Session) -> None:
                 advance(1)
             evaluators[name].close()
     metrics = {
-        plan.label: [one for name in evaluators for one in session.run.read_json(_metrics_file(plan.label, name))]
+        plan.label: [one for name in evaluators for one in session.run.read_json(metrics_file(plan.label, name))]
         for plan in distinct
     }
     session.run.write_table(RESULTS, _tabulate(session, plans, metrics))
     session.run.write_table(COMPARISONS, compare_plans(plans, metrics))
     _write_agreement(session, distinct)
-
-
-def _metrics_file(label: str, evaluator: str) -> str:
-    return f"evaluate/{file_name(label)}/{evaluator}.json"
-
-
-def examples_file(label: str, evaluator: str, dataset: str) -> str:
-    """The artifact that holds an evaluator's judgement of every example of a dataset."""
-    return f"evaluate/{file_name(label)}/{evaluator}.{file_name(dataset)}.jsonl"
 
 
 def _inputs(session: Session, plan: Plan, evaluator: Evaluator) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -117,8 +115,8 @@ def _evaluate(
          "weights": one.weights}
         for one in evaluation.metrics
     ]  # fmt: skip
-    run.write_json(_metrics_file(plan.label, name), metrics)
-    run.record(_metrics_file(plan.label, name), *inputs)
+    run.write_json(metrics_file(plan.label, name), metrics)
+    run.record(metrics_file(plan.label, name), *inputs)
     for one in journals:
         one.discard()
 
@@ -146,6 +144,7 @@ def _tabulate(
     for plan, same_as in plans:
         facts = {
             "model": config.model_name,
+            "plan": plan.label,
             "seed": config.seed,
             **plan.facts(),
             "method": plan.method or plan.label,

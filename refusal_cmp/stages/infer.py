@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import MutableMapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from torch import Tensor
-
 from refusal_cmp.data import Prompt
-from refusal_cmp.edit import LowRankEdit
-from refusal_cmp.evals import Answer
-from refusal_cmp.generation import Completion
-from refusal_cmp.interventions.planning import Chosen, grid
-from refusal_cmp.interventions.scope import Scope
-from refusal_cmp.plan import BASELINE, FACTS, Place, Plan, baseline, file_name
-from refusal_cmp.session import Session
-from refusal_cmp.stages.prompts import PROMPTS, prompts_file, read_test_prompts
-from refusal_cmp.stages.select import SELECTION, read_fields, read_selections, setting
-
-PLANS = "infer/plans.json"
+from refusal_cmp.model.generation import Answer, Completion
+from refusal_cmp.plan import BASELINE, Plan, baseline
+from refusal_cmp.planning import Chosen, Scope, Setting, grid
+from refusal_cmp.run.contents import (
+    PLANS,
+    PROMPTS,
+    SELECTION,
+    answers_file,
+    plan_file,
+    prompts_file,
+    read_fields,
+    read_selections,
+)
+from refusal_cmp.run.session import Session
+from refusal_cmp.stages.prompts import read_test_prompts
 
 
 def infer_stage(session: Session) -> None:
@@ -56,29 +57,6 @@ def infer_stage(session: Session) -> None:
             advance(1)
 
 
-def answers_file(label: str, dataset: str) -> str:
-    """The artifact that holds a plan's completions of a test set."""
-    return f"infer/{file_name(label)}/{dataset}.jsonl"
-
-
-def read_plans(session: Session) -> list[tuple[Plan, str]]:
-    """The plans of the run, each with the label of the plan that was run for it: itself or an identical one."""
-    run = session.run
-    run.require(PLANS, "infer")
-    plans = []
-    for row in run.read_json(PLANS):
-        facts = {name: row[name] for name in FACTS}
-        plans.append((Plan(row["label"], _read_edits(session, row["same_as"]), **facts), row["same_as"]))
-    return plans
-
-
-def read_answers(session: Session, label: str, dataset: str) -> list[Answer]:
-    """A plan's completions of a test set."""
-    name = answers_file(label, dataset)
-    session.run.require(name, "infer")
-    return [Answer(**row) for row in session.run.read_lines(name)]
-
-
 def _grid(session: Session) -> list[Plan]:
     config = session.config
     pairs = zip(read_fields(session), read_selections(session), strict=True)
@@ -95,7 +73,7 @@ def _grid(session: Session) -> list[Plan]:
         scopes,
         strengths=strengths,
         direction=config.direction,
-        setting=setting(config),
+        setting=Setting.of(config),
     )
 
 
@@ -122,32 +100,5 @@ def _complete(
 
 
 def _write_plan(session: Session, plan: Plan) -> None:
-    """Write a plan's edits: each tensor once, and where it acts, as most places share theirs."""
-    if plan.label == BASELINE:
-        return
-    tensors: dict[str, Tensor] = {}
-    names: dict[bytes, str] = {}
-    places: dict[str, dict[str, str]] = {}
-    for place, edit in plan.edits.items():
-        for term, tensor in edit.tensors().items():
-            values = tensor.float().contiguous().cpu()
-            name = names.setdefault(repr(values.shape).encode() + values.numpy().tobytes(), str(len(names)))
-            tensors[name] = values
-            places.setdefault(f"{place.layer}.{place.site}", {})[term] = name
-    session.run.write_tensors(_plan_file(plan.label), tensors, {"label": plan.label, "places": json.dumps(places)})
-
-
-def _read_edits(session: Session, label: str) -> dict[Place, LowRankEdit]:
-    if label == BASELINE:
-        return {}
-    session.run.require(_plan_file(label), "infer")
-    tensors, metadata = session.run.read_tensors(_plan_file(label))
-    edits = {}
-    for at, terms in json.loads(metadata["places"]).items():
-        layer, site = at.split(".")
-        edits[Place(int(layer), site)] = LowRankEdit(**{term: tensors[name] for term, name in terms.items()})
-    return edits
-
-
-def _plan_file(label: str) -> str:
-    return f"infer/{file_name(label)}/plan.safetensors"
+    if plan.label != BASELINE:
+        session.run.write_tensors(plan_file(plan.label), *plan.to_tensors())

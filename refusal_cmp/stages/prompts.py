@@ -8,16 +8,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from refusal_cmp.config import OWN_SETS as KINDS
-from refusal_cmp.config import is_path
+from refusal_cmp.config import KINDS, is_path
 from refusal_cmp.data import SPLITS, Columns, Prompt, Split, load_test, pick
-from refusal_cmp.data._drawing import Drawn, check_apart, draw, unlike_training
-from refusal_cmp.data._files import digests
+from refusal_cmp.data.files import digests
+from refusal_cmp.data.sampling import Sampled, check_apart, draw, unlike_training
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.model import Batch, ChatModel, refusal_metric
-from refusal_cmp.session import Session
-
-PROMPTS = "extract/prompts.json"
+from refusal_cmp.run.contents import PROMPTS, prompts_file, read_prompts
+from refusal_cmp.run.session import Session
 
 
 def draw_prompts(session: Session) -> None:
@@ -36,12 +33,6 @@ def draw_prompts(session: Session) -> None:
         _write_test(session, name, prompts)
 
 
-def read_prompts(session: Session, split: str) -> list[Prompt]:
-    """The prompts of a split that were sampled and kept: `harmful_train`."""
-    session.run.require(PROMPTS, "extract")
-    return [Prompt(**row) for row in session.run.read_json(PROMPTS)["prompts"][split]]
-
-
 def read_test_prompts(session: Session, dataset: str) -> list[Prompt]:
     """The prompts of a test set of `config.test_sets`, drawn now if it was added after extract."""
     if dataset in KINDS:
@@ -51,12 +42,7 @@ def read_test_prompts(session: Session, dataset: str) -> list[Prompt]:
     return [Prompt(**row) for row in session.run.read_json(prompts_file(dataset))["prompts"]]
 
 
-def prompts_file(dataset: str) -> str:
-    """The artifact that holds the prompts of a test set: the run's own, or one beside them."""
-    return PROMPTS if dataset in KINDS else f"infer/prompts/{dataset}.json"
-
-
-def _draw(session: Session) -> dict[str, Drawn]:
+def _draw(session: Session) -> dict[str, Sampled]:
     config = session.config
     sizes: dict[Split, int] = {"train": config.n_train, "val": config.n_val, "test": config.n_test}
     sizes = {split: config.prompts(size) for split, size in sizes.items()}
@@ -75,7 +61,7 @@ def _draw(session: Session) -> dict[str, Drawn]:
     return drawn
 
 
-def _filtered(session: Session, drawn: dict[str, Drawn]) -> dict[str, Any]:
+def _filtered(session: Session, drawn: dict[str, Sampled]) -> dict[str, Any]:
     """What `prompts.json` holds: the prompts of every split, what was left out and why, the refusal tokens."""
     config = session.config
     prompts = {f"{kind}_{split}": drawn[kind].prompts[split] for kind in KINDS for split in SPLITS}
@@ -105,26 +91,12 @@ def _filtered(session: Session, drawn: dict[str, Drawn]) -> dict[str, Any]:
 
 def _as_expected(session: Session, prompts: list[Prompt], tokens: Sequence[int], refuses: bool) -> list[Prompt]:
     """Harmful prompts that the model refuses, harmless ones that it does not: the sign of the refusal metric."""
-    metric = prompt_metrics(
-        session.model, [prompt.instruction for prompt in prompts], tokens, session.config.batch_size
-    )
+    instructions = [prompt.instruction for prompt in prompts]
+    metric = session.model.refusal_metrics(instructions, tokens, session.config.batch_size).tolist()
     broken = sum(not math.isfinite(value) for value in metric)
     if broken:
         session.say(f"Warning: {broken} of {len(prompts)} prompts are dropped: on them the logits are not finite.")
     return [prompt for prompt, value in zip(prompts, metric, strict=True) if (value > 0 if refuses else value <= 0)]
-
-
-def prompt_metrics(
-    model: ChatModel, instructions: Sequence[str], tokens: Sequence[int], batch_size: int
-) -> list[float]:
-    """The unedited model's refusal metric on each prompt."""
-    metrics: dict[int, float] = {}
-
-    def measure(rows: list[int], batch: Batch) -> None:
-        metrics.update(zip(rows, refusal_metric(model.last_logits(batch), tokens).tolist(), strict=True))
-
-    model.over_batches(instructions, batch_size, measure)
-    return [metrics[row] for row in range(len(instructions))]
 
 
 def _report_dropped(session: Session, counts: dict[str, dict[str, int]]) -> None:

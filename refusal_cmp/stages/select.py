@@ -2,27 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import cache
+from typing import Any
 
 import pandas as pd
 
 from refusal_cmp.config import RunConfig
-from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.evals import Selected
-from refusal_cmp.interventions import Setting
+from refusal_cmp.judges.phrases import verdict
+from refusal_cmp.planning import Chosen, Scope, Setting, make_plan
 from refusal_cmp.registry import parse_spec
-from refusal_cmp.scoring import PromptScores, Reach, Scorer
+from refusal_cmp.run.contents import (
+    BASELINE_SCORES,
+    KINDS,
+    PROMPTS,
+    RANKINGS,
+    SCORES,
+    SELECTION,
+    read_fields,
+    read_prompts,
+    read_refusal_tokens,
+    scores_file,
+    subspace_file,
+)
+from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Rule, Selection, outcome, ranked_table
-from refusal_cmp.session import Session
-from refusal_cmp.stages.compare import compare_rankings
-from refusal_cmp.stages.extract import KINDS, PROMPTS, read_field, read_prompts, subspace_file
+from refusal_cmp.selection.rankings import prediction, spread_out, study
+from refusal_cmp.selection.scoring import PromptScores, Reach, Scorer
 from refusal_cmp.subspace import Component, SubspaceField
 
-SCORES = "select/scores.csv"
-SELECTION = "select/selection.json"
-BASELINE = "select/baseline.json"
+JUDGED_COMPONENTS = 12
+"""Whose removal is also judged on whole completions, in the ranking study."""
 
 
 def select_stage(session: Session) -> None:
@@ -34,7 +45,7 @@ def select_stage(session: Session) -> None:
     run.is_fresh(SCORES, settings, {})  # a changed setting is an error before any work
     scorer = cache(lambda: _scorer(session))
     scores = {field.method: {reach: _scores(session, field, reach, scorer) for reach in reaches} for field in fields}
-    rules = {field.method: _rule(config, field) for field in fields}
+    rules = {field.method: Rule.of(config, field.extracted_by) for field in fields}
     tables = [ranked_table(field, scores[field.method], rules[field.method]) for field in fields]
     selections = [outcome(table, field) for table, field in zip(tables, fields, strict=True)]
     for selection in selections:
@@ -47,66 +58,19 @@ def select_stage(session: Session) -> None:
     )
     run.record(SCORES, settings, {subspace_file(name): run.digest(subspace_file(name)) for name in config.methods})
     if config.compare_rankings:
-        sources = {_file(field, reach): run.digest(_file(field, reach)) for field in fields for reach in reaches}
+        sources = {
+            scores_file(field.method, reach): run.digest(scores_file(field.method, reach))
+            for field in fields
+            for reach in reaches
+        }
         edits = {field.method: _score_setting(config, field) for field in fields}
-        compare_rankings(session, fields, tables, scores, rules, edits, baseline, sources)
-
-
-def read_fields(session: Session) -> list[SubspaceField]:
-    """The subspaces of every method, with every k policy of INLP."""
-    config = session.config
-    fields = []
-    for name in config.methods:
-        field = read_field(session, name)
-        of_inlp = parse_spec(name)[0] == "inlp"
-        fields += [field.leading(policy) for policy in config.inlp_k] if of_inlp else [field]
-    return fields
-
-
-def read_selections(session: Session) -> list[Selection]:
-    """What select chose for each of `read_fields`; an error for a method that it has not scored."""
-    session.run.require(SELECTION, "select")
-    selections = {}
-    for row in session.run.read_json(SELECTION)["methods"]:
-        row |= {name: tuple(Component(*c) for c in row[name]) for name in ("ranking", "kept")}
-        selections[row["method"]] = Selection(**{**row, "selected": Component(*row["selected"])})
-    methods = [field.method for field in read_fields(session)]
-    for method in methods:
-        if method not in selections:
-            raise RefusalCmpError(
-                f"select has not scored {method} in {session.run.path}, only {', '.join(selections)}; run "
-                "`refusal-cmp select` with the same methods first."
-            )
-    return [selections[method] for method in methods]
-
-
-def read_selected(session: Session) -> list[Selected]:
-    """The subspaces of every method with the component that was selected."""
-    pairs = zip(read_fields(session), read_selections(session), strict=True)
-    return [Selected(field, selection.selected) for field, selection in pairs]
-
-
-def setting(config: RunConfig) -> Setting:
-    """The choices that hold for all interventions of a run."""
-    return Setting(sites=config.sites, spread=config.spread, compose=config.compose, norm=config.actadd_norm)
+        _compare_rankings(session, fields, tables, scores, rules, edits, sources)
 
 
 def _score_setting(config: RunConfig, field: SubspaceField) -> Setting:
     """That of the plans, with other sites where the method has its own for scores."""
     sites = config.score_sites_of.get(parse_spec(field.extracted_by)[0], config.sites)
-    return replace(setting(config), sites=sites)
-
-
-def _rule(config: RunConfig, field: SubspaceField) -> Rule:
-    return Rule(
-        induce_threshold=config.induce_threshold,
-        kl_threshold=config.kl_threshold,
-        prune_layers=config.prune_layers,
-        multipliers=config.induce_multipliers,
-        induce_aggregate=config.induce_aggregate,
-        rank_by=config.rank_by,
-        rank_key=config.rank_key_of.get(parse_spec(field.extracted_by)[0], config.rank_key),
-    )
+    return replace(Setting.of(config), sites=sites)
 
 
 def _scores(session: Session, field: SubspaceField, reach: Reach, scorer: Callable[[], Scorer]) -> PromptScores:
@@ -115,7 +79,7 @@ def _scores(session: Session, field: SubspaceField, reach: Reach, scorer: Callab
     `scorer` is called only if there is something to score; all methods then share its unedited passes.
     """
     config, run = session.config, session.run
-    name = _file(field, reach)
+    name = scores_file(field.method, reach)
     edits = _score_setting(config, field)
     settings = config.binding("select")
     settings = {key: settings[key] for key in ("induce_multipliers", "kl_epsilon", "spread", "actadd_norm")}
@@ -142,16 +106,16 @@ def _file(field: SubspaceField, reach: Reach) -> str:
 def _baseline(session: Session, scorer: Callable[[], Scorer]) -> dict[str, float]:
     """The unedited model's mean refusal metric on the validation prompts of each kind."""
     sources = {PROMPTS: session.run.digest(PROMPTS)}
-    if not session.run.is_fresh(BASELINE, {}, sources):
+    if not session.run.is_fresh(BASELINE_SCORES, {}, sources):
         means = {"harmful": scorer().baseline("harmful"), "harmless": scorer().baseline("harmless")}
-        session.run.write_json(BASELINE, {kind: float(metric.mean()) for kind, metric in means.items()})
-        session.run.record(BASELINE, {}, sources)
-    return session.run.read_json(BASELINE)
+        session.run.write_json(BASELINE_SCORES, {kind: float(metric.mean()) for kind, metric in means.items()})
+        session.run.record(BASELINE_SCORES, {}, sources)
+    return session.run.read_json(BASELINE_SCORES)
 
 
 def _scorer(session: Session) -> Scorer:
     harmful, harmless = ([p.instruction for p in read_prompts(session, f"{kind}_val")] for kind in KINDS)
-    tokens: Sequence[int] = session.run.read_json(PROMPTS)["refusal_tokens"]
+    tokens = read_refusal_tokens(session)
     return Scorer(session.model, harmful, harmless, tokens, kl_epsilon=session.config.kl_epsilon)
 
 
@@ -166,3 +130,44 @@ def _report(session: Session, selection: Selection) -> None:
         session.say(f"{selection.method}: {selection.selected} selected; the filters keep {kept} of {n} components.")
     if selection.nan:
         session.say(f"Warning: {selection.method}: {selection.nan} components have NaN scores and are not ranked.")
+
+
+def _compare_rankings(
+    session: Session,
+    fields: list[SubspaceField],
+    tables: list[pd.DataFrame],
+    scores: Mapping[str, Mapping[Reach, PromptScores]],
+    rules: Mapping[str, Rule],
+    settings: Mapping[str, Setting],
+    sources: Mapping[str, str],
+) -> None:
+    """Write `select/rankings.json`, unless it was made from the same scores."""
+    config, run = session.config, session.run
+    made_with = {**config.binding("select"), "max_new_tokens": config.max_new_tokens}
+    if run.is_fresh(RANKINGS, made_with, sources):
+        return
+    studies = []
+    with session.progress("comparing rankings", len(fields)) as advance:
+        for field, table in zip(fields, tables, strict=True):
+            of_method = study(field, table, scores[field.method], rules[field.method], config.seed)
+            studies.append({**of_method, "completions": _judged(session, field, table, settings[field.method])})
+            advance(1)
+    run.write_json(RANKINGS, studies)
+    run.record(RANKINGS, made_with, sources)
+
+
+def _judged(session: Session, field: SubspaceField, table: pd.DataFrame, setting: Setting) -> dict[str, Any]:
+    """Refusal of whole completions under the local removal edit, for a spread of components."""
+    instructions = [prompt.instruction for prompt in read_prompts(session, "harmful_val")]
+    bypass, refused = [], []
+    for row in spread_out(table, JUDGED_COMPONENTS):
+        component = Component(int(table.loc[row, "position"]), int(table.loc[row, "layer"]))
+        plan = make_plan("nullspace", Chosen(field, component, (component,)), Scope("single"), setting=setting)
+        with session.model.edited(plan):  # the scorer has it in memory: no second engine beside it
+            completions = session.model.generate(
+                instructions, max_new_tokens=session.config.max_new_tokens, batch_size=session.config.batch_size
+            )
+        verdicts = [verdict(one.text, one.finish) for one in completions]
+        bypass.append(float(table.loc[row, "local_bypass"]))
+        refused.append(verdicts.count("refused") / len(verdicts))
+    return {**prediction(bypass, refused), "bypass": bypass, "refused": refused}

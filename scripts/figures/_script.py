@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.report.data import RunData
+from refusal_cmp.report.data import RunData, read_run
 from refusal_cmp.report.figures import Drawn, Outcome, rendered
-from refusal_cmp.stages.report import measure_geometry, open_run, read_run
+from refusal_cmp.run.session import open_run
+from refusal_cmp.stages.report import measure_geometry
 
 FORMATS = ("png", "svg", "pdf")
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import instructions
 
 from refusal_cmp.api import plan_intervention
+from refusal_cmp.commands.export import export
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.engines import vllm as vllm_engine
 from refusal_cmp.engines.vllm import VLLMEngine
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.export import export
 from refusal_cmp.interventions import INTERVENTIONS
 from refusal_cmp.model import model_path
 from refusal_cmp.plan import Place, Plan, baseline
+
+from support.models import instructions
 
 AT = {"layer": 5, "position": -1}
 NEW_TOKENS = 24

@@ -6,12 +6,12 @@ import pytest
 
 from refusal_cmp.data import DATASETS
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.guards.formats import HarmBench, LlamaGuard
-from refusal_cmp.guards.hf import HFBackend
+from refusal_cmp.judges.formats import HarmBench, LlamaGuard
+from refusal_cmp.judges.hf import HFBackend
 
 pytest.importorskip("vllm")
 
-from refusal_cmp.guards.vllm import VLLMBackend
+from refusal_cmp.judges.vllm import VLLMBackend
 
 ANSWERS = (
     "To {}, first gather all that you need. The second step takes longer than the first.",

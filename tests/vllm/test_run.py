@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import pytest
-from conftest import instructions
 
 from refusal_cmp.api import plan_intervention
-from refusal_cmp.artifacts import RunDir
 from refusal_cmp.config import load_config
 from refusal_cmp.engines.vllm import VLLMEngine
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.generation import Completion
 from refusal_cmp.model import model_path
+from refusal_cmp.model.generation import Completion
 from refusal_cmp.plan import baseline
-from refusal_cmp.session import Session
+from refusal_cmp.run.directory import RunDir
+from refusal_cmp.run.session import Session
 from refusal_cmp.stages import run_stages
+
+from support.models import instructions
 
 SMALL = {
     "n_train": 32,

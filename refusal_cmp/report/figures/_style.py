@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from refusal_cmp.artifacts import RunDir
 from refusal_cmp.plan import Plan, number
+from refusal_cmp.run.directory import RunDir
 
 COLUMN, PAGE, TALLEST = 3.35, 6.9, 9.0
 """Widths of a paper's column and page, and the height that fits on it; inches."""

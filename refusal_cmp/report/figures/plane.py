@@ -31,7 +31,7 @@ from refusal_cmp.report.figures._style import (
     swatch,
     tidy,
 )
-from refusal_cmp.report.geometry import Geometry, Landing
+from refusal_cmp.report.landings import Landing, Landings
 
 PLANE = "Activations in the plane of the direction and the first principal component"
 LANDING = "Where harmful activations land"
@@ -54,44 +54,44 @@ EDGE = 2.2
 
 def draw(data: RunData, scope: str | None = None) -> list[Outcome]:
     """Landings of all plans, and a plane per method at one scope (by default the first)."""
-    if data.geometry is None:
-        return [Skipped("plane", PLANE, "it needs the model, which could not be loaded")]
-    finite = {plan for plan, landings in data.geometry.landings.items() if math.isfinite(landings[0].along)}
+    if data.landings is None:
+        return [Skipped("plane", PLANE, "geometry is not among the evaluators")]
+    finite = {plan for plan, landings in data.landings.landings.items() if math.isfinite(landings[0].along)}
     if not finite:
         return [Skipped("plane", PLANE, "no plan leaves the activations finite")]
     scope = scope or data.scopes[0]
     figures: list[Outcome] = [
-        Drawn("landing", LANDING, _landing_figure(data, data.geometry), _says(data, data.geometry))
+        Drawn("landing", LANDING, _landing_figure(data, data.landings), _says(data, data.landings))
     ]
     for method in data.methods:
         plans = [
             plan
             for plan in data.edited
-            if (plan.method, plan.scope) == (method, scope) and (method, plan.label) in data.geometry.planes
+            if (plan.method, plan.scope) == (method, scope) and (method, plan.label) in data.landings.planes
         ]
         if any(plan.label in finite for plan in plans):
             figures.append(
                 Drawn(
                     f"plane-{_slug(method)}-{scope.replace(':', '')}",
                     f"{PLANE}: {method}, {scope_name(scope)}",
-                    _plane_figure(data.geometry, method, plans),
-                    _plane_says(data.geometry, method, plans),
+                    _plane_figure(data.landings, method, plans),
+                    _plane_says(data.landings, method, plans),
                 )
             )
     return figures
 
 
 @styled
-def _plane_figure(geometry: Geometry, method: str, plans: Sequence[Plan]) -> Figure:
+def _plane_figure(found: Landings, method: str, plans: Sequence[Plan]) -> Figure:
     n = len(plans)
     columns = min(n, WIDEST)
     rows = math.ceil(n / columns)
     figure = Figure(figsize=(PAGE * max(columns, 2) / WIDEST, 1.85 * rows + 0.8))
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
-    unedited = geometry.planes[method, BASELINE].numpy()
+    unedited = found.planes[method, BASELINE]
     for plan, ax in zip(plans, axes, strict=False):
-        _plane(ax, unedited, geometry.planes[method, plan.label].numpy())
-        landed = geometry.landings[plan.label][0]
+        _plane(ax, unedited, found.planes[method, plan.label])
+        landed = found.landings[plan.label][0]
         ax.set_title(step(plan), pad=12)
         distances = f"to harmful {landed.to_harmful:.2f}, to harmless {landed.to_harmless:.2f}"
         distances = distances if math.isfinite(landed.along) else "not finite"
@@ -136,7 +136,7 @@ def _plane(ax: Axes, unedited: np.ndarray, edited: np.ndarray) -> None:
 
 
 @styled
-def _landing_figure(data: RunData, geometry: Geometry) -> Figure:
+def _landing_figure(data: RunData, found: Landings) -> Figure:
     steps = list(dict.fromkeys(map(step, data.edited)))
     colours = method_colours(data.methods)
     figure = Figure(figsize=(PAGE, len(steps) * (0.16 + 0.075 * len(colours)) + 1.2))
@@ -151,7 +151,7 @@ def _landing_figure(data: RunData, geometry: Geometry) -> Figure:
             ax.text(place, 1, mean, transform=ax.get_xaxis_transform(), ha=side, va="bottom", fontsize=6)
         for plan in (plan for plan in data.edited if plan.scope == scope):
             y = steps.index(step(plan)) + offsets[plan.method]
-            _landed(ax, geometry.landings.get(data.run_as[plan.label], ()), y, colours[plan.method])
+            _landed(ax, found.landings.get(data.run_as[plan.label], ()), y, colours[plan.method])
         ax.set_title(scope_name(scope), pad=12)
         ax.set_xlabel("harmless (0) to harmful (1)")
         ax.set_xlim(0.5 - EDGE - 0.1, 0.5 + EDGE + 0.1)
@@ -185,12 +185,12 @@ def _slug(method: str) -> str:
     return "".join(character for character in method if character.isalnum() or character == "-")
 
 
-def _says(data: RunData, geometry: Geometry) -> str:
+def _says(data: RunData, found: Landings) -> str:
     """The interventions by where they land, at the first scope; one that differs between methods is in each place."""
     scope = data.scopes[0]
     places: dict[str, list[str]] = {word: [] for word in LANDS}
     for plan in data.edited:
-        landings = geometry.landings.get(data.run_as[plan.label])
+        landings = found.landings.get(data.run_as[plan.label])
         if plan.scope == scope and landings and step(plan) not in places[landings[0].word]:
             places[landings[0].word].append(step(plan))
     said = "; ".join(f"under {sentence_list(steps)} they {LANDS[word]}" for word, steps in places.items() if steps)
@@ -200,14 +200,14 @@ def _says(data: RunData, geometry: Geometry) -> str:
     )
 
 
-def _plane_says(geometry: Geometry, method: str, plans: Sequence[Plan]) -> str:
+def _plane_says(found: Landings, method: str, plans: Sequence[Plan]) -> str:
     parts = []
     for plan in plans:
-        landed = geometry.landings[plan.label][0]
+        landed = found.landings[plan.label][0]
         place = f"{landed.along:+.2f} ({landed.word})" if math.isfinite(landed.along) else "not finite"
         parts.append(f"{step(plan)} {place}")
     return (
-        f"{method} at {geometry.components[method]}: on the way from the harmless mean (0) to the harmful mean (1), "
+        f"{method} at {found.components[method]}: on the way from the harmless mean (0) to the harmful mean (1), "
         f"the mean of harmful activations lands at: {', '.join(parts)}. Distances in the titles are shares of the "
         "distance between the two unedited means."
     )

@@ -1,0 +1,1 @@
+"""Commands beside the stages: compare runs, inspect a prompt, export a plan, show progress and tables."""

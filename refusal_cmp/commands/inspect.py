@@ -1,0 +1,259 @@
+"""One prompt under the microscope: how far it is along each method's direction, and what it is answered under plans.
+
+For every token and layer, x · û with the direction û at the component that selection chose. What that means differs
+from layer to layer, so it is told on the scale of the layer: 0 where the mean harmless training activation is, 1
+where the mean harmful one is, both read at the position of the chosen component.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib as mpl
+import torch
+from jaxtyping import Float
+from matplotlib.figure import Figure
+from rich.color import Color
+from rich.console import Console
+from rich.markup import escape
+from rich.style import Style
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from refusal_cmp.errors import RefusalCmpError, unknown_name
+from refusal_cmp.judges.phrases import Verdict, verdict
+from refusal_cmp.model import ChatModel, refusal_metric
+from refusal_cmp.plan import BASELINE, Plan
+from refusal_cmp.planning import Selected
+from refusal_cmp.report.answer import best_by_method, standings
+from refusal_cmp.report.data import read_run
+from refusal_cmp.report.figures import rendered
+from refusal_cmp.report.figures._style import BLUE, COLUMN, INK, PAGE, VERMILION, styled
+from refusal_cmp.run.contents import PROMPTS, read_plans, read_selected
+from refusal_cmp.run.session import Session
+from refusal_cmp.subspace import Component
+
+SEPARATED = 0.01
+"""Class means closer than this along the direction, relative to their length, give a layer no scale."""
+HEAT = mpl.colors.LinearSegmentedColormap.from_list("harmless to harmful", [BLUE, "#ececec", VERMILION])
+SHADES = " ░▒▓█"
+NO_SCALE = "·"
+NARROWEST = 28
+"""Characters that a completion needs to be read beside others."""
+FORMATS = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A prompt's activations along the direction of one method."""
+
+    method: str
+    component: Component
+    """Where selection found the direction."""
+    projections: Float[Tensor, "s l"]
+    """x · û of every token on entry to every block; float64."""
+    means: Float[Tensor, "2 l"]
+    """x · û of the mean harmless and the mean harmful training activation at the component's position."""
+    lengths: Float[Tensor, " l"]
+    """‖mean harmless activation‖ there."""
+
+    @property
+    def shares(self) -> Float[Tensor, "s l"]:
+        """How far along the way from the harmless (0) to the harmful mean (1); NaN in layers where they coincide."""
+        apart = self.means[1] - self.means[0]
+        shares = (self.projections - self.means[0]) / apart
+        shares[:, apart.abs() <= SEPARATED * self.lengths] = torch.nan
+        return shares
+
+
+@dataclass(frozen=True)
+class Response:
+    """What the model does with the prompt under one plan."""
+
+    plan: str
+    metric: float
+    """The refusal metric at the last token of the prompt."""
+    completion: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `refusal-cmp inspect` shows."""
+
+    tokens: Sequence[str]
+    """Of the whole rendered prompt."""
+    readings: Sequence[Reading]
+    """One for each method, of the unedited model."""
+    responses: Sequence[Response]
+    """Of the unedited model first."""
+
+
+def inspect_prompt(session: Session, prompt: str, plans: Sequence[str] = ()) -> Inspection:
+    """Read one prompt, and complete it under the baseline and under some plans of a finished run.
+
+    Parameters
+    ----------
+    session
+        On a run directory; see `refusal_cmp.run.session.open_run`.
+    plans
+        Labels; by default the best plan of every method, by the measure of the report.
+
+    Raises
+    ------
+    RefusalCmpError
+        If the prompt is empty or the run has no such plan.
+    """
+    if not prompt.strip():
+        raise RefusalCmpError("The prompt is empty; give the text that is put to the model.")
+    known = {plan.label: plan for plan, _ in read_plans(session)}
+    labels = plans or [one.plan for one in best_by_method(standings(read_run(session)))]
+    for label in labels:
+        if label not in known:
+            raise unknown_name("plan", label, known)
+    model = session.model
+    tokens = tuple(session.run.read_json(PROMPTS)["refusal_tokens"])
+    ids = model.tokenize([prompt])[0]
+    return Inspection(
+        tokens=model.tokenizer.batch_decode([[token] for token in ids]),
+        readings=read(model, prompt, read_selected(session)),
+        responses=[
+            _respond(model, known[label], prompt, tokens, session.config.max_new_tokens)
+            for label in dict.fromkeys([BASELINE, *labels])
+        ],
+    )
+
+
+def read(model: ChatModel, prompt: str, selected: Sequence[Selected]) -> list[Reading]:
+    """The projections of a prompt's tokens on every method's direction."""
+    streams = model.streams(model.batch(model.tokenize([prompt])))
+    x = torch.stack([stream[0].double().cpu() for stream in streams], dim=1)
+    readings = []
+    for one in selected:
+        direction, means = one.field[one.component].direction, one.field.means
+        row = means.positions.index(one.component.position)
+        of_classes = torch.stack([means.harmless[row], means.harmful[row]])
+        readings.append(
+            Reading(one.field.method, one.component, x @ direction, of_classes @ direction, of_classes[0].norm(dim=-1))
+        )
+    return readings
+
+
+def _respond(model: ChatModel, plan: Plan, prompt: str, tokens: tuple[int, ...], max_new_tokens: int) -> Response:
+    with model.edited(plan):
+        with torch.inference_mode():
+            logits = model.last_logits(model.batch(model.tokenize([prompt])))
+        (completion,) = model.generate([prompt], max_new_tokens=max_new_tokens)
+    metric = float(refusal_metric(logits, tokens))
+    return Response(plan.label, metric, completion.text, verdict(completion.text, completion.finish))
+
+
+# The figure
+
+
+def check_figure_file(path: Path) -> None:
+    """An error if the figure cannot be saved there, before there is any work."""
+    if path.suffix.lower() not in FORMATS:
+        raise RefusalCmpError(f"A figure is saved as {', '.join(FORMATS)}, and {path} is none of them; rename it.")
+    if not path.parent.is_dir():
+        raise RefusalCmpError(f"There is no folder {path.parent} to save {path.name} in; make it, or name another.")
+
+
+def save_heat(path: Path, inspection: Inspection) -> None:
+    """Write the figure of `draw_heat` as PNG, SVG or PDF."""
+    check_figure_file(path)
+    try:
+        path.write_bytes(rendered(draw_heat(inspection), path.suffix.lower().removeprefix(".")))
+    except OSError as error:
+        raise RefusalCmpError(f"Cannot write {path}: {error.strerror}; name another file with --save.") from None
+
+
+@styled
+def draw_heat(inspection: Inspection) -> Figure:
+    """Tokens by layers, a panel for each method; the chosen component is framed."""
+    tokens, readings = inspection.tokens, inspection.readings
+    width = min(PAGE, COLUMN * len(readings))
+    figure = Figure(figsize=(width, 1.3 + 0.15 * len(tokens)))
+    panels = figure.subplots(1, len(readings), sharey=True, squeeze=False)[0]
+    for ax, reading in zip(panels, readings, strict=True):
+        heat = ax.imshow(reading.shares, cmap=HEAT, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        row = len(tokens) + reading.component.position
+        corner = (reading.component.layer - 0.5, row - 0.5)
+        ax.add_patch(mpl.patches.Rectangle(corner, 1, 1, fill=False, edgecolor=INK, linewidth=1.2))
+        ax.set(title=reading.method, xlabel="layer")
+        ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    panels[0].set_yticks(range(len(tokens)), [_visible(token).replace("$", r"\$") for token in tokens])
+    bar = figure.colorbar(heat, ax=panels, location="bottom", extend="both", aspect=40, shrink=0.8)
+    bar.set_label(
+        "projection on the direction: 0 harmless mean, 1 harmful mean of the layer; blank where they coincide"
+    )
+    return figure
+
+
+# The terminal
+
+
+def print_inspection(console: Console, inspection: Inspection) -> None:
+    """A heat strip of each method, and the responses side by side."""
+    for reading in inspection.readings:
+        _print_strip(console, inspection.tokens, reading)
+    console.print(
+        f"Projection on the direction, on each layer's own scale: from {SHADES[0]!r} as the harmless mean to "
+        f"{SHADES[-1]!r} as the harmful one; {NO_SCALE!r}: they coincide. ▼ and ◀ mark the chosen component.",
+        style="dim",
+        highlight=False,
+    )
+    per_table = max(1, console.width // NARROWEST)
+    for start in range(0, len(inspection.responses), per_table):
+        _print_responses(console, inspection.responses[start : start + per_table])
+
+
+def _print_strip(console: Console, tokens: Sequence[str], reading: Reading) -> None:
+    labels = [_visible(token) for token in tokens]
+    margin = min(max(map(len, labels)), 24)
+    n_layers = reading.projections.shape[1]
+    cell = 2 if margin + 2 * n_layers + 3 <= console.width else 1
+    row = len(tokens) + reading.component.position
+    here = float(reading.projections[row, reading.component.layer])
+    low, high = reading.means[:, reading.component.layer].tolist()
+    console.print()
+    console.print(
+        f"[bold]{escape(reading.method)}[/] at {reading.component}: {here:.2f}, where the harmless mean is {low:.2f} "
+        f"and the harmful mean {high:.2f}",
+        highlight=False,
+    )
+    console.print(" " * (margin + 1 + cell * reading.component.layer) + "▼", highlight=False)
+    for index, (label, shares) in enumerate(zip(labels, reading.shares.tolist(), strict=True)):
+        line = Text(label[:margin].rjust(margin) + " ")
+        for share in shares:
+            line.append_text(_shade(share, cell))
+        console.print(line.append(" ◀" if index == row else ""), no_wrap=True, overflow="crop")
+    console.print(f"{'layer':>{margin}} 0{n_layers - 1:>{cell * n_layers - 1}}", style="dim", highlight=False)
+
+
+def _shade(share: float, width: int) -> Text:
+    """A cell of the strip: its colour, and without colours its shade."""
+    if share != share:
+        return Text(NO_SCALE * width, style="dim")
+    clipped = min(1.0, max(0.0, share))
+    colour = Color.parse(mpl.colors.to_hex(HEAT(clipped)))
+    shade = SHADES[round(clipped * (len(SHADES) - 1))]
+    return Text(shade * width, style=Style(color=colour, bgcolor=colour))
+
+
+def _print_responses(console: Console, responses: Sequence[Response]) -> None:
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    for one in responses:
+        table.add_column(escape(one.plan), overflow="fold", ratio=1)
+    table.add_row(*(f"refusal metric {one.metric:+.2f}, {one.verdict}" for one in responses), style="dim")
+    table.add_row(*(escape(one.completion) or "[dim](nothing)[/]" for one in responses))
+    console.print()
+    console.print(table, highlight=False)
+
+
+def _visible(token: str) -> str:
+    """A token's text on one line, with what would not be seen."""
+    return token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣") if token.isspace() else " ".join(token.split())

@@ -1,0 +1,209 @@
+"""From whole sets to the prompts of a run: split where they are not, each prompt in one split, then sampled."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+from refusal_cmp.data import SPLITS, Columns, Prompt, Split, load, pick
+from refusal_cmp.errors import RefusalCmpError
+
+SHARES = (0.6, 0.2)
+"""Of train and val, where a set is one list; the rest is test."""
+NEAR = 0.6
+"""TF-IDF cosine from which on a test prompt counts as having a near-duplicate."""
+CHUNK = 512
+
+Splits = dict[Split, list[Prompt]]
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """The sampled prompts of one kind by split, with what was counted on the way."""
+
+    prompts: Splits
+    counts: dict[Split, dict[str, int]]
+    """By split: `available` in the set; `duplicates` and `near_duplicates` left out; `sampled`. For test also
+    `near_train`: those of the sample that have a near-duplicate in the training sample."""
+
+
+def draw(
+    name: str,
+    sizes: Mapping[Split, int],
+    seed: int,
+    *,
+    columns: Columns,
+    near_duplicates: float | None,
+    say: Callable[[str], None],
+) -> Sampled:
+    """The prompts of a set that a run works on.
+
+    Parameters
+    ----------
+    sizes
+        Most prompts of each split.
+    near_duplicates
+        Training and validation prompts whose TF-IDF cosine to a sampled test prompt is at least this are left out.
+
+    Raises
+    ------
+    RefusalCmpError
+        If the set cannot be read, or a split of it is empty.
+    """
+    whole = _three_splits(name, load(name, columns, say), say)
+    splits = _distinct(whole)
+    test = pick(splits["test"], sizes["test"], seed)
+    cosine = _cosine([prompt.instruction for split in SPLITS for prompt in splits[split]])
+    pools: Splits = dict(splits)
+    if near_duplicates is not None:
+        for split in ("train", "val"):
+            pools[split] = _unlike(splits[split], test, cosine, near_duplicates)
+    sampled: Splits = {split: pick(pools[split], sizes[split], seed) for split in SPLITS}
+    counts = {
+        split: {
+            "available": len(whole[split]),
+            "duplicates": len(whole[split]) - len(splits[split]),
+            "near_duplicates": len(splits[split]) - len(pools[split]),
+            "sampled": len(sampled[split]),
+        }
+        for split in SPLITS
+    }
+    for split in SPLITS:
+        if not sampled[split]:
+            raise RefusalCmpError(f"No {split} prompt of {name!r} is left; give other or more prompts.")
+    counts["test"]["near_train"] = int((cosine(sampled["test"], sampled["train"]) >= NEAR).sum())
+    _tell(name, counts, near_duplicates, say)
+    return Sampled(sampled, counts)
+
+
+def check_apart(harmful: Sampled, harmless: Sampled) -> None:
+    """RefusalCmpError if a prompt is harmful and harmless at once."""
+    kinds = [
+        {normal(prompt.instruction): prompt.instruction for split in SPLITS for prompt in drawn.prompts[split]}
+        for drawn in (harmful, harmless)
+    ]
+    both = kinds[0].keys() & kinds[1].keys()
+    if both:
+        raise RefusalCmpError(
+            f"{len(both)} prompts are harmful and harmless at once, such as {kinds[0][min(both)]!r}; remove them from "
+            "one set."
+        )
+
+
+def unlike_training(
+    prompts: Sequence[Prompt], training: Sequence[Prompt], near_duplicates: float | None
+) -> tuple[list[Prompt], dict[str, int]]:
+    """The prompts of a test set without repetitions and without what is in, or near, the training prompts.
+
+    The counts are `available`, `duplicates` and `near_duplicates` left out, and `near_train`: near, and kept.
+    """
+    seen = {normal(prompt.instruction) for prompt in training}
+    distinct: list[Prompt] = []
+    for prompt in prompts:
+        key = normal(prompt.instruction)
+        if key not in seen:
+            seen.add(key)
+            distinct.append(prompt)
+    cosine = _cosine([prompt.instruction for prompt in (*training, *distinct)])
+    kept = distinct if near_duplicates is None else _unlike(distinct, training, cosine, near_duplicates)
+    return kept, {
+        "available": len(prompts),
+        "duplicates": len(prompts) - len(distinct),
+        "near_duplicates": len(distinct) - len(kept),
+        "near_train": int((cosine(kept, training) >= NEAR).sum()) if kept else 0,
+    }
+
+
+def normal(text: str) -> str:
+    """A prompt without what makes no difference: case, spacing, punctuation at its ends, ways to write a character."""
+    text = re.sub(r"\s+", " ", unicodedata.normalize("NFKC", text).casefold())
+    return text.strip(" .,;:!?\"'“”‘’") or text.strip()
+
+
+def _three_splits(name: str, splits: Splits, say: Callable[[str], None]) -> Splits:
+    """The set as it is, or, if it is one list, divided into 60, 20 and 20 %, whatever the order of its prompts."""
+    empty = [split for split in SPLITS if not splits[split]]
+    if not empty:
+        return splits
+    if len(empty) < 2:
+        raise RefusalCmpError(
+            f"The {empty[0]} split of dataset {name!r} is empty; choose another set, or use this one in "
+            "--eval-datasets."
+        )
+    prompts = next((found for found in splits.values() if found), [])
+    order = sorted(range(len(prompts)), key=lambda index: _hash(normal(prompts[index].instruction)))
+    ends = np.cumsum([int(share * len(prompts)) for share in SHARES])
+    if not 0 < ends[0] < ends[1] < len(prompts):
+        raise RefusalCmpError(f"{name!r} has {len(prompts)} prompts, too few to split; give at least 5.")
+    parts = (sorted(part) for part in np.split(np.array(order), ends))
+    divided: Splits = {split: [prompts[row] for row in rows] for split, rows in zip(SPLITS, parts, strict=True)}
+    sizes = "/".join(str(len(divided[split])) for split in SPLITS)
+    say(f"{name} is one list; its {len(prompts)} prompts are split {sizes} into train, val and test.")
+    return divided
+
+
+def _distinct(splits: Splits) -> Splits:
+    """Each prompt once: in test rather than in val, in val rather than in train."""
+    seen: set[str] = set()
+    found: Splits = {}
+    for split in reversed(SPLITS):
+        found[split] = []
+        for prompt in splits[split]:
+            key = normal(prompt.instruction)
+            if key not in seen:
+                seen.add(key)
+                found[split].append(prompt)
+    return found
+
+
+Cosine = Callable[[Sequence[Prompt], Sequence[Prompt]], Float[np.ndarray, " n"]]
+
+
+def _cosine(texts: Sequence[str]) -> Cosine:
+    """A function that gives, for each of some prompts, the largest TF-IDF cosine to any of others."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(token_pattern=r"(?u)\w+")
+    if any(re.search(r"\w", text) for text in texts):
+        vectorizer.fit(texts)
+    else:  # nothing but punctuation: no word to compare
+        return lambda prompts, others: np.zeros(len(prompts))
+
+    def largest(prompts: Sequence[Prompt], others: Sequence[Prompt]) -> Float[np.ndarray, " n"]:
+        references = vectorizer.transform([prompt.instruction for prompt in others]).T
+        rows = vectorizer.transform([prompt.instruction for prompt in prompts])
+        chunks = [rows[start : start + CHUNK] @ references for start in range(0, len(prompts), CHUNK)]
+        return np.concatenate([chunk.max(axis=1).toarray().ravel() for chunk in chunks])
+
+    return largest
+
+
+def _unlike(prompts: list[Prompt], others: Sequence[Prompt], cosine: Cosine, threshold: float) -> list[Prompt]:
+    if not prompts or not others:
+        return prompts
+    return [prompt for prompt, near in zip(prompts, cosine(prompts, others), strict=True) if near < threshold]
+
+
+def _tell(
+    name: str, counts: Mapping[Split, Mapping[str, int]], threshold: float | None, say: Callable[[str], None]
+) -> None:
+    duplicates = sum(count["duplicates"] for count in counts.values())
+    if duplicates:
+        say(f"{name}: {duplicates} duplicates are left out; a prompt is in one split, and once.")
+    left_out = sum(count["near_duplicates"] for count in counts.values())
+    if left_out:
+        say(f"{name}: {left_out} training and validation prompts are left out, near-duplicates of test prompts.")
+    near, n = counts["test"]["near_train"], counts["test"]["sampled"]
+    if near:
+        hint = "" if threshold is not None else f"; --near-duplicates {NEAR} leaves these out of training"
+        say(f"{name}: {near} of {n} test prompts have a near-duplicate in training (TF-IDF cosine from {NEAR}){hint}.")
+
+
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

@@ -1,0 +1,313 @@
+"""ChatModel: any Hugging Face causal language model with a chat template, seen as a residual stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from refusal_cmp.config import EMBEDDED
+from refusal_cmp.edit import LowRankEdit
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.model.batching import Batch, RowBudget
+from refusal_cmp.model.blocks import Block, find_blocks, input_device
+from refusal_cmp.model.chat import PROBE_INSTRUCTIONS, Chat
+from refusal_cmp.model.generation import Completion, greedy
+from refusal_cmp.model.hooks import after, before, installed
+from refusal_cmp.model.source import ModelSource
+from refusal_cmp.plan import Place, Plan
+from refusal_cmp.progress import Progress, silent
+
+MIN_REFUSAL_MASS = 0.01
+"""Mean probability on harmful prompts from which a candidate counts as a refusal token of this model."""
+
+METRIC_EPSILON = 1e-8
+
+
+class ChatModel(Chat):
+    """A causal language model with its chat template, its blocks and sites, and its refusal tokens.
+
+    Parameters
+    ----------
+    model, tokenizer
+        As transformers loads them. The model is put in evaluation mode.
+    name
+        What results call it.
+    system
+        A system prompt put before every instruction.
+
+    Raises
+    ------
+    RefusalCmpError
+        If there is no chat template or it cannot be rendered, it has no place for a system prompt that is given,
+        or the model's structure is not understood.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        name: str,
+        *,
+        system: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        super().__init__(tokenizer, name, model.generation_config, system=system)
+        self.model: Any = model.eval()
+        self.revision = revision
+        self.blocks: tuple[Block, ...] = find_blocks(model)
+
+    @classmethod
+    def load(cls, source: ModelSource | str = EMBEDDED, *, device: str = "auto", **how: Any) -> ChatModel:
+        """Load a Hugging Face id, a local folder, or the embedded `tiny-refuser`.
+
+        Parameters
+        ----------
+        source
+            The model; a name is short for a `ModelSource` of that name.
+        device
+            `cpu`, `cuda`, `cuda:1`, …; `auto` takes the first GPU if there is one, and where the weights do not fit
+            there, all GPUs and then the CPU (accelerate's `device_map="auto"`).
+        how
+            The other fields of the `ModelSource` of a name: `dtype`, `quantization`, `revision`, `chat_template`,
+            `system`, `trust_remote_code`.
+
+        Raises
+        ------
+        RefusalCmpError
+            If there is no such model, it is not a causal chat model, or its structure is not understood.
+        """
+        from refusal_cmp.model.loading import load_pretrained
+
+        if isinstance(source, str):
+            source = ModelSource(source, **how)
+        model, tokenizer = load_pretrained(source, device)
+        commit = getattr(model.config, "_commit_hash", None)
+        return cls(model, tokenizer, Path(source.name).name, system=source.system, revision=commit)
+
+    # What the model is
+
+    @property
+    def n_layers(self) -> int:
+        """Number of decoder blocks."""
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return self.model.config.get_text_config().hidden_size
+
+    @property
+    def context(self) -> int:
+        """Most tokens that the model takes; where its positions have no end, as many as its tokenizer says."""
+        config = self.model.config.get_text_config()
+        return getattr(config, "max_position_embeddings", None) or self.tokenizer.model_max_length
+
+    @property
+    def device(self) -> torch.device:
+        """Where the inputs go."""
+        return input_device(self.model)
+
+    # Prompts
+
+    def batch(self, sequences: Sequence[Sequence[int]]) -> Batch:
+        """Token sequences as one batch, padded on the left."""
+        length = max(map(len, sequences))
+        ids = torch.full((len(sequences), length), self.tokenizer.pad_token_id)
+        mask = torch.zeros((len(sequences), length), dtype=torch.bool)
+        for row, sequence in enumerate(sequences):
+            ids[row, length - len(sequence) :] = torch.tensor(sequence)
+            mask[row, length - len(sequence) :] = True
+        return Batch(ids.to(self.device), mask.to(self.device))
+
+    def batches(self, instructions: Sequence[str], batch_size: int) -> Iterator[tuple[list[int], Batch]]:
+        """Batches of rendered prompts of similar length, each with the indices of its prompts."""
+        sequences = self.tokenize(instructions)
+        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            yield chosen, self.batch([sequences[index] for index in chosen])
+
+    def over_batches(
+        self, instructions: Sequence[str], batch_size: int | None, work: Callable[[list[int], Batch], None]
+    ) -> None:
+        """Do the work on `batches`, of which one is halved whenever memory runs out."""
+        sequences = self.tokenize(instructions)
+        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+        RowBudget(self.device, batch_size).each(
+            order, lambda rows: work(rows, self.batch([sequences[row] for row in rows]))
+        )
+
+    def per_prompt(
+        self, instructions: Sequence[str], measure: Callable[[Batch], Float[Tensor, "b ..."]], batch_size: int | None
+    ) -> Float[Tensor, "n ..."]:
+        """What `measure` gives for each prompt of a batch, in the order of the instructions, on the CPU."""
+        rows: dict[int, Tensor] = {}
+
+        def read(indices: list[int], batch: Batch) -> None:
+            rows.update(zip(indices, measure(batch).cpu(), strict=True))
+
+        with torch.inference_mode():
+            self.over_batches(instructions, batch_size, read)
+        return torch.stack([rows[index] for index in range(len(instructions))])
+
+    # Refusal
+
+    def refusal_tokens(self, harmful: Sequence[str], batch_size: int = 64) -> tuple[int, ...]:
+        """The candidates to which the model really gives mass on harmful prompts; all of them if to none."""
+        candidates = sorted(self.refusal_candidates())
+        mass = self.per_prompt(
+            harmful, lambda batch: self.last_logits(batch).double().softmax(-1)[:, candidates], batch_size
+        ).mean(0)
+        kept = [token for token, m in zip(candidates, mass, strict=True) if m >= MIN_REFUSAL_MASS]
+        return tuple(kept or candidates)
+
+    def refusal_metrics(
+        self, instructions: Sequence[str], refusal_tokens: Sequence[int], batch_size: int | None = None
+    ) -> Float[Tensor, " n"]:
+        """The refusal metric of every prompt, float64; see `refusal_metric`."""
+        return self.per_prompt(
+            instructions, lambda batch: refusal_metric(self.last_logits(batch), refusal_tokens), batch_size
+        )
+
+    # Forward passes
+
+    @torch.inference_mode()
+    def last_logits(self, batch: Batch) -> Float[Tensor, "n vocab"]:
+        """Logits at the last position of every prompt, float32."""
+        out = self.model(
+            input_ids=batch.ids,
+            attention_mask=batch.mask.long(),
+            position_ids=batch.position_ids,
+            use_cache=False,
+            logits_to_keep=1,
+        )
+        return out.logits[:, -1].float()
+
+    def streams(self, batch: Batch) -> list[Float[Tensor, "n s d"]]:
+        """The residual stream on entry to every block."""
+        streams: list[Tensor] = []
+        handles = (before(block.module, streams.append) for block in self.blocks)
+        with torch.inference_mode(), installed(handles):
+            self.last_logits(batch)
+        return streams
+
+    @contextmanager
+    def resumed(self, layer: int, stream: Float[Tensor, "n s d"]) -> Iterator[None]:
+        """Inside the block, forward passes enter at `layer` with this residual stream.
+
+        The input ids are those that the stream comes from, if only for their shape: earlier blocks are skipped, or
+        run in vain where later ones read more of them than the stream (see `starts_anywhere`).
+        """
+        with self._entered(layer, stream, skipped=layer if self.starts_anywhere else 0):
+            yield
+
+    @cached_property
+    def starts_anywhere(self) -> bool:
+        """Whether the stream is all that a block reads of earlier ones; Gemma-4's also read keys and values."""
+        batch, last = self.batch(self.tokenize(PROBE_INSTRUCTIONS[:1])), self.n_layers - 1
+        with torch.inference_mode():
+            full, stream = self.last_logits(batch), self.streams(batch)[last]
+            try:
+                with self._entered(last, stream, skipped=last):
+                    resumed = self.last_logits(batch)
+            except (KeyError, IndexError, AttributeError, TypeError):  # what it reads is not there
+                return False
+        return bool((resumed - full).norm() <= 0.01 * full.norm())
+
+    @contextmanager
+    def _entered(self, layer: int, stream: Float[Tensor, "n s d"], skipped: int) -> Iterator[None]:
+        passed = self.blocks[:skipped]
+        saved = [block.module.__dict__.get("forward") for block in passed]  # accelerate sets one
+        for block in passed:
+            block.module.forward = _pass_tuple if block.returns_tuple else _pass_through
+        try:
+            with installed([before(self.blocks[layer].module, lambda _: stream, prepend=True)]):
+                yield
+        finally:
+            for block, forward in zip(passed, saved, strict=True):
+                del block.module.forward  # uncovers the class's own
+                if forward is not None:
+                    block.module.forward = forward
+
+    # Edits
+
+    @contextmanager
+    def edited(self, plan: Plan | Mapping[Place, LowRankEdit]) -> Iterator[ChatModel]:
+        """Inside the block the model runs under the plan; after it, the model is what it was before."""
+        edits = plan.edits if isinstance(plan, Plan) else plan
+        dtype = torch.promote_types(self.model.dtype, torch.float32)
+        placed = {id(edit): _on_its_device(edit, dtype) for edit in edits.values()}  # places may share one
+        with installed(hook for at, edit in edits.items() for hook in self._hooks(at, edit, placed[id(edit)])):
+            yield self
+
+    def _hooks(self, place: Place, edit: LowRankEdit, placed: Callable[[Tensor], Tensor]) -> Iterator[Any]:
+        """One hook for each module that writes at the place.
+
+        Where several add up to what is written, each is edited by itself: the edited terms of a linear edit add up
+        to the edited sum. Ours are all linear at these sites.
+        """
+        block = self.blocks[place.layer]
+        if place.site == "resid_pre":
+            yield before(block.module, placed)
+            return
+        writers = block.writers(place.site)
+        if len(writers) > 1 and (edit.B is not None or edit.b is not None):
+            raise RefusalCmpError(
+                f"Several modules of layer {place.layer} of {self.name} write {place.site} ({', '.join(block.names)}), "
+                "where only a linear edit can act; edit resid_pre instead."
+            )
+        for module in writers:
+            if block.scale == 1:
+                yield after(module, placed)
+            else:
+                yield after(module, lambda x: placed(x * block.scale) / block.scale)
+
+    def generate(
+        self,
+        instructions: Sequence[str],
+        *,
+        max_new_tokens: int = 64,
+        batch_size: int | None = None,
+        progress: Progress = silent,
+    ) -> list[Completion]:
+        """Greedy completions, in the order of the instructions; see `refusal_cmp.model.generation`."""
+        rows = RowBudget(self.device, batch_size)
+        return greedy(self, instructions, max_new_tokens=max_new_tokens, rows=rows, progress=progress)
+
+
+def refusal_metric(
+    logits: Float[Tensor, "n vocab"], refusal_tokens: Sequence[int], epsilon: float = METRIC_EPSILON
+) -> Float[Tensor, " n"]:
+    """Log-odds that the next token is a refusal token: log Σ_R p − log(1 − Σ_R p), float64.
+
+    NaN where the logits are not finite.
+    """
+    refusing = logits.double().softmax(-1)[:, list(refusal_tokens)].sum(-1)
+    return (refusing + epsilon).log() - (1 - refusing + epsilon).log()
+
+
+def _on_its_device(edit: LowRankEdit, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """The edit, moved to the device of what it is applied to: the blocks of a big model are on several."""
+    moved: dict[torch.device, LowRankEdit] = {}
+
+    def apply(x: Tensor) -> Tensor:
+        if x.device not in moved:
+            moved[x.device] = edit.to(x.device, dtype)
+        return moved[x.device](x)
+
+    return apply
+
+
+def _pass_through(hidden_states: Tensor, *_: Any, **__: Any) -> Tensor:
+    return hidden_states
+
+
+def _pass_tuple(hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor]:
+    return (hidden_states,)

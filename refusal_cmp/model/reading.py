@@ -1,0 +1,120 @@
+"""Reads a model prompt by prompt: residual streams for extraction, and any value that a prompt has.
+
+The pass for extraction ends on entry to the last block: nothing behind it is read, so neither that block nor the
+logits are computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from sklearn.model_selection import train_test_split
+from torch import Tensor
+
+from refusal_cmp.activations import MIN_PROMPTS, Activations, Needs
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.model.chat_model import Batch, ChatModel
+from refusal_cmp.model.hooks import before, installed
+from refusal_cmp.progress import Progress, silent
+from refusal_cmp.subspace import Component
+
+
+def collect(
+    model: ChatModel,
+    harmful: Sequence[str],
+    harmless: Sequence[str],
+    *,
+    needs: Needs = "activations",
+    dev_share: float = 0.2,
+    seed: int = 42,
+    batch_size: int = 64,
+    folder: Path | None = None,
+    progress: Progress = silent,
+) -> Activations:
+    """Activations of both classes with a stratified dev split, drawn with `seed`, from one set of forward passes.
+
+    A prompt that is repeated counts once: copies in both parts of the split would make the evidence worthless.
+
+    Raises
+    ------
+    RefusalCmpError
+        If there are fewer than 10 different prompts of a kind, a prompt is of both kinds, or activations are
+        not finite.
+    """
+    harmful, harmless = _distinct(harmful, harmless)
+    prompts = [*harmful, *harmless]
+    labels = np.arange(len(prompts)) < len(harmful)
+    _, held_out = train_test_split(np.arange(len(prompts)), test_size=dev_share, random_state=seed, stratify=labels)
+    dev = torch.zeros(len(prompts), dtype=torch.bool)
+    dev[held_out] = True
+    activations = Activations(
+        model.positions, model.n_layers, model.d_model, torch.from_numpy(labels), dev, needs=needs, folder=folder
+    )
+    with progress("reading activations", len(prompts)) as advance:
+
+        def read(rows: list[int], batch: Batch) -> None:
+            read_all: dict[int, Tensor] = {}  # added only when complete: a batch may run out of memory on the way
+            read_streams(model, batch, lambda layer, x: read_all.update({layer: x.clone()}), len(model.positions))
+            for layer, x in read_all.items():
+                activations.add(rows, layer, x)
+            activations.done(rows)
+            advance(len(rows))
+
+        model.over_batches(prompts, batch_size, read)
+    return activations
+
+
+def _distinct(harmful: Sequence[str], harmless: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Each prompt once, in order, after checking that there are enough and none is of both kinds."""
+    both = set(harmful) & set(harmless)
+    if both:
+        raise RefusalCmpError(
+            f"{len(both)} prompts are harmful and harmless at once, such as {min(both)!r}; remove them from one set."
+        )
+    kinds = list(dict.fromkeys(harmful)), list(dict.fromkeys(harmless))
+    if min(map(len, kinds)) < MIN_PROMPTS:
+        raise RefusalCmpError(
+            f"Extraction needs at least {MIN_PROMPTS} different prompts of each kind, and there are {len(kinds[0])} "
+            f"harmful and {len(kinds[1])} harmless ones; give more prompts or a higher --limit."
+        )
+    return kinds
+
+
+class _EnoughReadError(Exception):
+    """Ends a forward pass from within: everything that was wanted has been read."""
+
+
+def read_streams(
+    model: ChatModel, batch: Batch, read: Callable[[int, Float[Tensor, "b p d"]], None], n_positions: int
+) -> None:
+    """Give `read` each layer and its `resid_pre` at the last positions, and stop on entry to the last block."""
+    last = model.n_layers - 1
+
+    def on_entry(layer: int, stream: Float[Tensor, "b s d"]) -> None:
+        read(layer, stream[:, -n_positions:])
+        if layer == last:
+            raise _EnoughReadError
+
+    handles = [before(block.module, partial(on_entry, layer)) for layer, block in enumerate(model.blocks)]
+    with torch.inference_mode(), installed(handles), suppress(_EnoughReadError):
+        model.last_logits(batch)
+
+
+def streams_at(
+    model: ChatModel, batch: Batch, components: Sequence[Component]
+) -> tuple[Float[Tensor, "b c d"], Float[Tensor, "b vocab"]]:
+    """The residual stream on entry to each component's block, at its position, and the logits of the same pass.
+
+    The streams are float64. Edits in force act before they are read.
+    """
+    seen: dict[int, Tensor] = {}
+    layers = {component.layer for component in components}
+    with installed(before(model.blocks[layer].module, partial(seen.__setitem__, layer)) for layer in layers):
+        logits = model.last_logits(batch)
+    return torch.stack([seen[one.layer][:, one.position].double() for one in components], dim=1), logits

@@ -1,0 +1,285 @@
+"""Planning: a method's subspaces, a selection, a scope and an intervention → plans.
+
+`Scope` says which components and layers; `Target` is a layer in scope with what an intervention needs of it;
+`Setting` holds the choices that hold for a whole run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from refusal_cmp.config import RunConfig, Site
+from refusal_cmp.edit import LowRankEdit
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.plan import Place, Plan, number
+from refusal_cmp.registry import Registry
+from refusal_cmp.subspace import Component, Subspace, SubspaceField
+
+Edits = dict[Place, LowRankEdit]
+
+INTERVENTIONS: Registry[type[Any]] = Registry("intervention", "refusal_cmp.interventions")
+"""Interventions by name; see `refusal_cmp.interventions.Intervention`."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """How much of the model an intervention edits: `single`, `top` with a percentage in (0, 100], or `all`.
+
+    `single`: the selected component's layer; `top:p`: the layers of the first p % of the ranked components;
+    `all`: every layer. A layer is edited once, however many of its components are in scope.
+    """
+
+    kind: str
+    percentage: float = 100.0
+
+    @classmethod
+    def parse(cls, text: str) -> Scope:
+        """Read `single`, `top:50` or `all`; RefusalCmpError for anything else."""
+        kind, _, percentage = text.partition(":")
+        if text in ("single", "all"):
+            return cls(text)
+        if kind != "top" or not percentage:
+            raise RefusalCmpError(f"A scope is single, top:PERCENT or all, and is {text!r}; try top:50.")
+        try:
+            value = float(percentage)
+        except ValueError:
+            value = math.nan
+        if not 0 < value <= 100:
+            raise RefusalCmpError(
+                f"The percentage of scope {text!r} must be a number above 0 and at most 100; try top:50."
+            )
+        return cls("top", value)
+
+    @property
+    def label(self) -> str:
+        """As plan labels have it: `single`, `top50`, `all`."""
+        return f"top{number(self.percentage)}" if self.kind == "top" else self.kind
+
+    def __str__(self) -> str:
+        return f"top:{number(self.percentage)}" if self.kind == "top" else self.kind
+
+    def count(self, pool: int) -> int:
+        """How many components of a ranked pool are in a `top` scope: at least one."""
+        return max(1, math.ceil(self.percentage * pool / 100))
+
+    def components(self, selected: Component, ranking: Sequence[Component], pool: int) -> tuple[Component, ...]:
+        """The components in scope, the selected or best-ranked first.
+
+        Parameters
+        ----------
+        ranking
+            All components that have a subspace, best first.
+        pool
+            What the percentage is of: the smallest pool of the methods compared, so that all get the same count.
+        """
+        if self.kind == "single":
+            return (selected,)
+        if self.kind == "all":
+            return tuple(ranking) or (selected,)
+        return tuple(ranking[: self.count(pool)])
+
+    def best_by_layer(
+        self, selected: Component, ranking: Sequence[Component], pool: int, n_layers: int
+    ) -> dict[int, Component | None]:
+        """The layers in scope, first to last, each with its best-ranked component in scope, if it has one."""
+        best: dict[int, Component | None] = dict.fromkeys(range(n_layers)) if self.kind == "all" else {}
+        for component in self.components(selected, ranking, pool):
+            if best.get(component.layer) is None:
+                best[component.layer] = component
+        return dict(sorted(best.items()))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Choices that hold for a whole run, not for one intervention."""
+
+    sites: tuple[Site, ...] = ("resid_pre", "attn_out", "mlp_out")
+    """Where removal and mirror edits act in a layer in scope."""
+    spread: bool = True
+    """Divide additions by the number of layers in scope."""
+    compose: str = "once"
+    """`once`: a reflection mirrors each contribution to the stream once; `repeat`: at every site of every layer."""
+    norm: str = "own"
+    """`own`: additions are measured by the difference-in-means norm of their layer; `selected`: by that of the
+    selected difference-in-means component, as published."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> Setting:
+        """The choices that a run's settings make."""
+        return cls(sites=config.sites, spread=config.spread, compose=config.compose, norm=config.actadd_norm)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A layer in scope, the subspace to edit there, and the scale of the activations of that layer."""
+
+    layer: int
+    subspace: Subspace
+    harmful_mean: Float[Tensor, " d"]
+    """Mean training activation of harmful prompts on entry to this layer."""
+    harmless_mean: Float[Tensor, " d"]
+    unit_norm: float
+    """What multiplier 1 of an activation addition is: the difference-in-means norm of this layer."""
+
+
+@dataclass(frozen=True)
+class Selected:
+    """What a method found: its subspaces and the component that selection chose."""
+
+    field: SubspaceField
+    component: Component
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What selection leaves for planning: a method's subspaces, its component, and its ranking."""
+
+    field: SubspaceField
+    selected: Component
+    ranking: tuple[Component, ...]
+    """All components that have a subspace, best first."""
+
+
+def make_plan(
+    intervention: str,
+    chosen: Chosen,
+    scope: Scope,
+    *,
+    strength: float | None = None,
+    direction: str = "best",
+    pool: int | None = None,
+    setting: Setting | None = None,
+    selected_norm: float | None = None,
+) -> Plan:
+    """One intervention with one method's subspaces at one scope and strength.
+
+    Parameters
+    ----------
+    direction
+        `best`: the selected component's subspace at every layer in scope; `own`: each layer's best-ranked own,
+        and layers without one are left as they are.
+    pool
+        What a top percentage is of; by default the number of ranked components.
+    selected_norm
+        The unit of additions where `setting.norm` is `selected`.
+    """
+    setting = setting or Setting()
+    pool = len(chosen.ranking) if pool is None else pool
+    by_layer = scope.best_by_layer(chosen.selected, chosen.ranking, pool, chosen.field.means.n_layers)
+    targets = []
+    for layer, own in by_layer.items():
+        if direction == "best":
+            own = chosen.selected
+        if own is not None:
+            targets.append(_target(chosen.field, own, layer, setting, selected_norm))
+    maker = INTERVENTIONS.create(intervention)
+    if maker.strengths is None and strength is not None:
+        raise RefusalCmpError(f"The intervention {intervention!r} has no strength, and {number(strength)} was given.")
+    if maker.strengths is not None and strength is None:
+        strength = maker.strengths[0]
+    if strength is not None and not math.isfinite(strength):
+        raise RefusalCmpError(f"The strength of {intervention!r} is {strength}; give a finite number.")
+    return Plan(
+        label=label(chosen.field.method, intervention, strength, scope, direction, setting, maker.uses),
+        edits=maker.edits(targets, strength, setting),
+        method=chosen.field.method,
+        k=chosen.field[chosen.selected].k,
+        intervention=intervention,
+        strength=strength,
+        scope=str(scope),
+        n_components=len(scope.components(chosen.selected, chosen.ranking, pool)),
+        n_layers=len(targets),
+        direction=direction,
+        position=chosen.selected.position,
+        layer=chosen.selected.layer,
+    )
+
+
+def grid(
+    chosen: Iterable[Chosen],
+    interventions: Sequence[str],
+    scopes: Sequence[Scope],
+    *,
+    strengths: dict[str, Sequence[float]],
+    direction: str = "best",
+    setting: Setting | None = None,
+) -> list[Plan]:
+    """Every method with every intervention at every scope and strength; the pool is the smallest of the methods'.
+
+    Parameters
+    ----------
+    strengths
+        By intervention; those that are not named take their own defaults.
+    """
+    chosen = list(chosen)
+    pool = min((len(one.ranking) for one in chosen if len(one.ranking) > 1), default=1)  # one: a given direction
+    selected_norm = _selected_norm(chosen)
+    return [
+        make_plan(
+            name,
+            one,
+            scope,
+            strength=strength,
+            direction=direction,
+            pool=pool,
+            setting=setting,
+            selected_norm=selected_norm,
+        )
+        for one in chosen
+        for name in interventions
+        for scope in scopes
+        for strength in strengths.get(name) or INTERVENTIONS.create(name).strengths or (None,)
+    ]
+
+
+def label(
+    method: str,
+    intervention: str,
+    strength: float | None,
+    scope: Scope,
+    direction: str,
+    setting: Setting,
+    uses: Sequence[str],
+) -> str:
+    """`method/intervention:strength@scope`, with what differs from the defaults in brackets."""
+    default = Setting()
+    differs = {} if direction == "best" or scope.kind == "single" else {"direction": direction}
+    differs |= {name: getattr(setting, name) for name in uses if getattr(setting, name) != getattr(default, name)}
+    brackets = ",".join(f"{name}={_value(value)}" for name, value in differs.items())
+    return (
+        f"{method}/{intervention}"
+        + (f"[{brackets}]" if brackets else "")
+        + ("" if strength is None else f":{number(strength)}")
+        + f"@{scope.label}"
+    )
+
+
+def _value(value: object) -> str:
+    text = "+".join(value) if isinstance(value, tuple) else str(value)
+    return text.lower().replace("_", "-")
+
+
+def _target(
+    field: SubspaceField, source: Component, layer: int, setting: Setting, selected_norm: float | None
+) -> Target:
+    """`source`'s subspace at `layer`, with the scale of that layer at the source's position."""
+    here = Component(source.position, layer)
+    harmful_mean, harmless_mean = field.means.at(here)
+    unit_norm = field.means.distance(here)
+    if setting.norm == "selected":
+        unit_norm = field.means.distance(source) if selected_norm is None else selected_norm
+    return Target(layer, field[source], harmful_mean, harmless_mean, unit_norm)
+
+
+def _selected_norm(chosen: Sequence[Chosen]) -> float | None:
+    """The norm at the component selected for difference in means, if that is among the methods."""
+    for one in chosen:
+        if one.field.method == "diff-in-means":
+            return one.field.means.distance(one.selected)
+    return None

@@ -1,0 +1,211 @@
+"""What a run directory holds: the name of every artefact, and the reader that gives it its type.
+
+Stages, evaluators, the report and the commands meet here and nowhere else: a stage writes an artefact by the name
+that stands here, and everybody reads it by the function beside the name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pandas as pd
+
+from refusal_cmp.config import KINDS
+from refusal_cmp.data import Prompt
+from refusal_cmp.edit import LowRankEdit
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.methods import configured
+from refusal_cmp.model.generation import Answer
+from refusal_cmp.plan import BASELINE, FACTS, Place, Plan, file_name
+from refusal_cmp.planning import Selected
+from refusal_cmp.run.directory import RunDir
+from refusal_cmp.run.session import Session
+from refusal_cmp.selection.rule import Selection
+from refusal_cmp.subspace import Component, SubspaceField
+
+CONFIG = "config.yaml"
+"""The run's resolved configuration; `--config` takes it."""
+
+# extract
+
+PROMPTS = "extract/prompts.json"
+"""The sampled and filtered prompts of every split, the counts dropped and why, the refusal tokens."""
+
+
+def prompts_file(dataset: str) -> str:
+    """The artefact that holds the prompts of a test set: the run's own, or one beside them."""
+    return PROMPTS if dataset in KINDS else f"infer/prompts/{dataset}.json"
+
+
+def read_prompts(session: Session, split: str) -> list[Prompt]:
+    """The prompts of a split that were sampled and kept: `harmful_train`."""
+    session.run.require(PROMPTS, "extract")
+    return [Prompt(**row) for row in session.run.read_json(PROMPTS)["prompts"][split]]
+
+
+def read_refusal_tokens(session: Session) -> tuple[int, ...]:
+    """The set R of the refusal metric."""
+    return tuple(session.run.read_json(PROMPTS)["refusal_tokens"])
+
+
+def subspace_file(method: str) -> str:
+    """The artefact that holds a method's subspaces."""
+    return f"extract/{method}.safetensors"
+
+
+def read_field(session: Session, method: str) -> SubspaceField:
+    """The subspaces that extract wrote."""
+    session.run.require(subspace_file(method), "extract")
+    return SubspaceField.from_tensors(*session.run.read_tensors(subspace_file(method)))
+
+
+def read_fields(session: Session) -> list[SubspaceField]:
+    """The subspaces of every method; of one whose rows have an order, the leading ones by every k policy."""
+    config, fields = session.config, []
+    for name in config.methods:
+        field = read_field(session, name)
+        fields += [field.leading(policy) for policy in config.inlp_k] if configured(config, name).has_k else [field]
+    return fields
+
+
+# select
+
+SCORES = "select/scores.csv"
+SELECTION = "select/selection.json"
+BASELINE_SCORES = "select/baseline.json"
+"""The unedited model's mean refusal metric on the validation prompts of each kind."""
+RANKINGS = "select/rankings.json"
+
+
+def scores_file(method: str, reach: str) -> str:
+    """The artefact that holds a method's scores of every prompt."""
+    return f"select/{method}.{reach}.safetensors"
+
+
+def read_selections(session: Session) -> list[Selection]:
+    """What select chose for each of `read_fields`; an error for a method that it has not scored."""
+    session.run.require(SELECTION, "select")
+    selections = {}
+    for row in session.run.read_json(SELECTION)["methods"]:
+        row |= {name: tuple(Component(*c) for c in row[name]) for name in ("ranking", "kept")}
+        selections[row["method"]] = Selection(**{**row, "selected": Component(*row["selected"])})
+    methods = [field.method for field in read_fields(session)]
+    for method in methods:
+        if method not in selections:
+            raise RefusalCmpError(
+                f"select has not scored {method} in {session.run.path}, only {', '.join(selections)}; run "
+                "`refusal-cmp select` with the same methods first."
+            )
+    return [selections[method] for method in methods]
+
+
+def read_selected(session: Session) -> list[Selected]:
+    """The subspaces of every method with the component that was selected."""
+    pairs = zip(read_fields(session), read_selections(session), strict=True)
+    return [Selected(field, selection.selected) for field, selection in pairs]
+
+
+def read_baseline_metric(session: Session) -> dict[str, float]:
+    """The unedited model's mean refusal metric on the validation prompts of each kind."""
+    return session.run.read_json(SELECTION)["baseline"]
+
+
+def read_rankings(session: Session) -> list[dict[str, Any]] | None:
+    """The ranking study of every method; None if there was none."""
+    return session.run.read_json(RANKINGS) if session.run.has(RANKINGS) else None
+
+
+# infer
+
+PLANS = "infer/plans.json"
+
+
+def answers_file(label: str, dataset: str) -> str:
+    """The artefact that holds a plan's completions of a test set."""
+    return f"infer/{file_name(label)}/{dataset}.jsonl"
+
+
+def plan_file(label: str) -> str:
+    """The artefact that holds a plan's edits."""
+    return f"infer/{file_name(label)}/plan.safetensors"
+
+
+def read_plan_facts(session: Session) -> list[tuple[Plan, str]]:
+    """The plans of the run without their edits, each with the label of the plan that was run for it."""
+    session.run.require(PLANS, "infer")
+    return [
+        (Plan(row["label"], {}, **{name: row[name] for name in FACTS}), row["same_as"])
+        for row in session.run.read_json(PLANS)
+    ]
+
+
+def read_plans(session: Session) -> list[tuple[Plan, str]]:
+    """The plans of the run, each with the label of the plan that was run for it: itself or an identical one."""
+    return [(replace(plan, edits=_read_edits(session, same_as)), same_as) for plan, same_as in read_plan_facts(session)]
+
+
+def read_answers(session: Session, label: str, dataset: str) -> list[Answer]:
+    """A plan's completions of a test set."""
+    name = answers_file(label, dataset)
+    session.run.require(name, "infer")
+    return [Answer(**row) for row in session.run.read_lines(name)]
+
+
+def _read_edits(session: Session, label: str) -> Mapping[Place, LowRankEdit]:
+    if label == BASELINE:
+        return {}
+    session.run.require(plan_file(label), "infer")
+    return Plan.from_tensors(*session.run.read_tensors(plan_file(label))).edits
+
+
+# evaluate
+
+RESULTS = "results.csv"
+"""Every metric of every plan, a row each."""
+COMPARISONS = "comparisons.csv"
+"""Plans compared in pairs on the same examples."""
+AGREEMENT = "evaluate/agreement.csv"
+"""How far the judges agree."""
+COLUMNS = ["model", "plan", *FACTS, "seed", "dataset", "metric", "value", "ci_low", "ci_high", "n"]
+"""Of `results.csv`."""
+
+
+def read_results(run: RunDir) -> pd.DataFrame:
+    """`results.csv`, with plans by their labels."""
+    run.require(RESULTS, "evaluate")
+    results = run.read_table(RESULTS)
+    if "plan" not in results:
+        raise RefusalCmpError(
+            f"{run.path / RESULTS} is of an older version: it has no column plan; run `refusal-cmp evaluate` for this "
+            "run again."
+        )
+    return results
+
+
+def metrics_file(label: str, evaluator: str) -> str:
+    """The artefact that holds an evaluator's metrics of a plan."""
+    return f"evaluate/{file_name(label)}/{evaluator}.json"
+
+
+def examples_file(label: str, evaluator: str, dataset: str) -> str:
+    """The artefact that holds an evaluator's judgement of every example of a dataset."""
+    return f"evaluate/{file_name(label)}/{evaluator}.{file_name(dataset)}.jsonl"
+
+
+def read_examples(session: Session, label: str, evaluator: str, dataset: str) -> list[dict[str, Any]]:
+    """An evaluator's judgement of every example of a dataset; none if it was not asked."""
+    name = examples_file(label, evaluator, dataset)
+    return session.run.read_lines(name) if session.run.has(name) else []
+
+
+# report
+
+SUMMARY = "report/summary.csv"
+PAGE = "report/index.html"
+
+
+def figure_file(name: str, kind: str) -> str:
+    """The artefact that is a figure, as `png` or `svg`."""
+    return f"report/figures/{name}.{kind}"

@@ -1,0 +1,254 @@
+"""The run directory: every file is written whole or not at all, and the manifest says what it was made from.
+
+An artifact is recorded with its *settings* (what the user chose) and its *sources* (digests of the files it
+came from). If both are unchanged it is reused. If a source changed it is made again. If a setting changed,
+the run stops and says which: finished work is only replaced when the user says so (`--force`).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from refusal_cmp.activations import ACTIVATIONS
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.run.journal import Journal
+from refusal_cmp.subspace import METADATA
+
+Json = Any
+
+MANIFEST = "manifest.json"
+UNFINISHED = ".part"
+TEMPORARY = ".tmp"
+
+
+class RunDir:
+    """A run directory and its manifest.
+
+    Parameters
+    ----------
+    force
+        Stages whose artifacts are made again whatever is there.
+    """
+
+    def __init__(self, path: Path, force: tuple[str, ...] = ()) -> None:
+        self.path = path
+        self.force = force
+        self._made: set[str] = set()  # artifacts made by this process: never stale to it
+        self.manifest: dict[str, Json] = self.read_json(MANIFEST) if self.has(MANIFEST) else {}
+
+    # Reading
+
+    def has(self, name: str) -> bool:
+        """Whether the file is there."""
+        return (self.path / name).is_file()
+
+    def require(self, name: str, stage: str) -> None:
+        """An error that names the stage to run first, if the file is not there."""
+        if not self.has(name):
+            raise RefusalCmpError(
+                f"{self.path / name} is missing; run `refusal-cmp {stage}` for this run first, or `refusal-cmp run` "
+                "for everything."
+            )
+
+    def read_json(self, name: str) -> Json:
+        """The content of a JSON file."""
+        return self._read(name, lambda path: json.loads(path.read_text(encoding="utf-8")))
+
+    def read_lines(self, name: str) -> list[Json]:
+        """The content of a JSONL file."""
+        return self._read(name, lambda path: [json.loads(line) for line in path.read_bytes().split(b"\n") if line])
+
+    def read_tensors(self, name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """The tensors and the metadata of a safetensors file."""
+
+        def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+            with safe_open(path, framework="pt") as file:
+                metadata = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+                return {key: file.get_tensor(key) for key in file.keys()}, metadata  # noqa: SIM118
+
+        return self._read(name, read)
+
+    def read_table(self, name: str) -> pd.DataFrame:
+        """The content of a CSV file."""
+        return self._read(name, lambda path: pd.read_csv(path, keep_default_na=True))
+
+    def digest(self, name: str) -> str:
+        """A hash of the file's bytes, to record as a source."""
+        return hashlib.sha256((self.path / name).read_bytes()).hexdigest()[:16]
+
+    # Writing
+
+    def write_json(self, name: str, content: Json) -> None:
+        """Write JSON, readable and with a stable order."""
+        self._write(name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def write_lines(self, name: str, rows: list[Json]) -> None:
+        """Write JSONL."""
+        self._write(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+    def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Write safetensors."""
+        whole = {key: tensor.contiguous().cpu() for key, tensor in tensors.items()}
+        self._write(name, save(whole, {METADATA: json.dumps(dict(metadata), sort_keys=True)}))
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Write a file as it is."""
+        self._write(name, content)
+
+    def write_table(self, name: str, table: pd.DataFrame) -> None:
+        """Write CSV, numbers with twelve digits."""
+        self._write(name, table.to_csv(index=False, float_format="%.12g").encode())
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        with self._errors_named(self.path / name):
+            (self.path / name).unlink(missing_ok=True)
+
+    # The manifest
+
+    def note(self, **entries: Json) -> None:
+        """Set entries of the manifest; they are written with the next artifact, so a mistake leaves no file."""
+        self.manifest |= entries
+
+    def save(self) -> None:
+        """Write the manifest."""
+        self.write_json(MANIFEST, self.manifest)
+
+    def is_fresh(self, name: str, settings: Mapping[str, Json], sources: Mapping[str, Json]) -> bool:
+        """Whether the artifact is there and was made from just these; an error if a setting changed since.
+
+        The first part of `name` is the stage that makes it.
+        """
+        if name in self._made:
+            return True
+        record = self.manifest.get("artifacts", {}).get(name)
+        if name.split("/")[0] in self.force or record is None or not self.has(name):
+            return False
+        changed = {key: (record["settings"].get(key), value) for key, value in settings.items()
+                   if record["settings"].get(key) != _plain(value)}  # fmt: skip
+        if changed:
+            what = ", ".join(
+                f"{key.replace('_', '-')} was {was!r} and is now {now!r}" for key, (was, now) in changed.items()
+            )
+            raise RefusalCmpError(
+                f"{self.path / name} was made with other settings: {what}; redo it with --force, or keep it and name "
+                "another run with --alias."
+            )
+        return record["sources"] == _plain(sources)
+
+    def record(self, name: str, settings: Mapping[str, Json], sources: Mapping[str, Json]) -> None:
+        """Say what a finished artifact was made from."""
+        self._made.add(name)
+        artifacts = dict(self.manifest.get("artifacts", {}))
+        artifacts[name] = {"settings": _plain(settings), "sources": _plain(sources)}
+        self.note(artifacts=dict(sorted(artifacts.items())))
+        self.save()
+
+    # Work in progress
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other processes out of the run directory; the lock goes with the process, however it ends."""
+        home, is_new = self.path.parent, not self.path.parent.exists()
+        with self._errors_named(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDONLY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise RefusalCmpError(
+                    f"Another process is at work in {self.path}; wait for it, or name another run with --alias."
+                ) from None
+            self.manifest = self.read_json(MANIFEST) if self.has(MANIFEST) else {}
+            self._sweep()
+            yield
+        finally:
+            os.close(handle)
+            with suppress(OSError):
+                self.path.rmdir()  # a mistake before the first file leaves no folder
+                if is_new:
+                    home.rmdir()
+
+    def journal(self, name: str, identity: Json, **coding: Callable[[Any], Any]) -> Journal[Any]:
+        """What is finished of an artifact in the making; `identity` is what it is made from."""
+        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+        return Journal(self.path / f"{name}{UNFINISHED}", digest, **coding)
+
+    def _sweep(self) -> None:
+        """Delete what killed processes left: half-written files, and journals of artifacts that are finished."""
+        for folder in self.path.glob(f"{ACTIVATIONS}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for path in [*self.path.rglob(f".*{TEMPORARY}"), *self.path.rglob(f"*{UNFINISHED}")]:
+            finished = path.with_name(path.name.removesuffix(UNFINISHED))
+            if path.suffix == TEMPORARY or _is_newer(finished, path):
+                path.unlink()
+
+    # Files
+
+    def _read(self, name: str, read: Callable[[Path], Any]) -> Any:
+        path = self.path / name
+        try:
+            return read(path)
+        except OSError as error:
+            raise RefusalCmpError(f"Cannot read {path}: {error.strerror}.") from None
+        except (ValueError, SafetensorError) as error:
+            raise RefusalCmpError(
+                f"{path} is damaged ({str(error).splitlines()[0]}); delete it and run its stage again."
+            ) from None
+
+    def _write(self, name: str, content: bytes) -> None:
+        path = self.path / name
+        with self._errors_named(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _replacing(path) as file:
+                file.write(content)
+
+    @contextmanager
+    def _errors_named(self, path: Path) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise RefusalCmpError(
+                f"Cannot write {path}: {error.strerror}; free space or choose another folder with --runs-dir."
+            ) from None
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Any]:
+    """A temporary file that takes the path's place once it is complete."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _is_newer(path: Path, than: Path) -> bool:
+    """Whether the file is there and was written after the other, or with it."""
+    return path.is_file() and path.stat().st_mtime_ns >= than.stat().st_mtime_ns
+
+
+def _plain(value: Any) -> Json:
+    """The value as JSON would give it back."""
+    return json.loads(json.dumps(value))

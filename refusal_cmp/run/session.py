@@ -1,0 +1,150 @@
+"""What the stages of one command share: configuration, run directory, the model once somebody needs it."""
+
+from __future__ import annotations
+
+import gc
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from refusal_cmp.config import STAGES, MachineSettings, RunConfig, load_config
+from refusal_cmp.engines import Engine
+from refusal_cmp.engines.hf import HFEngine
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.model import ChatModel, ModelSource
+from refusal_cmp.model.chat import Chat
+from refusal_cmp.progress import Progress, silent
+from refusal_cmp.run.directory import RunDir
+
+PACKAGES = ("refusal-cmp", "torch", "transformers", "numpy", "scipy", "scikit-learn")
+
+
+def _say_nothing(message: str) -> None:
+    pass
+
+
+@dataclass
+class Session:
+    """One command at work on one run directory."""
+
+    config: RunConfig
+    run: RunDir
+    progress: Progress = silent
+    say: Callable[[str], None] = _say_nothing
+    """Tells the user something that is not progress: what was dropped, a warning, a fallback."""
+    loaded: ChatModel | None = None
+    """The model, where the caller has it already."""
+
+    @cached_property
+    def model(self) -> ChatModel:
+        """The model, loaded on first use; a stage whose work is finished never asks for it."""
+        if self.config.engine == "vllm":
+            self._stop_engine()
+        _hide_progress_bars()
+        model = self.loaded or ChatModel.load(self.source, device=self.config.device)
+        self.run.note(
+            model={
+                "name": self.config.model,
+                "revision": model.revision,
+                "architecture": type(model.model).__name__,
+                "n_layers": model.n_layers,
+                "d_model": model.d_model,
+                "positions": list(model.positions),
+                "dtype": str(model.model.dtype).removeprefix("torch."),
+            },
+            device=str(model.device),
+            versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        )
+        return model
+
+    @property
+    def source(self) -> ModelSource:
+        """The model of the run, in the precision and at the commit that it was begun with.
+
+        Whatever `auto` or a branch mean by now: a run goes on as it was begun.
+        """
+        config = self.config
+        dtype, revision = config.dtype, config.revision
+        begun = self.run.manifest.get("model")
+        if begun is not None and STAGES[0] not in self.run.force:
+            dtype, revision = begun["dtype"], begun["revision"] or revision
+        return ModelSource(
+            config.model,
+            revision=revision,
+            dtype=dtype,
+            quantization=config.quantization,
+            chat_template=self._template(),
+            system=config.system,
+            trust_remote_code=config.trust_remote_code,
+        )
+
+    def _template(self) -> str | None:
+        path = self.config.chat_template
+        if path is None:
+            return None
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise RefusalCmpError(f"Cannot read the chat template {path}: {error}; give a Jinja text file.") from None
+
+    @cached_property
+    def engine(self) -> Engine:
+        """Who generates. The vLLM engine and the model are not in memory at the same time."""
+        config = self.config
+        if config.engine == "hf":
+            # A batch size that nobody asked for is found.
+            return HFEngine(self.model, config.batch_size if "batch_size" in config.model_fields_set else None)
+        from refusal_cmp.engines.vllm import VLLMEngine, import_vllm
+
+        self.release()
+        source = self.source
+        engine = VLLMEngine(
+            source,
+            Chat.load(source),
+            device=config.device,
+            tensor_parallel=config.tensor_parallel,
+            gpu_memory_utilization=config.vllm_gpu_memory_utilization,
+        )
+        self.run.note(versions=self.run.manifest.get("versions", {}) | {"vllm": import_vllm().__version__})
+        return engine
+
+    def release(self) -> None:
+        """Free the model and the engine: another model needs the memory. They are loaded again on next use."""
+        self._stop_engine()
+        self.__dict__.pop("model", None)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _stop_engine(self) -> None:
+        engine = self.__dict__.pop("engine", None)
+        if engine is not None:
+            engine.close()
+
+
+def open_run(path: Path, **machine: Any) -> Session:
+    """A session on a finished run, with the configuration that its manifest holds.
+
+    Parameters
+    ----------
+    machine
+        Machine settings, such as the device; by default those of this machine.
+    """
+    run = RunDir(path)
+    if "config" not in run.manifest:
+        raise RefusalCmpError(f"{path} is not a run directory: it has no manifest.json that names its configuration.")
+    stored = {name: value for name, value in run.manifest["config"].items() if name not in MachineSettings.model_fields}
+    return Session(load_config(None, stored | machine), run)
+
+
+def _hide_progress_bars() -> None:
+    """transformers' own: ours is the one that is shown."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()

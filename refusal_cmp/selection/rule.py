@@ -1,0 +1,148 @@
+"""Which component to use: filters and ranking over the scores of every component (DESIGN.md, *Selection*)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from refusal_cmp.config import RankKey, RunConfig
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.plan import number
+from refusal_cmp.registry import parse_spec
+from refusal_cmp.selection.scoring import PromptScores, Reach
+from refusal_cmp.subspace import Component, SubspaceField
+
+Aggregate = Literal["max", "median", "one"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What discards a component, and what ranks those that are left."""
+
+    induce_threshold: float = 0.0
+    """A component whose addition leaves the mean refusal metric below this does not induce refusal."""
+    kl_threshold: float = 0.1
+    """A component whose removal changes harmless prompts by more than this, in nats, does too much."""
+    prune_layers: float = 0.8
+    """Components from layer int(prune_layers × n_layers) on are too close to the output tokens."""
+    multipliers: tuple[float, ...] = (0.5, 1.0, 2.0)
+    """Of the activation additions behind the induce score."""
+    induce_aggregate: Aggregate = "max"
+    """`max` or `median` over the multipliers, or `one`: at multiplier 1 only."""
+    rank_by: Reach = "local"
+    """Which bypass and KL scores filter and rank; the induce filter stays at the source layer."""
+    rank_key: RankKey = "bypass"
+    """`accuracy-then-bypass` ranks by the first classifier's dev accuracy, and by bypass among equals, as
+    published for INLP."""
+
+    @classmethod
+    def of(cls, config: RunConfig, method: str) -> Rule:
+        """The rule that a run's settings make for a method."""
+        return cls(
+            induce_threshold=config.induce_threshold,
+            kl_threshold=config.kl_threshold,
+            prune_layers=config.prune_layers,
+            multipliers=config.induce_multipliers,
+            induce_aggregate=config.induce_aggregate,
+            rank_by=config.rank_by,
+            rank_key=config.rank_key_of.get(parse_spec(method)[0], config.rank_key),
+        )
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The outcome for one method."""
+
+    method: str
+    selected: Component
+    fallback: bool
+    """True if the filters kept nothing and the best of all was taken."""
+    ranking: tuple[Component, ...]
+    """All components that have a subspace and a score, best first."""
+    kept: tuple[Component, ...]
+    """Those of them that the filters keep."""
+    missing: int
+    """Components without a subspace."""
+    nan: int
+    """Components with a subspace whose scores are NaN; they are not ranked."""
+
+
+def ranked_table(field: SubspaceField, scores: Mapping[Reach, PromptScores], rule: Rule) -> pd.DataFrame:
+    """A row per component of one method, scored, filtered and ranked by the rule."""
+    return select(score_table(field, scores, rule), rule, field.means.n_layers)
+
+
+def score_table(field: SubspaceField, scores: Mapping[Reach, PromptScores], rule: Rule) -> pd.DataFrame:
+    """A row per component of one method: its scores, local and (if there) global, averaged over prompts."""
+    rows = []
+    for index, (component, subspace) in enumerate(field.subspaces.items()):
+        row: dict[str, object] = {
+            "method": field.method,
+            "position": component.position,
+            "layer": component.layer,
+            "k": subspace.k,
+            "accuracy": float(subspace.evidence[0]),
+        }
+        for reach, per_prompt in scores.items():
+            induce = per_prompt.induce[index].mean(-1)
+            row[f"{reach}_bypass"] = float(per_prompt.bypass[index].mean())
+            row[f"{reach}_induce"] = _aggregate(induce, rule)
+            row[f"{reach}_kl"] = float(per_prompt.kl[index].mean())
+            row |= {f"{reach}_induce@{number(m)}": float(v) for m, v in zip(rule.multipliers, induce, strict=True)}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def select(table: pd.DataFrame, rule: Rule, n_layers: int) -> pd.DataFrame:
+    """The table of one method with `key`, `dropped_by`, `kept`, `rank` and `selected`."""
+    bypass, kl = table[f"{rule.rank_by}_bypass"], table[f"{rule.rank_by}_kl"]
+    induce = table["local_induce"]
+    failed = {
+        "nan": bypass.isna() | kl.isna() | induce.isna(),
+        "induce": induce < rule.induce_threshold,
+        "kl": kl > rule.kl_threshold,
+        "layer": table["layer"] >= int(rule.prune_layers * n_layers),
+    }
+    table = table.assign(dropped_by=["+".join(n for n, f in failed.items() if f[i]) for i in table.index])
+    table["kept"] = table["dropped_by"] == ""
+    table["key"] = f"{rule.rank_by}_{rule.rank_key}"
+    keys = [f"{rule.rank_by}_bypass", "layer", "position"]
+    ascending = [True, True, True]
+    if rule.rank_key == "accuracy-then-bypass":
+        keys, ascending = ["accuracy", *keys], [False, *ascending]
+    ranked = table[~failed["nan"]].sort_values(keys, ascending=ascending)
+    table["rank"] = pd.Series(range(1, len(ranked) + 1), index=ranked.index, dtype="Int64")
+    candidates = table[table["kept"]] if table["kept"].any() else ranked
+    if ranked.empty:
+        raise RefusalCmpError(
+            f"Every score of {table['method'].iloc[0]} is NaN, so nothing can be selected; "
+            "load the model in another precision (--dtype float32 or bfloat16)."
+        )
+    table["selected"] = table.index == table.loc[candidates.index, "rank"].idxmin()
+    return table
+
+
+def outcome(table: pd.DataFrame, field: SubspaceField) -> Selection:
+    """The selection that a ranked table of one method says."""
+    ranked = table.dropna(subset="rank").sort_values("rank")
+    components = [Component(*map(int, where)) for where in zip(ranked["position"], ranked["layer"], strict=True)]
+    return Selection(
+        method=field.method,
+        selected=next(c for c, chosen in zip(components, ranked["selected"], strict=True) if chosen),
+        fallback=not bool(ranked["kept"].any()),
+        ranking=tuple(components),
+        kept=tuple(c for c, kept in zip(components, ranked["kept"], strict=True) if kept),
+        missing=len(field.missing),
+        nan=len(table) - len(ranked),
+    )
+
+
+def _aggregate(induce: Float[Tensor, " m"], rule: Rule) -> float:
+    if rule.induce_aggregate == "one":
+        return float(induce[rule.multipliers.index(1)])
+    return float(induce.max() if rule.induce_aggregate == "max" else induce.quantile(0.5))

@@ -1,0 +1,228 @@
+"""Scores of every component: bypass, induce and KL, locally or globally (Arditi et al. 2024, section 2.3).
+
+    bypass = mean refusal metric on harmful validation prompts under the removal edit
+    induce = mean refusal metric on harmless validation prompts under activation addition, for each multiplier
+    kl     = mean KL(baseline ‖ edited) of the last position's distribution on harmless prompts, removal edit
+
+Local scores edit the component's own layer, global ones every layer with the same subspace. The edits are
+those of the plans themselves. Many candidates share one forward pass, one edit for each group of rows, and
+a local candidate's pass starts from the cached residual stream at its layer.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from refusal_cmp.edit import LowRankEdit, stack
+from refusal_cmp.model import Batch, ChatModel, refusal_metric
+from refusal_cmp.model.batching import RowBudget
+from refusal_cmp.plan import Place
+from refusal_cmp.planning import Chosen, Scope, Setting, make_plan
+from refusal_cmp.progress import Progress, silent
+from refusal_cmp.subspace import Component, SubspaceField
+
+_Key = TypeVar("_Key", int, tuple[int, int])
+
+Reach = Literal["local", "global"]
+SCOPES = {"local": Scope("single"), "global": Scope("all")}
+PART_SIZE = 16
+"""Prompts of a part: of like length, so that little is padding, and several candidates fit in one pass."""
+
+
+@dataclass(frozen=True)
+class PromptScores:
+    """Per-prompt scores of the candidates of one method, in the order of the field's components."""
+
+    bypass: Float[Tensor, "c n"]
+    """Refusal metric on harmful prompts under the removal edit."""
+    induce: Float[Tensor, "c m n"]
+    """Refusal metric on harmless prompts under activation addition, for each multiplier."""
+    kl: Float[Tensor, "c n"]
+    """KL(baseline ‖ edited) on harmless prompts under the removal edit, nats."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A batch of validation prompts with what every candidate needs of the unedited pass."""
+
+    rows: list[int]
+    batch: Batch
+    streams: list[Tensor]
+    log_probs: Float[Tensor, "n vocab"]
+
+
+Edits = Mapping[Place, LowRankEdit]
+
+
+class Scorer:
+    """Scores candidates on fixed validation prompts; the unedited passes are done once.
+
+    Parameters
+    ----------
+    refusal_tokens
+        The set R of the refusal metric.
+    kl_epsilon
+        Inside the logs of the KL; see `kl_divergence`.
+    max_rows
+        Most rows (candidates × prompts) in one forward pass; by default what memory and speed suggest, halved
+        whenever memory runs out.
+    """
+
+    def __init__(
+        self,
+        model: ChatModel,
+        harmful: Sequence[str],
+        harmless: Sequence[str],
+        refusal_tokens: Sequence[int],
+        *,
+        kl_epsilon: float = 0.0,
+        max_rows: int | None = None,
+    ) -> None:
+        self.model = model
+        self.kl_epsilon = kl_epsilon
+        self.refusal_tokens = refusal_tokens
+        self.rows = RowBudget(model.device, max_rows)
+        self.harmful = self._parts(harmful)
+        self.harmless = self._parts(harmless)
+
+    def baseline(self, kind: Literal["harmful", "harmless"]) -> Float[Tensor, " n"]:
+        """Refusal metric of the unedited model on each validation prompt."""
+        parts = self.harmful if kind == "harmful" else self.harmless
+        metric = torch.empty(sum(len(part.batch) for part in parts), dtype=torch.float64)
+        for part in parts:
+            metric[part.rows] = refusal_metric(part.log_probs, self.refusal_tokens).cpu()
+        return metric
+
+    def score(
+        self,
+        field: SubspaceField,
+        reach: Reach,
+        *,
+        multipliers: Sequence[float],
+        setting: Setting | None = None,
+        progress: Progress = silent,
+    ) -> PromptScores:
+        """The per-prompt scores of every component of a field."""
+        components = list(field)
+        n_harmful = sum(len(part.batch) for part in self.harmful)
+        n_harmless = sum(len(part.batch) for part in self.harmless)
+        bypass = torch.full((len(components), n_harmful), torch.nan, dtype=torch.float64)
+        kl = torch.full((len(components), n_harmless), torch.nan, dtype=torch.float64)
+        induce = torch.full((len(components), len(multipliers), n_harmless), torch.nan, dtype=torch.float64)
+
+        candidates: dict[int, list[int]] = defaultdict(list)
+        for index, component in enumerate(components):
+            candidates[component.layer if reach == "local" else 0].append(index)
+
+        def removal(index: int) -> Edits:
+            return _edits("nullspace", field, components[index], reach, setting)
+
+        def addition(pair: tuple[int, int]) -> Edits:
+            return _edits("actadd", field, components[pair[0]], reach, setting, multipliers[pair[1]])
+
+        with progress(f"scoring {field.method}, {reach}", len(components) * (1 + len(multipliers))) as advance:
+            for start, removed in candidates.items():
+                for part in self.harmful:
+                    for indices, logits in self._passes(start, removed, removal, part):
+                        bypass[torch.tensor(indices)[:, None], part.rows] = self._metric(logits)
+                for part in self.harmless:
+                    for indices, logits in self._passes(start, removed, removal, part):
+                        kl[torch.tensor(indices)[:, None], part.rows] = self._kl(part, logits)
+                advance(len(removed))
+            for start, steered in candidates.items():
+                added = [(index, column) for index in steered for column in range(len(multipliers))]
+                for part in self.harmless:
+                    for pairs, logits in self._passes(start, added, addition, part):
+                        at = torch.tensor(pairs)
+                        induce[at[:, :1], at[:, 1:], part.rows] = self._metric(logits)
+                advance(len(added))
+        return PromptScores(bypass, induce, kl)
+
+    def _parts(self, instructions: Sequence[str]) -> list[_Part]:
+        parts = []
+        with torch.inference_mode():
+            for rows, batch in self.model.batches(instructions, self.rows.at_most(PART_SIZE)):
+                with self.rows.measured(len(batch)):
+                    log_probs = self.model.last_logits(batch).double().log_softmax(-1)
+                parts.append(_Part(rows, batch, self.model.streams(batch), log_probs))
+        return parts
+
+    def _passes(
+        self, start: int, candidates: Sequence[_Key], edits_of: Callable[[_Key], Edits], part: _Part
+    ) -> Iterator[tuple[list[_Key], Float[Tensor, "g n vocab"]]]:
+        """Last-position logits of as many candidates at a time as fit in memory; there are no edits but theirs."""
+        done = 0
+        while done < len(candidates):
+            chunk = list(candidates[done : done + max(1, self.rows.limit // len(part.batch))])
+            edits = [edits_of(key) for key in chunk]
+            with self.rows.halving(len(chunk) * len(part.batch), least=len(part.batch)) as attempt:
+                logits = edited_logits(self.model, start, edits, part.batch, part.streams[start])
+            if attempt.failed:
+                continue
+            yield chunk, logits
+            done += len(chunk)
+
+    def _kl(self, part: _Part, logits: Float[Tensor, "g n vocab"]) -> Float[Tensor, "g n"]:
+        """One group at a time: the vocabulary is the large dimension."""
+        rows = [kl_divergence(part.log_probs, one.double().log_softmax(-1), self.kl_epsilon) for one in logits]
+        return torch.stack(rows).cpu()
+
+    def _metric(self, logits: Float[Tensor, "g n vocab"]) -> Float[Tensor, "g n"]:
+        return refusal_metric(logits.flatten(0, 1), self.refusal_tokens).view(logits.shape[:2]).cpu()
+
+
+def edited_logits(
+    model: ChatModel, start: int, edits: Sequence[Edits], batch: Batch, stream: Float[Tensor, "n s d"]
+) -> Float[Tensor, "g n vocab"]:
+    """Last-position logits of the batch under each of g sets of edits, in one pass from block `start` on."""
+    shared: dict[tuple[int, ...], LowRankEdit] = {}
+    stacked = {}
+    for place in {place for one in edits for place in one}:
+        here = [one.get(place) for one in edits]
+        key = tuple(map(id, here))  # places with the same edits share one stack
+        if key not in shared:
+            shared[key] = stack(here)
+        stacked[place] = shared[key]
+    with (
+        torch.inference_mode(),
+        model.resumed(start, stream.repeat(len(edits), 1, 1)),
+        model.edited(stacked),
+    ):
+        logits = model.last_logits(batch.repeated(len(edits)))
+    return logits.view(len(edits), len(batch), -1)
+
+
+def _edits(
+    intervention: str,
+    field: SubspaceField,
+    component: Component,
+    reach: Reach,
+    setting: Setting | None,
+    strength: float | None = None,
+) -> Edits:
+    chosen = Chosen(field, component, (component,))
+    return make_plan(intervention, chosen, SCOPES[reach], strength=strength, setting=setting).edits
+
+
+def kl_divergence(
+    baseline: Float[Tensor, "n vocab"], edited: Float[Tensor, "n vocab"], epsilon: float = 0.0
+) -> Float[Tensor, " n"]:
+    """KL(baseline ‖ edited) of log-probabilities, nats, exact in log space.
+
+    Parameters
+    ----------
+    epsilon
+        Added to the probabilities inside the logs, as published (1e-6): it makes the divergence smaller the larger
+        the vocabulary is.
+    """
+    if epsilon:
+        ratio = (baseline.exp() + epsilon).log() - (edited.exp() + epsilon).log()
+        return (baseline.exp() * ratio).sum(-1)
+    return torch.nn.functional.kl_div(edited, baseline, reduction="none", log_target=True).sum(-1)

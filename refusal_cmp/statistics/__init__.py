@@ -1,0 +1,31 @@
+"""Intervals, paired comparisons of plans, agreement of judges."""
+
+from refusal_cmp.statistics.intervals import (
+    LEVEL,
+    RESAMPLES,
+    SEED,
+    Difference,
+    Estimate,
+    holm,
+    mean,
+    normal_interval,
+    paired_difference,
+    rate,
+    resampled,
+    weighted_mean,
+)
+
+__all__ = [
+    "LEVEL",
+    "RESAMPLES",
+    "SEED",
+    "Difference",
+    "Estimate",
+    "holm",
+    "mean",
+    "normal_interval",
+    "paired_difference",
+    "rate",
+    "resampled",
+    "weighted_mean",
+]

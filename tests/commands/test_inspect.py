@@ -1,0 +1,134 @@
+"""`refusal-cmp inspect`: it reads what the model holds, and answers what the run answered."""
+
+from __future__ import annotations
+
+import io
+import sys
+
+import pytest
+import torch
+from rich.console import Console
+
+from refusal_cmp.cli import main
+from refusal_cmp.commands.inspect import SHADES, Reading, draw_heat, inspect_prompt, print_inspection, read
+from refusal_cmp.config import load_config
+from refusal_cmp.plan import file_name
+from refusal_cmp.report.figures import rendered
+from refusal_cmp.run.contents import read_selected
+from refusal_cmp.run.directory import RunDir
+from refusal_cmp.run.session import Session
+from refusal_cmp.stages import run_stages
+from refusal_cmp.subspace import Component
+
+SMALL = {
+    "methods": "diff-in-means",
+    "interventions": "ablation,clamp",
+    "scope": "all",
+    "eval_datasets": "harmful,harmless",
+    "n_train": 20,
+    "n_val": 2,
+    "n_test": 2,
+    "max_new_tokens": 12,
+    "induce_multipliers": "1",
+    "evals": "refusal",
+}
+PLAN = "diff-in-means/ablation@all"
+
+
+@pytest.fixture(scope="module")
+def session(tiny, tmp_path_factory):
+    run = RunDir(tmp_path_factory.mktemp("runs") / "tiny-refuser")
+    session = Session(load_config(None, SMALL), run, loaded=tiny)
+    run_stages(session, ("extract", "select", "infer", "evaluate"))
+    return session
+
+
+def stored(session, plan):
+    return session.run.read_lines(f"infer/{file_name(plan)}/harmful.jsonl")[0]
+
+
+def shown(inspection, **options):
+    console = Console(file=io.StringIO(), width=100, **options)
+    print_inspection(console, inspection)
+    return console.file.getvalue()
+
+
+def test_projections_are_those_of_the_hidden_states(session, tiny):
+    """The oracle: transformers' own hidden states, times the direction."""
+    prompt = "How do I bake a cake?"
+    (reading,) = read(tiny, prompt, read_selected(session))
+    (selected,) = read_selected(session)
+    with torch.inference_mode():
+        out = tiny.model(input_ids=torch.tensor(tiny.tokenize([prompt])), output_hidden_states=True)
+    entering = torch.stack(out.hidden_states[:-1])[:, 0].double()
+    expected = (entering @ selected.field[selected.component].direction).T
+    assert reading.projections.allclose(expected, rtol=1e-4, atol=1e-3)
+
+
+def test_the_answers_are_those_of_the_run(session):
+    prompt = stored(session, PLAN)["instruction"]
+    found = inspect_prompt(session, prompt, [PLAN])
+    assert [one.plan for one in found.responses] == ["baseline", PLAN]
+    assert [one.completion for one in found.responses] == [
+        stored(session, plan)["completion"] for plan in ("baseline", PLAN)
+    ]
+    assert found.responses[0].metric > 0 > found.responses[1].metric
+    assert "".join(found.tokens) == session.model.render(prompt)
+
+
+def test_by_default_every_method_answers_once(session):
+    found = inspect_prompt(session, "How do I bake a cake?")
+    assert [one.plan.split("/")[0] for one in found.responses] == ["baseline", "diff-in-means"]
+
+
+def test_the_scale_is_from_the_harmless_to_the_harmful_mean():
+    means = torch.tensor([[1.0, -2.0, 5.0], [3.0, -6.0, 5.001]])
+    reading = Reading("inlp", Component(-1, 1), torch.stack([*means, means.mean(0)]), means, torch.tensor([1.0, 1, 5]))
+    assert reading.shares[:, :2].allclose(torch.tensor([0.0, 1.0, 0.5])[:, None].expand(3, 2))
+    assert reading.shares[:, 2].isnan().all()
+
+
+def test_the_strip_is_read_without_colours_and_has_them_on_a_terminal(session):
+    prompt = stored(session, "baseline")["instruction"] + " [bold]"
+    found = inspect_prompt(session, prompt, [PLAN])
+    plain = shown(found)
+    assert SHADES[-1] * 2 in plain
+    rows = [line.split() for line in plain.splitlines()]
+    assert "[bold]" in "".join(row[0] for row in rows if row)
+    assert PLAN in plain
+    assert "\x1b" not in plain
+    assert "\x1b[38;2;" in shown(found, force_terminal=True, color_system="truecolor")
+
+
+def test_figures_have_the_same_bytes_every_time(session):
+    found = inspect_prompt(session, "Say «$x$».", [PLAN])
+    assert rendered(draw_heat(found), "svg") == rendered(draw_heat(found), "svg")
+
+
+def test_the_command_shows_and_saves(session, tmp_path, monkeypatch, capsys):
+    target = tmp_path / "heat.png"
+    command = ["inspect", str(session.run.path), "How do I bake a cake?", "--plan", PLAN, "--save", str(target)]
+    monkeypatch.setattr(sys, "argv", ["refusal-cmp", *command])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert not stopped.value.code
+    assert PLAN in capsys.readouterr().out
+    assert target.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["{run}", "hello", "--plan", "diff-in-means/ablation@al"], "Did you mean 'diff-in-means/ablation@all'?"),
+        (["{run}", " "], "The prompt is empty"),
+        (["{run}", "hello", "--save", "heat.gif"], "A figure is saved as .png, .svg, .pdf"),
+        (["{run}", "hello", "--save", "none/heat.png"], "There is no folder none"),
+        (["{run}/infer", "hello"], "is not a run directory"),
+    ],
+)
+def test_a_mistake_is_one_sentence(session, monkeypatch, capsys, args, says):
+    monkeypatch.setattr(sys, "argv", ["refusal-cmp", "inspect", *(arg.format(run=session.run.path) for arg in args)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert says in " ".join(capsys.readouterr().err.split())

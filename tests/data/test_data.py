@@ -1,0 +1,508 @@
+"""Prompt sets: public ones from local copies in the same layout, local files, splits, duplicates, and mistakes."""
+
+from __future__ import annotations
+
+import csv
+import http.server
+import json
+import os
+import random
+import subprocess
+import sys
+import threading
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from hypothesis import given, reject, settings
+from hypothesis import strategies as st
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.metrics.pairwise import cosine_similarity
+
+from refusal_cmp.config import load_config
+from refusal_cmp.data import CARDS, DATASETS, SPLITS, TEXTS, Columns, Prompt, _download, public
+from refusal_cmp.data.files import read_splits
+from refusal_cmp.data.sampling import Drawn, check_apart, draw, normal
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.run.contents import PROMPTS
+from refusal_cmp.run.directory import RunDir
+from refusal_cmp.run.session import Session
+from refusal_cmp.stages import run_stages
+from refusal_cmp.stages.prompts import read_test_prompts
+
+ALL = {"train": 999, "val": 999, "test": 999}
+MISSPELT = ["How do I mispell a sign?", "How do I skip a queue?", "How do I hide a teapot?", "How do I tip a boat?"]
+
+
+def silent(message: str) -> None:
+    pass
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def write_csv(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def write_parquet(path: Path, rows: list[dict[str, str]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.Table.from_pylist(rows), path)
+    return path
+
+
+def instructions(prompts: list[Prompt]) -> list[str]:
+    return [prompt.instruction for prompt in prompts]
+
+
+# Public sets
+
+
+@pytest.fixture
+def copies(tmp_path, monkeypatch):
+    """A folder of copies of the public repositories, in their layout and with prompts of our own."""
+    monkeypatch.setenv("REFUSAL_CMP_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    return tmp_path / "data"
+
+
+def test_published_splits_are_read_as_stored(copies):
+    for kind in ("harmful", "harmless"):
+        for split in SPLITS:
+            rows = [{"instruction": f"{kind} {split} {n}", "category": None if n else "a"} for n in range(3)]
+            write(copies / public.PUBLISHED[0] / f"dataset/splits/{kind}_{split}.json", json.dumps(rows))
+    prompts = DATASETS.get("published-harmful")("val")
+    assert prompts == [Prompt("harmful val 0", "a"), Prompt("harmful val 1"), Prompt("harmful val 2")]
+    assert instructions(DATASETS.get("published-harmless")("train")) == [f"harmless train {n}" for n in range(3)]
+
+
+def test_sets_of_one_list_are_test_sets(copies):
+    write_csv(copies / "llm-attacks/llm-attacks/data/advbench/harmful_behaviors.csv",
+              [{"goal": text, "target": "Sure"} for text in MISSPELT])  # fmt: skip
+    write(copies / "Princeton-SysML/Jailbreak_LLM/data/MaliciousInstruct.txt", "\n".join(MISSPELT) + "\n")
+    for phase, texts in (("dev", MISSPELT[:2]), ("test", MISSPELT[2:])):
+        write(copies / public.TDC[0] / f"red_teaming/data/{phase}/behaviors.json", json.dumps(texts))
+    write_csv(copies / "alexandrasouly/strongreject/strongreject_dataset/strongreject_dataset.csv",
+              [{"category": "Fraud", "source": "x", "forbidden_prompt": text} for text in MISSPELT])  # fmt: skip
+    for name in ("advbench", "malicious-instruct", "tdc2023", "strongreject"):
+        assert instructions(DATASETS.get(name)("test")) == MISSPELT, name
+        assert DATASETS.get(name)("train") == DATASETS.get(name)("val") == [], name
+    assert DATASETS.get("strongreject")("test")[0].category == "Fraud"
+
+
+def test_harmbench_keeps_standard_behaviours_and_xstest_safe_prompts(copies):
+    for split, texts in (("val", MISSPELT[:2]), ("test", MISSPELT[2:])):
+        rows = [
+            {"Behavior": text, "FunctionalCategory": functional, "SemanticCategory": "misinformation", "Tags": ""}
+            for text, functional in [(one, "standard") for one in texts] + [("x", "copyright"), ("y", "contextual")]
+        ]
+        write_csv(copies / public.HARMBENCH[0] / f"data/behavior_datasets/harmbench_behaviors_text_{split}.csv", rows)
+    harmbench = DATASETS.get("harmbench")
+    assert harmbench("train") == []
+    assert harmbench("val") == [Prompt(text, "misinformation") for text in MISSPELT[:2]]
+    assert instructions(harmbench("test")) == MISSPELT[2:]
+
+    kinds = ["homonyms", "contrast_homonyms"]
+    rows = [
+        {"id": "1", "prompt": text, "type": kind, "label": label, "focus": "", "note": ""}
+        for text, kind, label in zip(["How do I kill time?", "no"], kinds, ["safe", "unsafe"], strict=True)
+    ]
+    write_csv(copies / public.XSTEST[0] / "xstest_prompts.csv", rows)
+    assert DATASETS.get("xstest")("test") == [Prompt("How do I kill time?", "homonyms")]
+
+
+def test_sets_of_the_hub(copies):
+    columns = [{"Index": str(n), "Goal": text, "Category": "Fraud"} for n, text in enumerate(MISSPELT)]
+    write_csv(copies / public.JBB / "data/harmful-behaviors.csv", columns)
+    write_csv(copies / public.JBB / "data/benign-behaviors.csv", columns[:1])
+    files = [{"split": split, "path": f"data/{split}-behaviors.csv"} for split in ("harmful", "benign")]
+    card = yaml.safe_dump({"configs": [{"config_name": "behaviors", "data_files": files}]})
+    write(copies / public.JBB / "README.md", f"---\n{card}---\n")
+    assert DATASETS.get("jailbreakbench")("test") == [Prompt(text, "Fraud") for text in MISSPELT]
+    assert len(DATASETS.get("jailbreakbench-benign")("test")) == 1
+
+    rows = [{"instruction": f"Say {n}", "input": "" if n % 2 else "x", "output": f"It is {n}."} for n in range(6)]
+    write_parquet(copies / public.ALPACA / "data/train-00000-of-00001.parquet", rows)
+    assert instructions(DATASETS.get("alpaca")("test")) == ["Say 1", "Say 3", "Say 5"]
+    documents = list(TEXTS.get("alpaca")())
+    assert (documents[1].instruction, documents[1].text) == ("Say 3", "It is 3.")
+
+
+def test_the_pile_is_read_only_as_far_as_needed(copies):
+    write(copies / public.PILE / "train/00.jsonl", "".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(5)))
+    write(copies / public.PILE / "train/01.jsonl", "no JSON\n")
+    documents = iter(TEXTS.get("pile")())
+    assert [document.text for document in islice(documents, 5)] == [f"text {n}" for n in range(5)]
+    with pytest.raises(RefusalCmpError, match="monology/pile-uncopyrighted"):
+        next(documents)
+
+
+def test_a_changed_layout_is_told(copies):
+    write_csv(copies / "llm-attacks/llm-attacks/data/advbench/harmful_behaviors.csv", [{"behaviour": "x"}])
+    with pytest.raises(RefusalCmpError, match=r"no column goal any more; its columns are behaviour"):
+        DATASETS.get("advbench")("test")
+
+
+@pytest.mark.parametrize(
+    ("reason", "says"),
+    [
+        ("Dataset 'JailbreakBench/JBB-Behaviors' is a gated dataset on the Hub.", "is gated; accept its terms"),
+        (
+            "Couldn't reach 'JailbreakBench/JBB-Behaviors' on the Hub (ConnectionError)",
+            "check the connection, or put a",
+        ),
+    ],
+)
+def test_a_set_that_cannot_be_had_is_one_sentence(copies, monkeypatch, reason, says):
+    def load_dataset(*args, **kwargs):
+        raise ConnectionError(f"{reason}\nmore")
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    with pytest.raises(RefusalCmpError, match=says) as caught:
+        DATASETS.get("jailbreakbench")("test")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("registry", [DATASETS, TEXTS], ids=["prompts", "texts"])
+def test_cards_of_embedded_sets_are_true(registry):
+    for name in registry:
+        card = CARDS[registry][name]
+        assert card.source
+        if card.source == "embedded":
+            plugin = registry.get(name)
+            found = {split: len(plugin(split)) for split in card.sizes} if registry is DATASETS else len(plugin())
+            assert found == (dict(card.sizes) if registry is DATASETS else card.sizes["documents"])
+
+
+# Downloads
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A local stand-in for GitHub's raw files; gives its folder and the paths that it was asked for."""
+    monkeypatch.setenv("REFUSAL_CMP_DATA", str(tmp_path / "data"))
+    asked: list[str] = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args):
+            asked.append(self.path)
+
+    folder = tmp_path / "served"
+    folder.mkdir()
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
+    threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
+    monkeypatch.setattr(_download, "GITHUB", f"http://127.0.0.1:{httpd.server_port}")
+    yield folder, asked
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def test_a_file_is_downloaded_once_and_a_damaged_copy_again(server):
+    folder, asked = server
+    write(folder / "owner/name/main/data/x.txt", "one\n")
+    copy = _download.github_file("owner/name", "main", "data/x.txt")
+    assert copy.read_text() == "one\n"
+    assert _download.github_file("owner/name", "main", "data/x.txt") == copy
+    assert len(asked) == 1
+
+    copy.write_text("damaged")
+    assert _download.github_file("owner/name", "main", "data/x.txt").read_text() == "one\n"
+    write(folder / "owner/name/v2/data/x.txt", "two\n")
+    assert _download.github_file("owner/name", "v2", "data/x.txt").read_text() == "two\n"
+    assert not [path for path in copy.parent.iterdir() if path.name.startswith(".")]
+
+
+def test_somebodys_own_copy_is_taken_as_it_is(server):
+    copy = write(_download.folder() / "owner/name/data/x.txt", "mine\n")
+    assert _download.github_file("owner/name", "main", "data/x.txt").read_text() == "mine\n"
+    assert server[1] == []
+    assert list(copy.parent.iterdir()) == [copy]
+
+
+def test_a_failed_download_is_one_sentence_and_leaves_nothing(server):
+    with pytest.raises(RefusalCmpError, match=r"Cannot download .*404.*or put a copy at"):
+        _download.github_file("owner/name", "main", "none.txt")
+    assert not _download.folder().exists()
+
+
+# Local files
+
+
+ROWS = [{"prompt": f"Ask, {n}\nplease “now”", "category": f"kind {n % 2}"} for n in range(4)]
+
+
+@pytest.mark.parametrize("suffix", ["json", "jsonl", "csv", "parquet", "CSV"])
+def test_every_format_gives_the_same_prompts(tmp_path, suffix):
+    path = tmp_path / f"my.{suffix}"
+    writers = {"parquet": write_parquet, "csv": write_csv}
+    if suffix.lower() in writers:
+        writers[suffix.lower()](path, ROWS)
+    else:
+        write(path, json.dumps(ROWS) if suffix == "json" else "\n".join(map(json.dumps, ROWS)))
+    splits = read_splits(path, Columns(), silent)
+    assert splits == {"train": [], "val": [], "test": [Prompt(row["prompt"], row["category"]) for row in ROWS]}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("my.txt", "One?\r\n\r\n  Two?\r\n"),
+        ("my.json", '["One?", "Two?"]'),
+        ("my.jsonl", '"One?"\n"Two?"\n'),
+        ("my.csv", "\ufeffQuestion\nOne?\nTwo?\n"),
+        ("my.csv", "Text,Goal\na,One?\nb,Two?\n"),
+        ("my.json", '[{"behavior": "One?"}, {"behavior": null}, {"behavior": "Two?"}]'),
+    ],
+)
+def test_prompts_are_found_by_the_usual_names(tmp_path, name, content):
+    assert instructions(read_splits(write(tmp_path / name, content), Columns(), silent)["test"]) == ["One?", "Two?"]
+
+
+def test_columns_can_be_named(tmp_path):
+    path = write(tmp_path / "my.csv", "a,b,c\nno,Yes?,kind\n")
+    assert read_splits(path, Columns(("z", "B"), "c"), silent)["test"] == [Prompt("Yes?", "kind")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "columns", "says"),
+    [
+        (
+            "my.csv",
+            "a,b\n1,2\n",
+            Columns(),
+            r"no column called one of instruction, .*; its columns are a, b: .*--column",
+        ),
+        ("my.csv", "a,b\n1,2\n", Columns(("x", "y")), r"no column called x or y; its columns are a, b"),
+        ("my.csv", "goal,b\n1,2\n", Columns(category="kind"), r"no column called kind; .* --category-column"),
+        ("my.csv", "goal\nShould I, or not?\n", Columns(), r"Row 1 of .* has more fields .* in quotes"),
+        ("my.csv", 'goal\n"open\n', Columns(), r"Line 2 of .* is not CSV"),
+        ("my.csv", "", Columns(), "holds no prompt"),
+        ("my.csv", "goal\n", Columns(), "holds no prompt"),
+        ("my.json", "[]", Columns(), "holds no prompt"),
+        ("my.json", '["", " "]', Columns(), "holds no prompt"),
+        ("my.json", '{"prompt": "x"}', Columns(), "must hold a list of strings or of rows, and holds an object"),
+        ("my.json", "[1]", Columns(), "Row 1 of .* is a number, and must be a string or an object"),
+        ("my.json", '[{"prompt": ["x"]}]', Columns(), "The prompt of row 1 of .* is a list, and must be text"),
+        ("my.json", '["\\ud800"]', Columns(), "half a character"),
+        ("my.json", "[", Columns(), r"my\.json is not JSON"),
+        ("my.jsonl", '"x"\n{\n', Columns(), r"Line 2 of .*my\.jsonl is not JSON"),
+        ("my.txt", b"caf\xe9\n", Columns(), "is not UTF-8 text .* at byte 3"),
+        ("my.parquet", b"PAR1", Columns(), "is not Parquet"),
+        ("my.xlsx", "x", Columns(), r"must end in \.json, \.jsonl, \.csv, \.parquet, \.txt"),
+        (
+            "my.csv",
+            "goal,split\nx,train\ny,elsewhere\n",
+            Columns(),
+            "says 'elsewhere', and must say train, val or test",
+        ),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_sentence(tmp_path, name, content, columns, says):
+    path = write(tmp_path / name, content)
+    with pytest.raises(RefusalCmpError, match=says):
+        read_splits(path, columns, silent)
+
+
+@pytest.mark.parametrize(("name", "says"), [("none.csv", "No such file"), ("folder.csv", "directory")])
+def test_a_file_that_is_not_there(tmp_path, name, says):
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(RefusalCmpError, match=f"Cannot read the prompts .*{says}"):
+        read_splits(tmp_path / name, Columns(), silent)
+
+
+def test_rows_without_a_prompt_are_told(tmp_path):
+    said: list[str] = []
+    read_splits(write(tmp_path / "my.csv", "goal,x\nOne?,1\n,2\n"), Columns(), said.append)
+    assert said == [f"{tmp_path / 'my.csv'}: 1 of 2 rows have no prompt and are left out."]
+
+
+# Splits
+
+
+def many(n: int) -> list[str]:
+    return [f"How do I paint the {n} of {one}?" for one in range(n)]
+
+
+def test_one_list_is_split_60_20_20_whatever_its_order(tmp_path):
+    texts, said = many(50), []
+    first = draw(str(write(tmp_path / "a.json", json.dumps(texts))), ALL, 0, columns=Columns(), near_duplicates=None,
+                 say=said.append)  # fmt: skip
+    assert [len(first.prompts[split]) for split in SPLITS] == [30, 10, 10]
+    assert said[0].endswith("is one list; its 50 prompts are split 30/10/10 into train, val and test.")
+    random.Random(0).shuffle(texts)
+    again = draw(str(write(tmp_path / "b.json", json.dumps(texts))), ALL, 1, columns=Columns(), near_duplicates=None,
+                 say=silent)  # fmt: skip
+    for split in SPLITS:
+        assert set(instructions(first.prompts[split])) == set(instructions(again.prompts[split]))
+
+
+def test_splits_of_a_file_are_kept(tmp_path):
+    rows = [{"goal": f"{split} {n}", "split": name} for split, name in
+            (("train", "Train"), ("val", "validation"), ("test", "test")) for n in range(3)]  # fmt: skip
+    by_column = read_splits(write_csv(tmp_path / "my.csv", rows), Columns(), silent)
+    for name in ("train", "dev", "test"):
+        texts = [f"{'val' if name == 'dev' else name} {n}" for n in range(3)]
+        write(tmp_path / f"set_{name}.json", json.dumps(texts))
+    assert by_column == read_splits(tmp_path / "set_dev.json", Columns(), silent)
+    assert instructions(by_column["val"]) == ["val 0", "val 1", "val 2"]
+
+
+def test_a_set_without_one_of_its_splits_is_not_learned_from(tmp_path):
+    for split in ("val", "test"):
+        write(tmp_path / f"{split}.txt", "One?\n")
+    with pytest.raises(RefusalCmpError, match=r"The train split of .* is empty.*--eval-datasets"):
+        draw(str(tmp_path / "test.txt"), ALL, 0, columns=Columns(), near_duplicates=None, say=silent)
+
+
+def test_too_few_prompts_to_split(tmp_path):
+    path = write(tmp_path / "few.txt", "\n".join(many(4)))
+    with pytest.raises(RefusalCmpError, match="has 4 prompts, too few to split; give at least 5"):
+        draw(str(path), ALL, 0, columns=Columns(), near_duplicates=None, say=silent)
+
+
+WORDS = st.lists(st.sampled_from("a cake Cake cow COW bird ? ! red".split()), min_size=1, max_size=3).map(" ".join)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.fixed_dictionaries({split: st.lists(WORDS, min_size=1, max_size=8) for split in SPLITS}),
+    st.sampled_from([None, 0.5, 0.9]),
+)
+def test_no_prompt_is_in_two_splits_and_test_loses_none(tmp_path_factory, texts, threshold):
+    folder = tmp_path_factory.mktemp("sets")
+    for split, prompts in texts.items():
+        write(folder / f"{split}.json", json.dumps(prompts))
+    try:
+        drawn = draw(str(folder / "train.json"), ALL, 0, columns=Columns(), near_duplicates=threshold, say=silent)
+    except RefusalCmpError:  # a split is empty
+        reject()
+    kept = [normal(prompt.instruction) for split in SPLITS for prompt in drawn.prompts[split]]
+    assert len(kept) == len(set(kept))
+    assert {normal(text) for text in texts["test"]} == {normal(text) for text in instructions(drawn.prompts["test"])}
+    for split in SPLITS:
+        count = drawn.counts[split]
+        assert count["available"] == len(texts[split])
+        assert count["sampled"] == count["available"] - count["duplicates"] - count["near_duplicates"]
+
+
+def test_near_duplicates_are_those_of_plain_tf_idf(tmp_path):
+    """Counts and removals agree with one dense similarity matrix."""
+    rng = random.Random(1)
+    words = [f"w{n}" for n in range(30)]
+    texts = {split: [" ".join(rng.sample(words, 4)) for _ in range(40)] for split in SPLITS}
+    for split in SPLITS:
+        write(tmp_path / f"{split}.json", json.dumps(texts[split]))
+
+    def drawn(threshold: float | None) -> tuple[Drawn, list[str]]:
+        said: list[str] = []
+        name = str(tmp_path / "train.json")
+        return draw(name, ALL, 0, columns=Columns(), near_duplicates=threshold, say=said.append), said
+
+    whole, said = drawn(None)
+    kept = {split: instructions(whole.prompts[split]) for split in SPLITS}
+    vectors = TfidfVectorizer(token_pattern=r"(?u)\w+").fit([text for split in SPLITS for text in kept[split]])
+    similar = {
+        split: cosine_similarity(vectors.transform(kept["test"]), vectors.transform(kept[split])) for split in SPLITS
+    }
+    near = int((similar["train"].max(1) >= 0.6).sum())
+    assert near > 0
+    assert whole.counts["test"]["near_train"] == near
+    assert f"{near} of {len(kept['test'])} test prompts have a near-duplicate in training" in said[-1]
+    thinned, _ = drawn(0.6)
+    for split in ("train", "val"):
+        assert instructions(thinned.prompts[split]) == list(np.array(kept[split])[similar[split].max(0) < 0.6])
+    assert thinned.counts["test"]["near_train"] == 0
+    assert thinned.prompts["test"] == whole.prompts["test"]
+
+
+def test_a_prompt_cannot_be_of_both_kinds():
+    drawn = [Drawn({"train": [Prompt(text)], "val": [], "test": []}, {}) for text in ("Why?", "why")]
+    with pytest.raises(RefusalCmpError, match=r"1 prompts are harmful and harmless at once, such as 'Why\?'"):
+        check_apart(*drawn)
+
+
+# In a run
+
+
+@pytest.fixture
+def my_files(tmp_path):
+    """A hundred of the embedded prompts of each kind, as a new user's own files."""
+    for kind, suffix in (("harmful", "csv"), ("harmless", "jsonl")):
+        prompts = DATASETS.get(f"tiny-{kind}")("train")[:100]
+        rows = [{"question": one.instruction, "topic": one.category} for one in prompts]
+        if suffix == "csv":
+            write_csv(tmp_path / "my.csv", rows)
+        else:
+            write(tmp_path / "my.jsonl", "\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+def start(folder: Path, model, stages=("extract",), **flags) -> tuple[Session, list[str]]:
+    said: list[str] = []
+    chosen = {"harmful": str(folder / "my.csv"), "harmless": str(folder / "my.jsonl"), "limit": 16, **flags}
+    session = Session(load_config(None, chosen), RunDir(folder / "run"), say=said.append)
+    session.__dict__["model"] = model
+    run_stages(session, stages)
+    return session, said
+
+
+def test_a_run_keeps_its_prompts_and_needs_the_files_no_more(my_files, tiny):
+    extra = [*instructions(DATASETS.get("tiny-harmful")("train")[:100]), "Which cake is blue?", "Which cow is blue?"]
+    write(my_files / "Extra Set.txt", "\n".join(extra))
+    flags = {"methods": "diff-in-means", "eval_datasets": ["harmful", str(my_files / "Extra Set.txt")], "limit": 999}
+    session, _ = start(my_files, tiny, **flags)
+    kept = session.run.read_json(PROMPTS)
+    assert [kept["counts"][f"harmful_{split}"]["available"] for split in SPLITS] == [60, 20, 20]
+    assert kept["prompts"]["harmful_test"][0]["category"]
+    test = read_test_prompts(session, "extra-set")
+    learned = {row["instruction"] for split in ("train", "val") for row in kept["prompts"][f"harmful_{split}"]}
+    assert "Which cow is blue?" in instructions(test)
+    assert not learned & set(instructions(test))
+    assert load_config(session.run.path / "config.yaml", {}) == session.config
+
+    (my_files / "my.csv").unlink()
+    (my_files / "Extra Set.txt").unlink()
+    again, _ = start(my_files, tiny, **flags)
+    assert again.run.read_json(PROMPTS) == kept
+    assert read_test_prompts(again, "extra-set") == test
+
+
+def test_changed_files_are_read_again_and_missing_ones_named(my_files, tiny):
+    session, _ = start(my_files, tiny, methods="diff-in-means")
+    before = session.run.digest(PROMPTS)
+    path = my_files / "my.jsonl"
+    path.write_text("\n".join(path.read_text().splitlines()[:80]))
+    session, _ = start(my_files, tiny, methods="diff-in-means")
+    assert session.run.digest(PROMPTS) != before
+    with pytest.raises(RefusalCmpError, match=r"Cannot read the prompts .*none\.csv: No such file"):
+        start(my_files, tiny, eval_datasets=["harmful", str(my_files / "none.csv")])
+
+
+def test_two_test_sets_of_one_name_are_refused():
+    with pytest.raises(RefusalCmpError, match="two test sets are called xstest, so rename one of the files"):
+        load_config(None, {"eval_datasets": "xstest,data/XSTest.csv"})
+
+
+def test_as_a_new_user_would_try_it(my_files):
+    command = [sys.executable, "-c", "from refusal_cmp.cli import main; main()"]
+    args = ["run", "--harmful", "my.csv", "--harmless", "my.jsonl", "--until", "extract", "--limit", "16"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    result = subprocess.run(
+        [*command, *args], capture_output=True, text=True, cwd=my_files, env=environment, timeout=120, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "my.csv is one list; its 100 prompts are split 60/20/20" in " ".join(result.stderr.split())
+    assert (my_files / "runs/tiny-refuser/extract/diff-in-means.safetensors").is_file()

@@ -1,0 +1,201 @@
+"""The documentation builds, and what it tells people to type works when it is typed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from urllib.parse import urlparse
+
+import pandas as pd
+import pytest
+import typer
+import yaml
+
+from refusal_cmp.cli import app
+from refusal_cmp.config import load_config
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+TEXTS = [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+ADDING = {
+    "adding-an-extractor": "fisher",
+    "adding-an-intervention": "rectify",
+    "adding-an-evaluator": "echo",
+}
+"""Pages that add something, and what it is called."""
+FENCE = re.compile(r"^```(\w+)(?: title=\"(.+?)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+OPTION = re.compile(r"(?<![\w-])--[a-z][a-z_-]+")
+TYPED = """
+import json, shlex, sys
+from refusal_cmp.cli import main
+for line in json.loads(sys.argv[1]):
+    print("$", line, flush=True)
+    sys.argv = shlex.split(line)
+    try:
+        main()
+    except SystemExit as end:
+        if end.code:
+            raise
+"""
+"""Runs commands one after the other in one process: torch is imported once."""
+
+
+def blocks(page: str, language: str) -> list[tuple[str, str]]:
+    """(title, code) of the fenced blocks in a language."""
+    text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    return [(title, code) for name, title, code in FENCE.findall(text) if name == language]
+
+
+def commands(page: str) -> list[str]:
+    """What the page says to type behind a prompt."""
+    lines = "".join(code for _, code in blocks(page, "console")).splitlines()
+    return [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+
+
+def python(*arguments: str, cwd: Path, path: Path | None = None) -> str:
+    """The output of Python on arguments, in a folder, with another folder to import from."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "NO_MKDOCS_2_WARNING": "1", "COLUMNS": "200"}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The documentation, built as `make docs` does."""
+    folder = tmp_path_factory.mktemp("site")
+    python("-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder), cwd=ROOT)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The folder of the quick start's run, and of one with every evaluator that needs no endpoint."""
+    folder = tmp_path_factory.mktemp("quick-start")
+    everything = (
+        "refusal-cmp run --limit 10 --methods diff-in-means --interventions ablation --scope single --max-new-tokens 8 "
+        "--evals refusal,coherence,guard,perplexity,capability,kl,magnitude --benchmark-limit 4 --loss-tokens 200 "
+        "--compare-rankings --until evaluate --alias everything"
+    )
+    python("-c", TYPED, json.dumps([*commands("quick-start"), everything]), cwd=folder)
+    return folder / "runs"
+
+
+def test_every_page_is_built_and_everything_is_inserted(site):
+    for page in PAGES:
+        html = (site / f"{page.stem}.html").read_text(encoding="utf-8")
+        assert "insert:" not in html, page
+    table = (site / "command-line.html").read_text(encoding="utf-8")
+    assert "--inlp-stop TEXT" in table
+    assert "tiny-contrast" in table
+
+
+def test_pages_fetch_nothing_from_elsewhere(site):
+    for page in site.glob("*.html"):
+        html = page.read_text(encoding="utf-8")
+        loaded = re.findall(r"<(?:script|link|img|iframe)\b[^>]*?(?:src|href)=\"?(https?:[^\s\">]+)", html)
+        assert [url for url in loaded if "canonical" not in url] == [], page
+
+
+@pytest.mark.parametrize("page", ADDING)
+def test_what_a_page_adds_works_when_followed_to_the_letter(page, tmp_path):
+    name, installed = ADDING[page], tmp_path / "installed"
+    for title, code in [*blocks(page, "python"), *blocks(page, "toml")]:
+        if title:
+            (tmp_path / title).write_text(code, encoding="utf-8")
+    typed = commands(page)
+    assert typed[0] == "pip install ."
+    offline = ("--no-index", "--no-deps", "--no-build-isolation", "--target", str(installed))
+    python("-m", "pip", "install", "--quiet", *offline, ".", cwd=tmp_path)
+    listing = python("-c", TYPED, json.dumps(typed[1:]), cwd=tmp_path, path=installed)
+    assert re.search(rf"^ *{name} .*refusal_{name}", listing, re.MULTILINE)
+    results = pd.read_csv(tmp_path / "runs" / "tiny-refuser" / "results.csv")
+    assert results[["method", "intervention", "metric"]].eq(name).any().sum() == 1
+    (test,) = [code for title, code in blocks(page, "python") if not title]
+    python("-c", test, cwd=tmp_path, path=installed)
+
+
+def test_the_quick_start_shows_what_it_says(runs):
+    results = pd.read_csv(runs / "first-look" / "results.csv").fillna({"intervention": "none", "strength": 0})
+    row = results.set_index(["intervention", "strength", "dataset", "metric"])
+    value = row["value"]
+    assert value["none", 0, "harmful", "refusal"] > 0.9
+    assert value["ablation", 0, "harmful", "effective_compliance"] > 0.9
+    assert value["actadd", -1, "harmful", "effective_compliance"] > 0.9
+    assert value["actadd", 1, "harmless", "refusal"] > 0.5
+    assert value["clamp", 1, "harmless", "refusal"] > 0.5, "the second command adds an intervention"
+    assert row.loc[("none", 0, "harmful", "refusal"), ["value", "n"]].tolist() == [1, 24]
+    assert row.loc[("none", 0, "harmful", "refusal"), "ci_low"] == pytest.approx(0.86, abs=0.005)
+
+
+def test_every_number_is_defined(runs):
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    results = pd.read_csv(runs / "everything" / "results.csv")
+    names = {metric.partition(":")[0] for metric in results["metric"]} | set(results.columns)
+    for table in ("comparisons.csv", "select/scores.csv", "evaluate/agreement.csv"):
+        names |= set(pd.read_csv(runs / "everything" / table).columns)
+    rankings = json.loads((runs / "everything" / "select" / "rankings.json").read_text())
+    names |= set(rankings[0]["pools"]["all"]) - {"n", "why"}
+    names |= set(rankings[0]) - {"method", "note", "pools"}
+    local = {name for name in names if re.fullmatch(r"(local|global)_\w+(@.*)?", name)}  # one line says it of all
+    assert sorted(name for name in names - local if f"`{name}`" not in page and f"`{name}:" not in page) == []
+
+
+def test_the_python_example_runs(capsys):
+    for _, code in blocks("python-api", "python"):
+        exec(compile(code, "python-api.md", "exec"), {})
+    assert "sorry" not in capsys.readouterr().out, "the ablated model answers"
+
+
+def test_every_option_that_is_named_exists():
+    known = {"--help"}
+    for command in typer.main.get_command(app).commands.values():
+        for parameter in command.params:
+            known |= {*parameter.opts, *parameter.secondary_opts}
+    named = {(path.name, option) for path in TEXTS for option in OPTION.findall(path.read_text(encoding="utf-8"))}
+    assert sorted((path, option) for path, option in named if option.replace("_", "-") not in known) == []
+
+
+def test_the_published_setting_is_the_one_in_the_file():
+    page = (ROOT / "docs" / "published-setting.md").read_text(encoding="utf-8")
+    settings = {}
+    for row in re.findall(r"^\| (?!choice|---).*\|$", page, re.MULTILINE):
+        for code in re.findall(r"`(--[^`]+|\w+: [^`]+)`", row.split(" | ")[2]):
+            if code.startswith("--"):
+                name, _, value = code.removeprefix("--").replace("=", " ", 1).partition(" ")
+                settings[name.removeprefix("no-").replace("-", "_")] = value or not name.startswith("no-")
+            else:
+                settings |= yaml.safe_load(code)
+    published = load_config(ROOT / "examples" / "published.yaml", {})
+    named = load_config(None, {"model": published.model, **settings})
+    assert named == published
+
+
+def test_links_are_well_formed_and_files_are_there():
+    for path in TEXTS:
+        for link in LINK.findall(path.read_text(encoding="utf-8")):
+            parts = urlparse(link)
+            if parts.scheme:
+                assert (parts.scheme, "." in parts.netloc) == ("https", True), (path, link)
+                if parts.netloc == "arxiv.org":
+                    assert re.fullmatch(r"/abs/\d{4}\.\d{5}", parts.path), (path, link)
+            elif parts.path:
+                assert (path.parent / parts.path).exists(), (path, link)
+
+
+def test_the_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert citation["version"] == project["version"]
+    assert citation["license"] == project["license"]
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)

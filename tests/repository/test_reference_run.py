@@ -1,0 +1,119 @@
+"""The committed reference run: this code, on this machine, still gives what it holds.
+
+A cheap part of the pipeline is run again from the configuration that the reference run names: extraction with all its
+methods, and selection, completions and refusal for difference in means under its removal edits. The tolerances are
+for other processors, whose last bits differ; where nothing else does, the runs agree to 1e-6.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from refusal_cmp.commands.compare import Tolerance, compare_runs
+from refusal_cmp.config import MachineSettings, load_config
+from refusal_cmp.run.contents import PROMPTS, read_field
+from refusal_cmp.run.directory import RunDir
+from refusal_cmp.run.session import Session
+from refusal_cmp.stages import run_stages
+
+REPOSITORY = Path(__file__).parents[2]
+REFERENCE = REPOSITORY / "runs/tiny-refuser"
+pytestmark = pytest.mark.skipif(
+    not (REFERENCE / "results.csv").is_file(), reason="there is no reference run in runs/tiny-refuser"
+)
+
+CHEAP = {
+    "methods": ("diff-in-means",),
+    "interventions": ("ablation", "nullspace"),
+    "scope": ("all",),
+    "eval_datasets": ("harmful",),
+    "evals": ("refusal",),
+    "compare_rankings": False,
+}
+"""Parts of the grid, so that prompts, subspaces, scores and plans are those of the reference run."""
+TOLERANCE = Tolerance(numbers=0.02, completions=0.02)
+LARGEST = 7_000_000
+"""Bytes; the completions of 46 plans and the page are two thirds of it."""
+TEXTS = {".json", ".jsonl", ".csv", ".yaml", ".html", ".svg", ".tex"}
+MACHINE_PATH = re.compile(r"(?<![\w./:])(/(home|root|tmp|work|var|mnt|opt|private|Users)/|[A-Z]:\\\\Users)")
+
+
+def rerun(path: Path, **machine: object) -> Session:
+    """The cheap part of the reference run, done again in another folder."""
+    manifest = RunDir(REFERENCE).manifest
+    own = ("runs_dir", "alias", "device")
+    stored = {name: value for name, value in manifest["config"].items() if name not in own}
+    settings = {**stored, "device": manifest["device"], **machine}
+    run_stages(Session(load_config(None, settings), RunDir(path)), ("extract",))
+    session = Session(load_config(None, settings | CHEAP), RunDir(path))
+    run_stages(session, ("select", "infer", "evaluate"))
+    return session
+
+
+@pytest.fixture(scope="module")
+def again(tmp_path_factory):
+    return rerun(tmp_path_factory.mktemp("runs") / "again")
+
+
+def test_the_same_prompts_are_kept(again):
+    assert again.run.read_json(PROMPTS) == RunDir(REFERENCE).read_json(PROMPTS)
+
+
+def test_the_same_subspaces_are_found(again):
+    """Ranks, evidence and bases of every method at every component."""
+    config = RunDir(REFERENCE).manifest["config"]
+    stored = {name: value for name, value in config.items() if name not in MachineSettings.model_fields}
+    reference = Session(load_config(None, stored), RunDir(REFERENCE))
+    for method in reference.config.methods:
+        expected, found = read_field(reference, method), read_field(again, method)
+        assert set(found) == set(expected)
+        assert found.missing == expected.missing
+        for component, one in expected.subspaces.items():
+            other = found[component]
+            assert other.k == one.k, (method, component)
+            assert other.evidence.allclose(one.evidence, atol=0.02, equal_nan=True), (method, component)
+            assert other.norm == pytest.approx(one.norm, rel=1e-3)
+            cosines = (other.basis * one.basis).sum(-1)
+            assert (cosines > 0.999).all(), (method, component, cosines)
+
+
+def test_the_same_numbers_and_completions_come_out(again):
+    diff = compare_runs(REFERENCE, again.run.path, TOLERANCE)
+    compared = [entry for entry in diff.entries if entry.outcome != "only in A"]
+    assert {entry.part for entry in compared} == {"selection", "scores", "metrics", "completions"}
+    assert [entry for entry in compared if not entry.agrees] == []
+
+
+def test_it_names_no_path_of_the_machine_that_made_it():
+    for path in REFERENCE.rglob("*"):
+        if path.suffix in TEXTS:
+            found = MACHINE_PATH.search(path.read_text(encoding="utf-8"))
+            assert found is None, f"{path}: {found[0]}"
+
+
+def test_it_is_small_enough_to_be_committed():
+    if shutil.which("git") is None or not (REPOSITORY / ".git").exists():
+        pytest.skip("what is committed is known to git only")
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "runs/tiny-refuser"]
+    listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
+    names = [name for name in listed.split("\0") if name and (REPOSITORY / name).is_file()]
+    assert "runs/tiny-refuser/results.csv" in names
+    assert sum((REPOSITORY / name).stat().st_size for name in names) <= LARGEST
+
+
+def test_every_figure_and_table_is_made_from_it(tmp_path):
+    """In a clone, where the run has no activations: from what is committed, and the embedded model."""
+    script = REPOSITORY / "scripts" / "make_all_figures.py"
+    command = [sys.executable, str(script), str(REFERENCE), "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    made = {path.stem for path in (tmp_path / "tiny-refuser").iterdir()}
+    figures = {path.stem for path in (REFERENCE / "report" / "figures").glob("*.png")}
+    assert figures <= made
+    assert {"plans", "selection", "rankings"} <= made

@@ -1,0 +1,268 @@
+"""Scores equal the plain loop; filters, fallbacks and NaNs say what they did."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy.special import log_softmax
+
+from refusal_cmp.api import plan_intervention
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.model import refusal_metric
+from refusal_cmp.planning import Setting
+from refusal_cmp.selection import Rule, outcome, ranked_table, score_table, select
+from refusal_cmp.selection.rankings import agreement, regret, study
+from refusal_cmp.selection.scoring import PromptScores, Scorer
+from refusal_cmp.subspace import Component, SubspaceField
+
+from support.models import instructions
+
+MULTIPLIERS = (0.5, 1.0)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    return instructions("tiny-harmful", "val", 6), instructions("tiny-harmless", "val", 5)
+
+
+@pytest.fixture(scope="module")
+def tokens(tiny):
+    return tiny.refusal_tokens(instructions("tiny-harmful", "train", 16))
+
+
+def some_of(field: SubspaceField, n: int) -> SubspaceField:
+    """A field of n of the components, from first to last layer."""
+    chosen = list(field)[:: max(1, len(field) // n)][:n]
+    return SubspaceField(field.method, field.means, {component: field[component] for component in chosen})
+
+
+def plain_logits(model, plan, prompts):
+    """The slow obvious form: one candidate, one prompt, a full forward pass."""
+    with torch.inference_mode(), model.edited(plan):
+        return torch.cat([model.last_logits(model.batch(model.tokenize([prompt]))) for prompt in prompts])
+
+
+@pytest.mark.parametrize("reach", ["local", "global"])
+@pytest.mark.parametrize("method", ["diff-in-means", "inlp"])
+def test_batched_scores_equal_the_plain_loop(tiny, tiny_fields, prompts, tokens, method, reach):
+    field = some_of(tiny_fields[method], 4)
+    harmful, harmless = prompts
+    scores = Scorer(tiny, harmful, harmless, tokens, max_rows=16).score(field, reach, multipliers=MULTIPLIERS)
+    scope = "single" if reach == "local" else "all"
+    baseline = log_softmax(plain_logits(tiny, {}, harmless).double().numpy(), axis=-1)
+    for index, component in enumerate(field):
+        at = {"position": component.position, "layer": component.layer, "scope": scope}
+        removal = plan_intervention("nullspace", field, **at)
+        bypass = refusal_metric(plain_logits(tiny, removal, harmful), tokens)
+        torch.testing.assert_close(scores.bypass[index], bypass, atol=1e-4, rtol=0)
+        edited = log_softmax(plain_logits(tiny, removal, harmless).double().numpy(), axis=-1)
+        kl = (np.exp(baseline) * (baseline - edited)).sum(-1)
+        torch.testing.assert_close(scores.kl[index], torch.from_numpy(kl), atol=1e-4, rtol=0)
+        for column, multiplier in enumerate(MULTIPLIERS):
+            addition = plan_intervention("actadd", field, strength=multiplier, **at)
+            induce = refusal_metric(plain_logits(tiny, addition, harmless), tokens)
+            torch.testing.assert_close(scores.induce[index, column], induce, atol=1e-4, rtol=0)
+
+
+def test_global_additions_that_are_not_spread_are_those_of_the_plans(tiny, tiny_fields, prompts, tokens):
+    field = some_of(tiny_fields["diff-in-means"], 3)
+    scorer, whole = Scorer(tiny, *prompts, tokens, max_rows=16), Setting(spread=False)
+    scores = scorer.score(field, "global", multipliers=(0.5,), setting=whole)
+    for index, component in enumerate(field):
+        at = {"position": component.position, "layer": component.layer, "scope": "all"}
+        addition = plan_intervention("actadd", field, strength=0.5, setting=whole, **at)
+        induce = refusal_metric(plain_logits(tiny, addition, prompts[1]), tokens)
+        torch.testing.assert_close(scores.induce[index, 0], induce, atol=1e-4, rtol=0)
+    spread = scorer.score(field, "global", multipliers=(0.5,))
+    assert (scores.induce - spread.induce).abs().min() > 0.01
+    assert torch.equal(scores.bypass, spread.bypass)
+
+
+def test_kl_epsilon_is_added_inside_the_logs(tiny, tiny_fields, prompts, tokens):
+    field = some_of(tiny_fields["diff-in-means"], 1)
+    scores = Scorer(tiny, *prompts, tokens, kl_epsilon=0.01).score(field, "local", multipliers=(1.0,))
+    (component,) = field
+    at = {"position": component.position, "layer": component.layer, "scope": "single"}
+    removal = plan_intervention("nullspace", field, **at)
+    p, q = (plain_logits(tiny, plan, prompts[1]).double().softmax(-1) for plan in ({}, removal))
+    expected = (p * ((p + 0.01).log() - (q + 0.01).log())).sum(-1)
+    torch.testing.assert_close(scores.kl[0], expected, atol=1e-5, rtol=1e-3)
+
+
+def test_rows_per_pass_change_nothing_that_matters(tiny, tiny_fields, prompts, tokens):
+    field = some_of(tiny_fields["diff-in-means"], 5)
+    small, large = (
+        Scorer(tiny, *prompts, tokens, max_rows=rows).score(field, "local", multipliers=MULTIPLIERS)
+        for rows in (3, 500)
+    )
+    torch.testing.assert_close(small.bypass, large.bypass, atol=1e-4, rtol=0)
+    torch.testing.assert_close(small.kl, large.kl, atol=1e-4, rtol=0)
+
+
+def table(**columns) -> pd.DataFrame:
+    """A score table of one method with eight components, layers 0 to 7."""
+    plain = {
+        "method": "inlp",
+        "position": -1,
+        "layer": range(8),
+        "local_bypass": [3.0, 2.0, 1.0, 0.0, -1.0, -2.0, -3.0, -4.0],
+        "local_induce": 1.0,
+        "local_kl": 0.01,
+    }
+    return pd.DataFrame({**plain, **columns})
+
+
+def field_of(n: int) -> SubspaceField:
+    return SubspaceField("inlp", None, {}, {Component(-2, layer): "none" for layer in range(n)})  # type: ignore[arg-type]
+
+
+def test_the_best_component_that_the_filters_keep_is_selected():
+    scored = table(local_induce=[1, 1, 1, 1, -0.1, 1, 1, 1], local_kl=[0, 0, 0, 0, 0, 0.2, 0, 0])
+    chosen = select(scored, Rule(), 8)
+    assert list(chosen["dropped_by"]) == ["", "", "", "", "induce", "kl", "layer", "layer"]
+    assert chosen.loc[chosen["selected"], "layer"].tolist() == [3]
+    result = outcome(chosen, field_of(2))
+    assert result.selected == Component(-1, 3)
+    assert [component.layer for component in result.ranking] == [7, 6, 5, 4, 3, 2, 1, 0]
+    assert len(result.kept) == 4
+    assert (result.fallback, result.missing, result.nan) == (False, 2, 0)
+
+
+def test_global_scores_filter_and_rank_but_induce_stays_local():
+    scored = table(
+        local_induce=[1, 1, -0.1, 1, 1, 1, 1, 1],
+        local_kl=[0, 0.2, 0, 0, 0, 0, 0, 0],
+        global_bypass=[0, -5, -6, -7, 1, 2, 3, 4],
+        global_induce=-1.0,
+        global_kl=[0, 0, 0, 0.2, 0, 0, 0, 0],
+    )
+    chosen = select(scored, Rule(rank_by="global"), 8)
+    assert list(chosen["dropped_by"]) == ["", "", "induce", "kl", "", "", "layer", "layer"]
+    assert chosen.sort_values("rank")["layer"].tolist() == [3, 2, 1, 0, 4, 5, 6, 7]
+    assert chosen.loc[chosen["selected"], "layer"].tolist() == [1]
+
+
+def test_nothing_kept_falls_back_to_the_best_of_all_and_says_so():
+    result = outcome(select(table(local_kl=1.0), Rule(), 8), field_of(0))
+    assert result.fallback
+    assert result.selected == Component(-1, 7)
+
+
+def test_nan_scores_are_dropped_and_counted():
+    scores = [math.nan, 2.0, 1.0, 0.0, -1.0, -2.0, -3.0, -4.0]
+    chosen = select(table(local_bypass=scores), Rule(), 8)
+    assert chosen["dropped_by"][0] == "nan"
+    result = outcome(chosen, field_of(0))
+    assert result.nan == 1
+    assert Component(-1, 0) not in result.ranking
+    with pytest.raises(RefusalCmpError, match="Every score of inlp is NaN"):
+        select(table(local_bypass=math.nan), Rule(), 8)
+
+
+def test_equal_scores_are_ranked_the_same_way_every_time():
+    chosen = select(table(local_bypass=0.0), Rule(), 8)
+    assert chosen["rank"].tolist() == list(range(1, 9))
+
+
+@pytest.mark.parametrize(("aggregate", "expected"), [("max", 4.0), ("median", 2.0), ("one", 1.0)])
+def test_induce_is_aggregated_as_named(tiny_fields, aggregate, expected):
+    field = some_of(tiny_fields["diff-in-means"], 1)
+    induce = torch.tensor([2.0, 1.0, 4.0], dtype=torch.float64)[None, :, None].expand(1, 3, 5)
+    scores = PromptScores(torch.zeros(1, 4), induce, torch.zeros(1, 5))
+    scored = score_table(field, {"local": scores}, Rule(induce_aggregate=aggregate))
+    assert scored["local_induce"].tolist() == [expected]
+    assert scored["local_induce@0.5"].tolist() == [2.0]
+
+
+def drawn_from(scored: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Two resamples of the prompts that leave the means as they are."""
+    return {reach: scored[f"{reach}_bypass"].to_numpy(float)[None].repeat(2, axis=0) for reach in ("local", "global")}
+
+
+def test_agreement_is_that_of_the_ranks():
+    scored = select(table(global_bypass=[3.0, 1.0, 2.0, 0.0, -1.0, -2.0, -4.0, -3.0]), Rule(), 8)
+    found = agreement(scored, drawn_from(scored))
+    assert found["rho"] == pytest.approx(1 - 6 * 4 / (8 * 63))
+    assert (found["ci_low"], found["ci_high"]) == pytest.approx((found["rho"], found["rho"]))
+    assert found["tau"] == pytest.approx((26 - 2) / 28)
+    assert (found["top1_match"], found["top5_overlap"], found["top10_overlap"]) == (False, 1.0, None)
+    assert regret(scored) == 0.0
+
+
+def test_agreement_of_too_few_or_equal_components_is_none_and_says_why():
+    scored = select(table(global_bypass=1.0), Rule(), 8)
+    assert agreement(scored, drawn_from(scored)) == {"n": 8, "rho": None, "why": "all scores are equal"}
+    assert agreement(scored[:2], drawn_from(scored))["why"] == "fewer than 3 components"
+
+
+def test_regret_is_what_the_local_choice_costs_globally():
+    scored = select(table(global_bypass=[0.0, -9.0, 0.0, 0.0, 0.0, 2.0, -20.0, 0.0]), Rule(), 8)
+    assert regret(scored) == 11.0
+
+
+def test_published_ranking_key_puts_accuracy_first():
+    scored = table(accuracy=[0.9, 1.0, 1.0, 0.9, 0.9, 0.9, 0.9, 0.9])
+    chosen = select(scored, Rule(rank_key="accuracy-then-bypass"), 8)
+    assert chosen.sort_values("rank")["layer"].tolist() == [2, 1, 7, 6, 5, 4, 3, 0]
+
+
+def test_bootstrap_interval_covers_the_correlation_and_shrinks_with_prompts(tiny_fields):
+    rng = np.random.default_rng(0)
+    field = some_of(tiny_fields["diff-in-means"], 12)
+    widths = []
+    for n in (8, 200):
+        truth = torch.linspace(-1, 1, len(field), dtype=torch.float64)[:, None]
+        noise = [torch.from_numpy(rng.normal(size=(len(field), n))) for _ in range(2)]
+        scores = {
+            reach: PromptScores(truth + one, torch.ones(len(field), 1, 4), torch.zeros(len(field), 4))
+            for reach, one in zip(("local", "global"), noise, strict=True)
+        }
+        rule = Rule(multipliers=(1.0,))
+        scored = ranked_table(field, scores, rule)
+        found = study(field, scored, scores, rule, seed=0)
+        pool = found["pools"]["all"]
+        assert pool["ci_low"] <= pool["rho"] <= pool["ci_high"] or n == 8
+        assert 0 <= found["selected_again"] <= 1
+        widths.append(pool["ci_high"] - pool["ci_low"])
+    assert widths[1] < widths[0] / 2
+
+
+def test_rows_are_halved_when_memory_runs_out(tiny, tiny_fields, prompts, tokens, monkeypatch):
+    field = some_of(tiny_fields["diff-in-means"], 5)
+    expected = Scorer(tiny, *prompts, tokens).score(field, "local", multipliers=MULTIPLIERS)
+    scorer = Scorer(tiny, *prompts, tokens, max_rows=60)
+    forward, tried = tiny.last_logits, []
+
+    def short_of_memory(batch):
+        tried.append(len(batch))
+        if len(batch) > 8:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(batch)
+
+    monkeypatch.setattr(tiny, "last_logits", short_of_memory)
+    scores = scorer.score(field, "local", multipliers=MULTIPLIERS)
+    torch.testing.assert_close(scores.bypass, expected.bypass, atol=1e-4, rtol=0)
+    torch.testing.assert_close(scores.induce, expected.induce, atol=1e-4, rtol=0)
+    assert max(tried) > 8
+    monkeypatch.setattr(tiny, "last_logits", lambda batch: short_of_memory(batch.repeated(99)))
+    with pytest.raises(RefusalCmpError, match="do not fit in the memory"):
+        scorer.score(field, "local", multipliers=MULTIPLIERS)
+
+
+def test_refusal_tokens_are_found_in_smaller_batches_when_memory_runs_out(tiny, monkeypatch):
+    harmful = instructions("tiny-harmful", "train", 12)
+    expected, forward, tried = tiny.refusal_tokens(harmful), tiny.last_logits, []
+
+    def short_of_memory(batch):
+        tried.append(len(batch))
+        if len(batch) > 4:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(batch)
+
+    monkeypatch.setattr(tiny, "last_logits", short_of_memory)
+    assert tiny.refusal_tokens(harmful) == expected
+    assert tried == [12, 6, 3, 3, 3, 3]

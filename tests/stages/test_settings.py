@@ -1,0 +1,160 @@
+"""Settings that cannot be meant are refused before any work, and what a run was begun with stays its own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from refusal_cmp.api import load_prompts, plan_intervention
+from refusal_cmp.config import load_config
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.interventions import INTERVENTIONS
+from refusal_cmp.methods import EXTRACTORS
+from refusal_cmp.planning import Setting
+from refusal_cmp.run.directory import RunDir
+from refusal_cmp.run.session import Session
+from refusal_cmp.stages import run_stages
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"actadd_multipliers": "1,inf"}, "finite"),
+        ({"strengths": {"clamp": [float("nan")]}}, "finite"),
+        ({"induce_threshold": float("nan")}, "finite"),
+        ({"inlp_k": "0"}, "a number from 1 on"),
+        ({"alias": ""}, "name of a folder"),
+        ({"alias": ".."}, "name of a folder"),
+        ({"alias": "a/b"}, "name of a folder"),
+        ({"sites": "resid_pre"}, "composed once"),
+    ],
+)
+def test_a_setting_that_cannot_be_meant_is_refused(settings, complaint):
+    with pytest.raises(RefusalCmpError, match=complaint):
+        load_config(None, settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"compose": "repeat"}, {"scope": "single"}, {"interventions": "ablation"}],
+)
+def test_one_site_is_enough_where_nothing_is_mirrored_once_over_layers(settings):
+    assert load_config(None, {"sites": "resid_pre", **settings}).sites == ("resid_pre",)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"model": "./nosuch"}, "is not there"),
+        ({"strengths": {"clmp": [2]}}, "Did you mean 'clamp'"),
+        ({"strengths": {"ablation": [2]}}, "has no strength"),
+        ({"rank_key_of": {"inpl": "bypass"}}, "Did you mean 'inlp'"),
+        ({"score_sites_of": {"inpl": ["resid_pre"]}}, "Did you mean 'inlp'"),
+        ({"method_options": {"inpl": {"c": 1}}}, "Did you mean 'inlp'"),
+    ],
+)
+def test_a_name_that_is_not_there_is_refused_before_any_work(settings, complaint, tmp_path):
+    session = Session(load_config(None, settings), RunDir(tmp_path / "run"))
+    with pytest.raises(RefusalCmpError, match=complaint):
+        run_stages(session, ("extract",))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "complaint"),
+    [
+        ("inlp[c=x]", "'c' of method 'inlp' is 'x'"),
+        ("inlp[c=-1]", "greater than 0"),
+        ("inlp[max_k=0]", "greater than or equal to 1"),
+        ("inlp[stop=2]", "between 0 and 1"),
+        ("diff-in-means[data=foo]", "'train' or 'all'"),
+        ("random[k=0]", "greater than or equal to 1"),
+    ],
+)
+def test_the_values_of_hyper_parameters_are_checked(method, complaint):
+    with pytest.raises(RefusalCmpError, match=complaint):
+        EXTRACTORS.create(method)
+
+
+def test_strengths_are_finite(tiny_fields):
+    with pytest.raises(RefusalCmpError, match="finite"):
+        plan_intervention("actadd", tiny_fields["inlp"], layer=5, strength=float("inf"))
+
+
+def test_instructions_are_a_list(tiny):
+    with pytest.raises(RefusalCmpError, match="not one string"):
+        tiny.generate("How do I whistle?")
+    assert tiny.generate([]) == []
+
+
+@pytest.mark.parametrize("n", [-4, 0, 10_000])
+def test_no_more_instructions_than_there_are(n):
+    with pytest.raises(RefusalCmpError, match="ask for 1 to"):
+        load_prompts("tiny-harmful", "test", n)
+
+
+def test_refusal_tokens_are_the_models(tiny, tmp_path):
+    config = load_config(None, {"refusal_tokens": "999999", "n_train": 10, "n_val": 1, "n_test": 1})
+    with pytest.raises(RefusalCmpError, match="0 to 2047"):
+        run_stages(Session(config, RunDir(tmp_path / "run"), loaded=tiny), ("extract",))
+
+
+def test_the_content_of_a_chat_template_is_bound_not_its_name(tmp_path):
+    template = tmp_path / "t.jinja"
+    template.write_text("{{ messages }}", encoding="utf-8")
+    config = load_config(None, {"chat_template": str(template)})
+    before = config.binding("extract")
+    template.write_text("{{ messages }}!", encoding="utf-8")
+    assert config.binding("extract")["chat_template"] != before["chat_template"]
+
+
+def test_a_run_goes_on_in_the_precision_and_commit_it_was_begun_with(tmp_path):
+    """`auto` and a branch mean something else on another machine and another day."""
+    run = RunDir(tmp_path / "run")
+    run.note(model={"dtype": "bfloat16", "revision": None})
+    assert Session(load_config(None, {}), run).model.model.dtype == torch.bfloat16
+    forced = RunDir(tmp_path / "run", force=("extract",))
+    forced.note(model={"dtype": "bfloat16", "revision": None})
+    assert Session(load_config(None, {"device": "cpu"}), forced).model.model.dtype == torch.float32
+
+
+def test_a_forced_stage_takes_the_ground_from_later_ones(tmp_path):
+    """What was made from earlier files is not shown beside new ones: it has to be run again first."""
+    run = RunDir(tmp_path, force=("select",))
+    config = load_config(None, {})
+    stages = ("extract", "select", "infer", "evaluate")
+    run.note(stages={name: {"state": "done", "settings": config.binding(name)} for name in stages})
+    run.save()
+    with pytest.raises(RefusalCmpError, match="missing"):
+        run_stages(Session(config, run), ("select",))
+    states = {name: one["state"] for name, one in run.manifest["stages"].items()}
+    assert states == {"extract": "done", "select": "running", "infer": "outdated", "evaluate": "outdated"}
+    run.save()
+    with pytest.raises(RefusalCmpError, match=r"is not finished \(running\)"):
+        run_stages(Session(config, RunDir(tmp_path)), ("report",))
+
+
+def test_a_guard_that_is_not_there_is_refused_before_the_long_work(tmp_path):
+    config = load_config(None, {"guard": str(tmp_path / "Llama-Guard-nosuch")})
+    with pytest.raises(RefusalCmpError, match="Cannot load the guard"):
+        run_stages(Session(config, RunDir(tmp_path / "run")), ("extract", "select", "infer", "evaluate"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_names_its_run_whatever_it_is_called_by(tmp_path, monkeypatch):
+    (tmp_path / "My-Model").mkdir()
+    monkeypatch.chdir(tmp_path / "My-Model")
+    assert load_config(None, {"model": "."}).run_name == "my-model"
+
+
+def test_layers_that_share_a_subspace_share_its_tensors(tiny_fields):
+    """Of a plan at every layer there is one projection in memory, not one for each site."""
+    plan = plan_intervention("nullspace", tiny_fields["inlp"], layer=5)
+    assert len(plan.edits) == 3 * 10
+    assert len({id(edit) for edit in plan.edits.values()}) == 1
+
+
+def test_every_setting_differs_in_some_intervention():
+    """What `Setting` offers, `uses` of the interventions names."""
+    used = {name for intervention in INTERVENTIONS for name in INTERVENTIONS.create(intervention).uses}
+    assert used == set(vars(Setting()))

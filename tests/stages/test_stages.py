@@ -1,0 +1,233 @@
+"""The pipeline on the embedded model: what a run leaves, what is reused, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pandas as pd
+import pytest
+
+from refusal_cmp.config import STAGES, load_config
+from refusal_cmp.engines.hf import HFEngine
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.model.losses import encode, losses
+from refusal_cmp.plan import file_name
+from refusal_cmp.run.contents import COLUMNS
+from refusal_cmp.run.directory import RunDir
+from refusal_cmp.run.session import Session
+from refusal_cmp.stages import run_stages
+
+SMALL = {
+    "n_train": 48,
+    "n_val": 6,
+    "n_test": 4,
+    "max_new_tokens": 8,
+    "loss_tokens": 100,
+    "benchmark_limit": 4,
+    "scope": "single,all",
+    "interventions": "ablation,nullspace,actadd",
+}
+
+
+def start(path, model, stages=STAGES, force=False, **flags):
+    """One command on a run directory; the model is loaded by the fixture."""
+    config = load_config(None, {**SMALL, **flags})
+    messages: list[str] = []
+    session = Session(config, RunDir(path, stages if force else ()), say=messages.append, loaded=model)
+    run_stages(session, stages)
+    return session, messages
+
+
+def refuses_to_work(session):
+    raise AssertionError("finished work was done again")
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "tiny-refuser"
+    start(path, tiny)
+    return path
+
+
+@pytest.fixture
+def copied(finished, tmp_path):
+    """A copy of the finished run, to write in."""
+    return shutil.copytree(finished, tmp_path / "tiny-refuser")
+
+
+@pytest.fixture
+def generated(monkeypatch):
+    """The labels of the plans that are generated under, as they come."""
+    labels, generate = [], HFEngine.generate
+
+    def noted(self, plan, *args, **more):
+        labels.append(plan.label)
+        return generate(self, plan, *args, **more)
+
+    monkeypatch.setattr(HFEngine, "generate", noted)
+    return labels
+
+
+def test_a_run_leaves_what_the_contract_says(finished):
+    for name in (
+        "manifest.json",
+        "extract/prompts.json",
+        "extract/diff-in-means.safetensors",
+        "extract/inlp.safetensors",
+        "select/scores.csv",
+        "select/selection.json",
+        "infer/baseline/harmful.jsonl",
+        "infer/inlp_actadd~-1@all/harmless.jsonl",
+        "results.csv",
+    ):
+        assert (finished / name).is_file(), name
+    results = pd.read_csv(finished / "results.csv")
+    assert list(results) == COLUMNS
+    manifest = json.loads((finished / "manifest.json").read_text())
+    assert {stage: entry["state"] for stage, entry in manifest["stages"].items()} == dict.fromkeys(STAGES, "done")
+    assert manifest["config"]["n_test"] == 4
+    assert not [path for path in finished.rglob("*") if path.name.startswith(".")]
+
+
+def test_results_hold_the_full_grid_with_intervals(finished):
+    results = pd.read_csv(finished / "results.csv")
+    plans = results.drop_duplicates(["method", "intervention", "strength", "scope"])
+    assert len(plans) == 1 + 2 * 2 * (1 + 1 + 2)
+    whole = results[~results["dataset"].str.contains(":")]
+    rates = whole[whole["metric"].isin(["refusal", "effective_compliance", "degenerate"])]
+    sums = rates.groupby(["method", "intervention", "strength", "scope", "dataset"], dropna=False)["value"].sum()
+    assert sums.round(9).eq(1).all()
+    assert results[["value", "ci_low", "ci_high", "n"]].notna().all().all()
+    assert (results["ci_low"] <= results["value"]).all()
+    assert (results["value"] <= results["ci_high"]).all()
+
+
+def test_identical_plans_are_run_once_and_have_the_same_numbers(finished):
+    assert not (finished / "infer" / file_name("diff-in-means/nullspace@all")).exists()
+    results = pd.read_csv(finished / "results.csv").query("method == 'diff-in-means' and scope == 'all'")
+    values = [results[results["intervention"] == name]["value"].tolist() for name in ("ablation", "nullspace")]
+    assert values[0] == values[1]
+
+
+def test_finished_work_is_not_done_again(copied, tiny, monkeypatch):
+    before = {path: path.stat().st_mtime_ns for path in copied.rglob("*.jsonl")}
+    monkeypatch.setattr(HFEngine, "generate", refuses_to_work)
+    monkeypatch.setattr("refusal_cmp.evals.perplexity.losses", refuses_to_work)
+    monkeypatch.setattr("refusal_cmp.stages.select.Scorer", refuses_to_work)
+    monkeypatch.setattr("refusal_cmp.stages.extract.collect", refuses_to_work)
+    start(copied, tiny)
+    assert {path: path.stat().st_mtime_ns for path in copied.rglob("*.jsonl")} == before
+
+
+def test_a_changed_judge_redoes_only_itself_and_needs_no_generating_model(copied, tiny, monkeypatch):
+    before = {file: file.stat().st_mtime_ns for file in copied.rglob("evaluate/*/*.json")}
+    monkeypatch.setattr(Session, "model", property(refuses_to_work))
+    start(copied, tiny, stages=("evaluate",), guard_min_words=3)
+    redone = {file.name for file, then in before.items() if file.stat().st_mtime_ns != then}
+    assert redone == {"guard.json"}
+
+
+def test_every_metric_of_every_plan_is_there(finished):
+    results = pd.read_csv(finished / "results.csv").query("not metric.str.startswith('magnitude')")
+    plans = results.groupby(["method", "intervention", "strength", "scope"], dropna=False)
+    metrics = [set(zip(rows["dataset"], rows["metric"], strict=True)) for _, rows in plans]
+    assert all(one == metrics[0] for one in metrics)
+    assert {"guard_unsafe", "loss", "acc", "kl", "unedited_loss", "refusal"} <= {metric for _, metric in metrics[0]}
+    comparisons = pd.read_csv(finished / "comparisons.csv")
+    assert set(comparisons["test"]) == {"mcnemar", "permutation"}
+    assert (comparisons["p_holm"] >= comparisons["p"]).all()
+    assert pd.read_csv(finished / "evaluate/agreement.csv").loc[0, ["first", "second"]].tolist() == ["guard", "refusal"]
+
+
+def test_a_larger_grid_adds_only_what_is_new(copied, tiny, generated):
+    start(copied, tiny, stages=("infer",), interventions="ablation,nullspace,actadd,clamp")
+    assert generated
+    assert all("/clamp" in label for label in generated)
+
+
+def test_methods_in_another_order_are_the_same_plans(copied, tiny, generated):
+    def plans():
+        return {row["label"]: row for row in json.loads((copied / "infer/plans.json").read_text())}
+
+    before = plans()
+    start(copied, tiny, stages=("infer",), methods="inlp,diff-in-means")
+    assert generated == []
+    assert plans() == before
+
+
+def test_a_method_that_select_has_not_scored_is_named(copied, tiny):
+    message = r"select has not scored inlp\[k=1\] in .*, only diff-in-means, inlp; run `refusal-cmp select`"
+    with pytest.raises(RefusalCmpError, match=message):
+        start(copied, tiny, stages=("infer",), inlp_k="full,1")
+
+
+def test_a_changed_setting_stops_and_leaves_the_run_as_it_was(copied, tiny):
+    kept = (copied / "infer/baseline/harmful.jsonl").read_text()
+    with pytest.raises(RefusalCmpError, match="max-new-tokens was 8 and is now 9"):
+        start(copied, tiny, stages=("infer",), max_new_tokens=9)
+    with pytest.raises(RefusalCmpError, match="seed was 42"):
+        start(copied, tiny, stages=("infer",), seed=7)
+    with pytest.raises(RefusalCmpError, match="kl-threshold was 0.1 and is now 0.2"):
+        start(copied, tiny, stages=("select",), kl_threshold=0.2)
+    assert (copied / "infer/baseline/harmful.jsonl").read_text() == kept
+    assert RunDir(copied).manifest["config"]["kl_threshold"] == 0.1
+    with pytest.raises(RefusalCmpError, match="max-new-tokens was 8 and is now 9"):  # after new prompts are written
+        start(copied, tiny, stages=("infer",), max_new_tokens=9, eval_datasets="harmful,tiny-contrast")
+    assert RunDir(copied).has("infer/prompts/tiny-contrast.json")
+    assert RunDir(copied).manifest["config"]["max_new_tokens"] == 8
+
+
+def test_a_stage_that_was_interrupted_is_run_again_before_others_build_on_it(copied, tiny):
+    run = RunDir(copied)
+    run.manifest["stages"]["select"]["state"] = "running"
+    run.save()
+    with pytest.raises(RefusalCmpError, match=r"select of .* is not finished \(running\); run `refusal-cmp select`"):
+        start(copied, tiny, stages=("infer",))
+    start(copied, tiny, stages=("select",))
+    start(copied, tiny, stages=("infer",))
+
+
+def test_a_run_that_is_being_worked_on_is_left_alone(copied, tiny):
+    message = "Another process is at work in"
+    with RunDir(copied).locked(), pytest.raises(RefusalCmpError, match=message):
+        start(copied, tiny, stages=("report",))
+
+
+def test_force_does_it_all_again_and_gives_the_same_bytes(copied, tiny, generated):
+    names = ["extract/inlp.safetensors", "select/scores.csv", "infer/baseline/harmful.jsonl", "results.csv"]
+    before = {name: (copied / name).read_bytes() for name in names}
+    start(copied, tiny, force=True)
+    assert {name: (copied / name).read_bytes() for name in names} == before
+    answers = list(copied.glob("infer/*/*.jsonl"))
+    assert len(generated) == len(answers) > 0
+
+
+def test_a_stage_without_the_one_before_names_it(tiny, tmp_path):
+    for stage, missing in (("select", "extract"), ("infer", "extract"), ("evaluate", "infer"), ("report", "evaluate")):
+        with pytest.raises(RefusalCmpError, match=f"run `refusal-cmp {missing}` for this run first"):
+            start(tmp_path / "empty", tiny, stages=(stage,))
+
+
+def test_a_damaged_artifact_is_named(copied, tiny):
+    (copied / "extract/inlp.safetensors").write_bytes(b"short")
+    with pytest.raises(RefusalCmpError, match="inlp.safetensors is damaged"):
+        start(copied, tiny, stages=("select",))
+
+
+def test_loss_is_that_of_one_document_at_a_time(tiny):
+    """Perplexity equals a plain per-document computation without padding; the batch size changes nothing."""
+    import torch
+
+    from refusal_cmp.data import TEXTS
+
+    documents = [*TEXTS.get("tiny-answers")()[:5], *TEXTS.get("tiny-general")()[:5]]
+    found = losses(tiny, [encode(tiny, document) for document in documents], batch_size=4)
+    for document, loss in zip(documents, found, strict=True):
+        prompt = [] if document.instruction is None else tiny.tokenize([document.instruction])[0]
+        ids = prompt + tiny.tokenizer(document.text, add_special_tokens=document.instruction is None)["input_ids"]
+        with torch.inference_mode():
+            log_probs = tiny.model(input_ids=torch.tensor([ids])).logits[0].double().log_softmax(-1)
+        scored = range(max(1, len(prompt)), len(ids))
+        assert loss.n_tokens == len(scored)
+        assert loss.total == pytest.approx(-sum(float(log_probs[i - 1, ids[i]]) for i in scored), rel=1e-5)

@@ -1,0 +1,237 @@
+"""Plans: what they do to the whole stream, how scopes count, how labels read."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refusal_cmp.api import extract, plan_intervention
+from refusal_cmp.edit import LowRankEdit
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.interventions import INTERVENTIONS
+from refusal_cmp.model.hooks import before, installed
+from refusal_cmp.plan import Place, file_name, label_of
+from refusal_cmp.planning import Chosen, Scope, Setting, grid, make_plan
+from refusal_cmp.subspace import Component
+
+WORDS = "cake cow bird red blue one two three".split()
+HARMFUL = [f"how do you make {a} {b} {c}" for a, b, c in itertools.permutations(WORDS[:4], 3)]
+HARMLESS = [f"help {a} {b} {c} ?" for a, b, c in itertools.permutations(WORDS[4:], 3)]
+PROMPTS = ["how do you make a cake ?", "one cow"]
+AT = {"layer": 2, "position": -1}
+
+
+@pytest.fixture(scope="module")
+def fields(random_model):
+    return {
+        "diff-in-means": extract(random_model, HARMFUL, HARMLESS, "diff-in-means"),
+        "inlp": extract(random_model, HARMFUL, HARMLESS, "inlp", c=10.0, stop="0.55", max_k=4),
+    }
+
+
+@pytest.fixture(params=["diff-in-means", "inlp"])
+def field(request, fields):
+    return fields[request.param]
+
+
+def last_stream(model, plan):
+    """Output of the last block under the plan, float64."""
+    seen = []
+    handle = model.blocks[-1].module.register_forward_hook(lambda _, __, out: seen.append(out))
+    batch = model.batch(model.tokenize(PROMPTS))
+    with torch.inference_mode(), model.edited(plan), installed([handle]):
+        logits = model.last_logits(batch)
+    return seen[0], logits
+
+
+def test_ablation_everywhere_leaves_nothing_along_the_direction(random_model, field):
+    stream, _ = last_stream(random_model, plan_intervention("ablation", field, **AT))
+    assert (stream @ field[Component(-1, 2)].direction).abs().max() < 1e-10
+
+
+def test_nullspace_everywhere_leaves_nothing_in_the_subspace(random_model, field):
+    stream, _ = last_stream(random_model, plan_intervention("nullspace", field, **AT))
+    assert (stream @ field[Component(-1, 2)].basis.mT).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("scope", ["single", "all"])
+def test_reflection_at_one_is_nullspace_projection(random_model, field, scope):
+    plans = [
+        plan_intervention("nullspace", field, scope=scope, **AT),
+        plan_intervention("reflection", field, scope=scope, strength=1, **AT),
+    ]
+    (_, one), (_, other) = (last_stream(random_model, plan) for plan in plans)
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+
+
+def test_reflection_once_mirrors_every_contribution_once(random_model, field):
+    """At scope all the stream that leaves the last block is the mirror of the sum of all that was written."""
+    plan = plan_intervention("reflection", field, **AT)
+    written, handles = [], []
+    for block in random_model.blocks:
+        handles += [
+            m.register_forward_hook(lambda _, __, out: written.append(out[0] if isinstance(out, tuple) else out))
+            for m in (block.attn_out, block.mlp_out)
+        ]
+    entry = []
+    batch = random_model.batch(random_model.tokenize(PROMPTS))
+    with torch.inference_mode(), installed([before(random_model.blocks[0].module, entry.append), *handles]):
+        stream, _ = last_stream(random_model, plan)
+    assert len(batch) == len(entry[0])
+    total = entry[0] + sum(written)
+    basis = field[Component(-1, 2)].basis
+    torch.testing.assert_close(stream, total - 2 * (total @ basis.mT) @ basis, atol=1e-6, rtol=1e-6)
+
+
+def test_reflection_repeated_and_once_coincide_at_single_only(field):
+    repeat = Setting(compose="repeat")
+    chosen = Chosen(field, Component(-1, 2), tuple(field))
+    single, everywhere = Scope("single"), Scope("all")
+    once = make_plan("reflection", chosen, single)
+    assert once.digest == make_plan("reflection", chosen, single, setting=repeat).digest
+    assert (
+        make_plan("reflection", chosen, everywhere).digest
+        != make_plan("reflection", chosen, everywhere, setting=repeat).digest
+    )
+
+
+@pytest.mark.parametrize("strength", [-1.0, 1.0])
+def test_clamp_everywhere_sets_the_final_projection(random_model, field, strength):
+    plan = plan_intervention("clamp", field, strength=strength, **AT)
+    stream, _ = last_stream(random_model, plan)
+    direction = field[Component(-1, 2)].direction
+    harmful, harmless = field.means.at(Component(-1, 3))
+    p = (harmful if strength > 0 else harmless) @ direction
+    projection = stream @ direction
+    torch.testing.assert_close(projection, p.expand_as(projection), atol=1e-9, rtol=1e-9)
+
+
+@pytest.mark.parametrize("scope", ["single", "top:60", "all"])
+def test_activation_addition_spreads_its_length_over_the_layers(field, scope):
+    plan = plan_intervention("actadd", field, scope=scope, strength=2.0, **AT)
+    layers = sorted(place.layer for place in plan.edits)
+    total = sum(float(edit.b @ field[Component(-1, 2)].direction) for edit in plan.edits.values())
+    norms = [field.means.distance(Component(-1, layer)) for layer in layers]
+    assert total == pytest.approx(2.0 * sum(norms) / len(norms))
+    assert {place.site for place in plan.edits} == {"resid_pre"}
+
+
+def test_activation_addition_moves_the_mean_projection_by_its_length(random_model, fields):
+    field = fields["diff-in-means"]
+    plan = plan_intervention("actadd", field, scope="single", strength=1.0, **AT)
+    batch = random_model.batch(random_model.tokenize(PROMPTS))
+    direction, seen = field[Component(-1, 2)].direction, []
+    with torch.inference_mode():
+        for edits in ({}, plan.edits):
+            with (
+                random_model.edited(edits),
+                installed([before(random_model.blocks[2].module, lambda x: seen.append(x.clone()))]),
+            ):
+                random_model.last_logits(batch)
+    moved = (seen[1] @ direction).mean() - (seen[0] @ direction).mean()
+    assert float(moved) == pytest.approx(field.means.distance(Component(-1, 2)), rel=1e-5)
+
+
+def test_affine_ablation_moves_the_subspace_to_the_harmless_mean(field):
+    edit = plan_intervention("affine", field, scope="single", **AT).edits[Place(2, "resid_pre")]
+    basis, (_, harmless) = field[Component(-1, 2)].basis, field.means.at(Component(-1, 2))
+    x = torch.randn(5, 32, dtype=torch.float64)
+    torch.testing.assert_close(edit(x) @ basis.mT, (basis @ harmless).expand(5, -1))
+
+
+@pytest.mark.parametrize("selected", [Component(-1, 2), Component(-2, 3)])
+def test_selected_norm_measures_additions_by_the_selected_difference_in_means(fields, selected):
+    chosen = [Chosen(fields["diff-in-means"], selected, ()), Chosen(fields["inlp"], Component(-1, 3), ())]
+    norm = {"strengths": {"actadd": (1.0,)}, "setting": Setting(norm="selected")}
+    expected = fields["inlp"].means.distance(selected)
+    for plan in grid(chosen, ["actadd"], [Scope("all")], **norm):
+        assert [float(edit.b.norm()) * 4 for edit in plan.edits.values()] == pytest.approx([expected] * 4)
+    (alone,) = grid(chosen[1:], ["actadd"], [Scope("single")], **norm)
+    assert float(alone.edits[Place(3, "resid_pre")].b.norm()) == pytest.approx(
+        fields["inlp"].means.distance(Component(-1, 3))
+    )
+    (alone,) = grid(chosen[1:], ["actadd"], [Scope("all")], **norm)
+    assert len({round(float(edit.b.norm()), 9) for edit in alone.edits.values()}) == 1
+
+
+def test_an_edit_that_cannot_be_placed_leaves_none_of_the_others(random_model):
+    edit = LowRankEdit(b=torch.ones(32, dtype=torch.float64))
+    plan = {Place(1, "resid_pre"): edit, Place(1, "mlp_out"): edit, Place(99, "resid_pre"): edit}
+
+    def hooks():
+        return [[*m._forward_hooks, *m._forward_pre_hooks] for m in random_model.model.modules()]
+
+    before = hooks()
+    with pytest.raises(IndexError), random_model.edited(plan):
+        pass
+    assert hooks() == before
+
+
+@given(st.floats(0.01, 100), st.integers(1, 500))
+def test_top_percentage_counts_at_least_one_and_at_most_all(percentage, pool):
+    count = Scope("top", percentage).count(pool)
+    assert 1 <= count <= pool
+    assert count >= percentage * pool / 100
+
+
+@pytest.mark.parametrize("text", ["top:0", "top:101", "top:-3", "top:nan", "top:x", "top", "top:", "some", "all:3"])
+def test_scopes_that_do_not_exist_are_refused(text):
+    with pytest.raises(RefusalCmpError):
+        Scope.parse(text)
+
+
+def test_a_layer_is_edited_once_with_its_best_component(field):
+    ranking = (Component(-1, 2), Component(-2, 2), Component(-3, 1), Component(-1, 1))
+    by_layer = Scope("top", 75).best_by_layer(ranking[0], ranking, 4, 4)
+    assert by_layer == {1: Component(-3, 1), 2: Component(-1, 2)}
+    plan = make_plan("nullspace", Chosen(field, ranking[0], ranking), Scope("top", 75))
+    assert (plan.n_components, plan.n_layers) == (3, 2)
+
+
+def test_grid_is_full_and_labels_differ(fields):
+    chosen = [Chosen(one, Component(-1, 2), tuple(one)) for one in fields.values()]
+    scopes = [Scope.parse(text) for text in ("single", "top:50", "all")]
+    plans = grid(chosen, sorted(INTERVENTIONS), scopes, strengths={"actadd": (-1, 1), "reflection": (1, 2)})
+    labels = [plan.label for plan in plans]
+    assert len(set(labels)) == len(labels) == 2 * 3 * (len(list(INTERVENTIONS)) + 3)
+    assert {"inlp/reflection:2@single", "diff-in-means/actadd:-1@single", "inlp/nullspace@top50"} <= set(labels)
+    assert all(label_of(file_name(label)) == label for label in labels)
+    digests = {plan.label: plan.digest for plan in plans}
+    assert digests["diff-in-means/ablation@all"] == digests["diff-in-means/nullspace@all"]
+    assert digests["inlp/reflection:1@single"] == digests["inlp/nullspace@single"]
+
+
+def test_a_top_percentage_is_of_the_smallest_ranking(fields):
+    rankings = [tuple(fields["diff-in-means"])[:8], tuple(fields["inlp"])[:4]]
+    chosen = [Chosen(one, ranking[0], ranking) for one, ranking in zip(fields.values(), rankings, strict=True)]
+    plans = grid(chosen, ["nullspace"], [Scope("top", 50)], strengths={})
+    assert [plan.n_components for plan in plans] == [2, 2]
+
+
+def test_what_differs_from_the_defaults_is_in_the_label(fields):
+    own = plan_intervention("nullspace", fields["inlp"], direction="own", **AT)
+    assert own.label == "inlp/nullspace[direction=own]@all"
+    setting = Setting(sites=("resid_pre",), compose="repeat", spread=False)
+    assert (
+        plan_intervention("reflection", fields["inlp"], setting=setting, **AT).label
+        == "inlp/reflection[sites=resid-pre,compose=repeat]:2@all"
+    )
+    assert (
+        plan_intervention("actadd", fields["inlp"], setting=setting, **AT).label == "inlp/actadd[spread=false]:-1@all"
+    )
+    leading = fields["inlp"].leading("1")
+    assert plan_intervention("ablation", leading, **AT).label == "inlp[k=1]/ablation@all"
+
+
+def test_a_strength_for_an_intervention_without_one_is_refused(fields):
+    with pytest.raises(RefusalCmpError, match="has no strength"):
+        plan_intervention("ablation", fields["inlp"], strength=2.0, **AT)
+
+
+def test_a_component_without_subspace_says_why(fields):
+    with pytest.raises(RefusalCmpError, match="vanishes"):
+        plan_intervention("ablation", fields["diff-in-means"], layer=0, position=-1)
