@@ -28,7 +28,7 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\u0e00-\u0e7f]|[^\W_]+(?:['-][^\
 """A word; a character of a script that puts no spaces between them."""
 _QUOTATION = re.compile(r"[\"“„«「『][^\"”“»」』\n]*[\"”“»」』]")
 _CLAUSE = (
-    r"(?:(?:^|[.!?…:;,–—()\n。，、！？；：»」]|--)[^\w\"]*|\b(?:but|so|and|because|as|since|that|then|therefore|however"
+    r"(?:(?:^|[.!?…:;,–—()\n。，、！？；：»」]|--)[^\w\"]{0,4}|\b(?:but|so|and|because|as|since|that|then|therefore|however"
     r"|unfortunately|aber|und|daher|dass|mais|donc|que|pero|y|mas|porque|e|ma|però|quindi|che|maar|dus|dat|но|и|что"
     r"|ale|więc|że|fakat|ancak|ama)[ ,]+)"
 )
@@ -38,7 +38,8 @@ _CLAUSE = (
 def plain(text: str) -> str:
     """The text as phrases are matched: compatibility forms (NFKC), straight apostrophes, no emphasis, lower case."""
     text = unicodedata.normalize("NFKC", text.translate(_APOSTROPHES))
-    return re.sub(r"[^\S\n]+", " ", _UNSEEN.sub("", text)).lower()
+    lines = (" ".join(line.split()) for line in _UNSEEN.sub("", text).lower().split("\n"))
+    return "\n".join(filter(None, lines))
 
 
 def words(text: str) -> list[str]:

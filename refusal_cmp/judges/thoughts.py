@@ -7,23 +7,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from refusal_cmp.judges.turns import opening
-
-PAIRS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<reasoning>", "</reasoning>"),
-    ("<seed:think>", "</seed:think>"),
-    ("[THINK]", "[/THINK]"),
-    ("◁think▷", "◁/think▷"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-    ("<|begin_of_thought|>", "<|end_of_thought|>"),
-    ("<|channel>thought", "<channel|>"),
-)
-"""How templates open and close a thought."""
+from refusal_cmp.model.chat import THOUGHTS
 
 _THOUGHTS = [
-    *(re.compile(rf"{re.escape(begin)}(.*?)({re.escape(end)}|\Z)", re.DOTALL) for begin, end in PAIRS),
+    *(re.compile(rf"{re.escape(begin)}(.*?)({re.escape(end)}|\Z)", re.DOTALL) for begin, end in THOUGHTS),
     # the channels of harmony, whole and without their control tokens: analysisThe user asks…assistantfinalI can…
     re.compile(
         r"(?:<\|start\|>)?(?:assistant)?<\|channel\|>(?:analysis|commentary)[^<]*<\|message\|>(.*?)"
@@ -32,7 +19,7 @@ _THOUGHTS = [
     ),
     re.compile(r"(?:analysis|commentary)(?=[A-Z\"'(*])(.*?)(assistant(?=analysis|commentary|final)|\Z)", re.DOTALL),
     # the template opened it
-    re.compile(rf"(.*?\n)\s*({'|'.join(re.escape(end) for _, end in PAIRS)})", re.DOTALL),
+    re.compile(rf"(.*?\n)\s*({'|'.join(re.escape(end) for _, end in THOUGHTS)})", re.DOTALL),
 ]
 _FINAL = re.compile(r"(?:<\|start\|>)?(?:assistant)?<\|channel\|>final[^<]*<\|message\|>|(?:assistant)?final(?=[A-Z])")
 

@@ -20,10 +20,11 @@ _GLUED = r"""(?:(?<=[^\s\-@#/(<\[{*_"'`“‘])|(?<=[\w.!?…)][*_"'`])|(?<=[\w.
 """Right after what ends a sentence or a word: no space, hyphen, opening bracket, quotation or emphasis in between."""
 _HEADER = re.compile(
     rf"{_GLUED}(?:assistant|(?<![a-z])user)\n\n"  # Llama-3
-    r"|\n(?:user|model|assistant)\n(?![ \t])"  # ChatML, Gemma
-    r"|\n\s*\#{2,3} ?(?:Human|User|Instruction|Assistant):"  # Alpaca, Guanaco
-    r"|(?:\n\s*|(?<=[.!?…])\s*)\n *(?:Human|User|HUMAN|USER|Assistant|ASSISTANT) ?:"  # Vicuna; base models' own idea
+    r"|\n(?:user|model|assistant)\n(?=\S[^\n]*(?:\w \w|[^\x00-\x7f]|[.!?]))"  # ChatML, Gemma: a sentence follows
+    r"|\n\s{0,9}\#{2,3} ?(?:Human|User|Instruction|Assistant):"  # Alpaca, Guanaco
+    r"|(?:\n\s{0,9}\n *|(?<=[.!?…。！？])\s{0,9})(?:Human|User|HUMAN|USER|Assistant|ASSISTANT) ?:"  # Vicuna, base models
 )
+_OWN = re.compile(rf"(?:{CONTROL.pattern})(?:(?:assistant|model)(?=\s*\n|<))?")
 _SCRIPT = re.compile(
     r"^\W*(?:human|user|assistant|ai|(?:chat)?bot|robot|agent|customer|interviewer|model)\b[^\n:]{0,20}:"
     r"|\b(?:conversation|dialog(?:ue)?|transcript|script|role-?play|chat log)s?\b",
@@ -48,9 +49,11 @@ def end_of_turn(text: str, turns: Sequence[str] = ()) -> int | None:
 
 def opening(text: str, turns: Sequence[str] = ()) -> int:
     """How many characters at its start are not the text's own: white space, a control token, a header of its turn."""
-    start = len(text) - len(text.lstrip())
-    header = CONTROL.match(text, start) or _given(turns).match(text, start)
-    return header.end() if header else start
+    own = text.lstrip()
+    if control := _OWN.match(own):
+        return len(text) - len(own) + control.end()
+    header = next((turn.lstrip() for turn in turns if turn.strip() and own.startswith(turn.lstrip())), "")
+    return len(text) - len(own) + len(header)
 
 
 def without_control(text: str) -> str:
@@ -78,9 +81,15 @@ def _headers(text: str, turns: Sequence[str]) -> Iterator[int]:
 
 
 def _given(turns: Sequence[str]) -> re.Pattern[str]:
-    """The template's own headers; those that begin with a letter stand at the start of a text or are glued to it."""
-    alternatives = [(rf"(?:\A\s*|{_GLUED})" if turn[0].isalpha() else "") + re.escape(turn) for turn in turns]
-    return re.compile("|".join(alternatives) or r"(?!)")
+    """The template's own headers; its control tokens are those of any text."""
+    return re.compile("|".join(_marker(turn) for turn in turns if not CONTROL.fullmatch(turn)) or r"(?!)")
+
+
+def _marker(turn: str) -> str:
+    """The pattern of a header: one that begins with a letter is not inside a word, nor inside a sentence."""
+    if not turn[0].isalpha():
+        return re.escape(turn)
+    return (r"(?<=[\s.!?…])" if turn.endswith(":") else rf"{_GLUED}(?<![a-z])") + re.escape(turn)
 
 
 def _has_ended(before: str) -> bool:
