@@ -5,8 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
+from refusal_cmp.judges.completion import Judgement, judge
+from refusal_cmp.judges.phrases import Phrases
 from refusal_cmp.model import Answer as Answer
 from refusal_cmp.model import ChatModel
 from refusal_cmp.plan import Plan
@@ -35,7 +38,19 @@ class Subject:
     selected: Callable[[], Sequence[Selected]] = tuple
     """What every method found."""
     refusal_tokens: tuple[int, ...] = ()
+    turns: tuple[str, ...] = ()
+    """What the model's template puts between turns; see `Chat.turns`."""
+    opened: str = ""
+    """The tag of a thought that every prompt has opened already; see `Chat.opened`."""
     progress: Progress = silent
+
+    def judge(self, answer: Answer) -> Judgement:
+        """What a completion is, by the run's refusal phrases and the model's own turns."""
+        return judge(answer.completion, answer.finish, phrases=self._phrases, turns=self.turns, opened=self.opened)
+
+    @cached_property
+    def _phrases(self) -> Phrases:
+        return Phrases.load(self.options["phrases"])
 
 
 @dataclass(frozen=True)

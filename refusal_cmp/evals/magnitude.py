@@ -16,7 +16,6 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator
-from refusal_cmp.judges.phrases import verdict
 from refusal_cmp.model import Batch, ChatModel, refusal_metric
 from refusal_cmp.model.reading import streams_at
 from refusal_cmp.plan import BASELINE
@@ -34,6 +33,7 @@ class Magnitude(Evaluator):
     """Correlation of the projection on each method's direction with refusal; measured on the baseline alone."""
 
     reads = ("completions", "model", "subspaces")
+    settings = ("phrases",)
 
     def evaluate(self, subject: Subject) -> Evaluation:
         """`magnitude_pearson:METHOD`, `…_spearman`, `…_auroc` on each test set and on all of them together.
@@ -65,7 +65,7 @@ def _measure(subject: Subject, dataset: str, selected: Sequence[Selected]) -> li
             "instruction": answer.instruction,
             "projection": {method: float(values[row]) for method, values in projected.items()},
             "refusal_metric": float(metric[row]),
-            "refused": verdict(answer.completion, answer.finish) == "refused",
+            "refused": subject.judge(answer).verdict == "refused",
         }
         for row, answer in enumerate(answers)
     ]

@@ -104,7 +104,9 @@ def _evaluate(
         options=dict(config),
         journal=journal,
         selected=lambda: read_selected(session),
-        refusal_tokens=tuple(run.read_json(PROMPTS)["refusal_tokens"]),
+        refusal_tokens=read_refusal_tokens(session),
+        turns=turns,
+        opened=opened,
         progress=session.progress,
     )
     evaluation = evaluator.evaluate(subject)
