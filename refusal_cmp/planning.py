@@ -105,6 +105,9 @@ class Setting:
     """Divide additions by the number of layers in scope."""
     compose: str = "once"
     """`once`: a reflection mirrors each contribution to the stream once; `repeat`: at every site of every layer."""
+    about: str = "midpoint"
+    """What AlterRep forces coordinates to the harmless side of: the `midpoint` of the class means at the layer, or
+    `zero`, as published."""
     norm: str = "own"
     """`own`: additions are measured by the difference-in-means norm of their layer; `selected`: by that of the
     selected difference-in-means component, as published."""
@@ -112,7 +115,13 @@ class Setting:
     @classmethod
     def of(cls, config: RunConfig) -> Setting:
         """The choices that a run's settings make."""
-        return cls(sites=config.sites, spread=config.spread, compose=config.compose, norm=config.actadd_norm)
+        return cls(
+            sites=config.sites,
+            spread=config.spread,
+            compose=config.compose,
+            about=config.alterrep_about,
+            norm=config.actadd_norm,
+        )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.interventions import INTERVENTIONS
 from refusal_cmp.model.hooks import before, installed
-from refusal_cmp.plan import Place, file_name, label_of
+from refusal_cmp.plan import Place, Plan, file_name, label_of
 from refusal_cmp.planning import Chosen, Scope, Setting, grid, make_plan
 from refusal_cmp.subspace import Component
 
@@ -171,6 +171,23 @@ def test_an_edit_that_cannot_be_placed_leaves_none_of_the_others(random_model):
     assert hooks() == before
 
 
+@pytest.mark.parametrize("scope", ["single", "all"])
+def test_alterrep_leaves_every_coordinate_of_every_token_on_the_harmless_side_of_the_midpoint(
+    random_model, field, scope
+):
+    plan, basis = plan_intervention("alterrep", field, scope=scope, **AT), field[Component(-1, 2)].basis
+    batch, entered = random_model.batch(random_model.tokenize(PROMPTS)), []
+    layers = sorted(place.layer for place in plan.edits)
+    watch = (before(random_model.blocks[layer].module, entered.append) for layer in layers)  # behind the edits
+    with torch.inference_mode(), random_model.edited(plan), installed(watch):
+        random_model.last_logits(batch)
+    for layer, stream in zip(layers, entered, strict=True):
+        harmful, harmless = field.means.at(Component(-1, layer))
+        assert (stream @ basis.mT <= basis @ (harmful + harmless) / 2 + 1e-9).all()
+    harmful, harmless = field.means.at(Component(-1, 2))
+    assert (basis @ harmless < basis @ harmful).all()  # at the subspace's own layer it is the side of the harmless mean
+
+
 @given(st.floats(0.01, 100), st.integers(1, 500))
 def test_top_percentage_counts_at_least_one_and_at_most_all(percentage, pool):
     count = Scope("top", percentage).count(pool)
@@ -223,6 +240,8 @@ def test_what_differs_from_the_defaults_is_in_the_label(fields):
     assert (
         plan_intervention("actadd", fields["inlp"], setting=setting, **AT).label == "inlp/actadd[spread=false]:-1@all"
     )
+    published = plan_intervention("alterrep", fields["inlp"], setting=Setting(about="zero"), **AT)
+    assert published.label == "inlp/alterrep[about=zero]:1@all"
     leading = fields["inlp"].leading("1")
     assert plan_intervention("ablation", leading, **AT).label == "inlp[k=1]/ablation@all"
 
@@ -235,3 +254,16 @@ def test_a_strength_for_an_intervention_without_one_is_refused(fields):
 def test_a_component_without_subspace_says_why(fields):
     with pytest.raises(RefusalCmpError, match="vanishes"):
         plan_intervention("ablation", fields["diff-in-means"], layer=0, position=-1)
+
+
+def test_a_plan_survives_its_tensors_and_each_tensor_is_kept_once():
+    V = torch.randn(2, 8)
+    removal = LowRankEdit(V=V, A=-V)
+    edits = {Place(layer, "resid_pre"): removal for layer in range(3)}
+    edits[Place(11, "mlp_out")] = LowRankEdit(V=V, B=-V, t=V[:, 0], b=V[0])
+    tensors, metadata = Plan("hand/edit", edits).to_tensors()
+    again = Plan.from_tensors(tensors, metadata)
+    assert len(tensors) == 4  # V, −V, its first column and its first row
+    assert (again.label, again.digest) == ("hand/edit", Plan("hand/edit", edits).digest)
+    assert again.edits[Place(0, "resid_pre")] is again.edits[Place(2, "resid_pre")]
+    assert Plan.from_tensors(*Plan("baseline", {}).to_tensors()).edits == {}

@@ -6,7 +6,8 @@ evaluator `coherence`, which asks the unedited model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from refusal_cmp.evals import Answer, Evaluation, Evaluator, Metric, Subject, by_category, register_evaluator, share
@@ -28,11 +29,9 @@ WITHIN = (8, 16, 32, 64, 128)
 class Refusal(Evaluator):
     """Shares of completions that refuse, comply, or say nothing, on every test set and in every category."""
 
-    settings = ("phrases", "max_new_tokens")
-
-    def check(self, options: Mapping[str, Any]) -> None:
-        """The refusal phrases can be read."""
-        Phrases.load(options["phrases"])
+    def __init__(self, phrases: str | Path = "published", max_new_tokens: int = 64) -> None:
+        self._phrases = Phrases.load(phrases)
+        self._within = [n for n in WITHIN if n <= max_new_tokens]
 
     def evaluate(self, subject: Subject) -> Evaluation:
         """Rates with Wilson intervals.
@@ -43,12 +42,12 @@ class Refusal(Evaluator):
         metrics: list[Metric] = []
         examples = {}
         for dataset, answers in subject.answers.items():
-            judged = [subject.judge(answer) for answer in answers]
+            judged = [subject.judge(answer, self._phrases) for answer in answers]
             metrics += [
                 share(dataset, metric, [one.verdict == meant for one in judged]) for metric, meant in SHARES.items()
             ]
             metrics += _facts(dataset, answers, judged)
-            metrics += _by_length(dataset, judged, subject.options["max_new_tokens"])
+            metrics += _by_length(dataset, judged, self._within)
             metrics += by_category(dataset, "refusal", answers, [one.verdict == "refused" for one in judged])
             examples[dataset] = [_row(answer, one) for answer, one in zip(answers, judged, strict=True)]
         return Evaluation(metrics, examples)
@@ -67,12 +66,10 @@ def _facts(dataset: str, answers: Sequence[Answer], judged: Sequence[Judgement])
     return [share(dataset, name, hits) for name, hits in facts.items()]
 
 
-def _by_length(dataset: str, judged: Sequence[Judgement], longest: int) -> list[Metric]:
+def _by_length(dataset: str, judged: Sequence[Judgement], within: Sequence[int]) -> list[Metric]:
     """How much refusal a shorter look at the same completions would have seen."""
     begins = [one.refused_at if one.verdict == "refused" else None for one in judged]
-    return [
-        share(dataset, f"refusal@{n}", [at is not None and at < n for at in begins]) for n in WITHIN if n <= longest
-    ]
+    return [share(dataset, f"refusal@{n}", [at is not None and at < n for at in begins]) for n in within]
 
 
 def _row(answer: Answer, judged: Judgement) -> dict[str, Any]:

@@ -8,7 +8,6 @@ on is a fact of its own.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +15,7 @@ from refusal_cmp.judges.loops import Loop, find_loop
 from refusal_cmp.judges.phrases import PUBLISHED, Phrases, words
 from refusal_cmp.judges.thoughts import split_thought
 from refusal_cmp.judges.turns import end_of_turn, without_control
+from refusal_cmp.model.chat import NO_TURNS, Turns
 
 Verdict = Literal["refused", "complied", "degenerate", "unfinished"]
 
@@ -51,8 +51,7 @@ def judge(
     finish: str = "stop",
     *,
     phrases: Phrases = PUBLISHED,
-    turns: Sequence[str] = (),
-    opened: str = "",
+    turns: Turns = NO_TURNS,
 ) -> Judgement:
     """The verdict on a completion.
 
@@ -63,12 +62,10 @@ def judge(
     phrases
         What counts as a refusal.
     turns
-        What the model's template puts between turns (`Chat.turns`), beside what is known of common templates.
-    opened
-        A thought's opening tag that stands in the prompt already (`Chat.opened`), as `<think>`.
+        What the model's template writes around an answer (`Chat.turns`), beside what is known of common templates.
     """
-    thought, said = split_thought(opened + text, turns)
-    turn = end_of_turn(said, turns)
+    thought, said = split_thought(turns.opened + text, turns.markers)
+    turn = end_of_turn(said, turns.markers)
     beyond = "" if turn is None else without_control(said[turn:])
     said = said[:turn]
     loop = find_loop(said)

@@ -1,9 +1,14 @@
 """Is an answer language? The unedited model decides, by how well it foresees the answer.
 
-Its loss, in nats a token, is low on what it would say itself, higher on a fluent text that has nothing to do with the
-prompt, and much higher on words without order. Where the line is differs from model to model, so it is drawn by the
-model's own answers: each is read after the prompt of another, as a fluent text that is not expected there, and the line
-is the `FLUENT` quantile of those losses. What an edit makes the model say may be that unexpected and no more.
+Its loss is low on what it would say itself, higher on a fluent text that has nothing to do with the prompt, and much
+higher on words without order. With the summed loss ℓ of a text of n tokens, in nats,
+
+    surprise = ℓ / (n + SPREAD)
+
+for what comes out of nowhere costs once, however short the text is: "Paris." after the wrong question is language.
+Where the line is differs from model to model, so each draws it itself: every answer of its own is read after the prompt
+of another, as a fluent text that is not expected there, and the line is the `FLUENT` quantile of those surprises. What
+an edit makes the model say may be that unexpected and no more.
 
 How well the line divides is measured beside it. False alarms: fluent texts above the line that all the others draw.
 Misses: the same texts with their words shuffled, below it.
@@ -25,10 +30,12 @@ from refusal_cmp.model.losses import Loss, encode, losses
 from refusal_cmp.progress import Progress, silent
 
 FLUENT = 0.99
-"""Share of the fluent texts that are language, by the smallest loss that at least that many do not exceed."""
+"""Share of the fluent texts that are language: the line is the least surprise that so many do not exceed."""
+SPREAD = 8
+"""Tokens over which the cost of an unexpected subject is spread, beside the text's own."""
 
 
-class Error(NamedTuple):
+class Errors(NamedTuple):
     """How often the line errs, in n texts."""
 
     wrong: int
@@ -40,13 +47,18 @@ class Language:
     """The line between language and none, for one model."""
 
     threshold: float
-    """Nats a token; NaN if there was nothing to draw it from."""
-    false_alarms: Error
-    misses: Error
+    """The largest surprise of a text that is language; NaN if there was nothing to draw it from."""
+    false_alarms: Errors
+    misses: Errors
 
     def holds(self, loss: Loss) -> bool:
         """Whether a text of that loss is language; one without a token is not, nor one with a broken loss."""
-        return loss.n_tokens > 0 and loss.total / loss.n_tokens <= self.threshold
+        return loss.n_tokens > 0 and surprise(loss) <= self.threshold
+
+
+def surprise(loss: Loss) -> float:
+    """ℓ / (n + SPREAD), nats a token."""
+    return loss.total / (loss.n_tokens + SPREAD)
 
 
 def learn(
@@ -57,26 +69,23 @@ def learn(
     Parameters
     ----------
     own
-        Its answers with their prompts. Of equal answers the first counts, read after the prompt that stands half the
-        list further on.
+        Its answers with their prompts. Of equal answers the first counts; each is read after the prompt that stands
+        half the list further on.
     """
+    first = {document.text: index for index, document in reversed(list(enumerate(own))) if document.text}
     half = len(own) // 2
-    first = {document.text: index for index, document in reversed(list(enumerate(own))) if document.text.strip()}
     fluent = [Document(text, own[(index + half) % len(own)].instruction) for text, index in first.items()]
     mixed = [Document(text, one.instruction) for one in fluent if (text := shuffled(one.text)) != one.text]
-    read = losses(model, [encode(model, one) for one in (*fluent, *mixed)], batch_size, progress)
-    means = [one.total / one.n_tokens for one in read if one.n_tokens]
-    of_fluent, of_mixed = means[: len(fluent)], means[len(fluent) :]
-    if not of_fluent:
-        return Language(math.nan, Error(0, 0), Error(0, 0))
-    threshold = quantile(of_fluent)
-    others = [quantile(of_fluent[:index] + of_fluent[index + 1 :]) for index in range(len(of_fluent))]
-    alarms = sum(one > line for one, line in zip(of_fluent, others, strict=True))
-    return Language(
-        threshold,
-        false_alarms=Error(alarms, len(of_fluent)),
-        misses=Error(sum(one <= threshold for one in of_mixed), len(of_mixed)),
-    )
+    read = [surprise(loss) for loss in read_answers(model, [*fluent, *mixed], batch_size, progress)]
+    return draw_line(read[: len(fluent)], read[len(fluent) :])
+
+
+def draw_line(fluent: Sequence[float], mixed: Sequence[float]) -> Language:
+    """The line of these surprises of fluent texts, and its errors; each text is held against the line of the others."""
+    threshold = _quantile(fluent)
+    others = [_quantile([*fluent[:index], *fluent[index + 1 :]]) for index in range(len(fluent))]
+    alarms = sum(one > line for one, line in zip(fluent, others, strict=True))
+    return Language(threshold, Errors(alarms, len(fluent)), Errors(sum(one <= threshold for one in mixed), len(mixed)))
 
 
 def read_answers(
@@ -86,9 +95,8 @@ def read_answers(
     return losses(model, [encode(model, answer) for answer in answers], batch_size, progress)
 
 
-def quantile(found: Sequence[float]) -> float:
-    """The smallest value that at least `FLUENT` of the values do not exceed."""
-    return float(np.quantile(found, FLUENT, method="inverted_cdf")) if len(found) else math.nan
+def _quantile(found: Sequence[float]) -> float:
+    return float(np.quantile(found, FLUENT, method="inverted_cdf")) if found else math.nan
 
 
 def shuffled(text: str) -> str:

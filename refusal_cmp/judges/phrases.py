@@ -69,8 +69,8 @@ class Phrases:
             lines = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise RefusalCmpError(
-                f"Cannot read the refusal phrases {name}: {error}; give {', '.join(SETS)}, or a text file with a phrase "
-                "a line."
+                f"Cannot read the refusal phrases {name}: {error}; give {', '.join(SETS)}, or a text file with a "
+                "phrase a line."
             ) from None
         found = cls(str(name), tuple(line.strip() for line in lines if line.strip() and not line.startswith("#")))
         if not found.lines:

@@ -33,8 +33,8 @@ class Spoken(NamedTuple):
     """What follows the thought, without control tokens before it; nothing where the thought does not end."""
 
 
-def split_thought(text: str, turns: Sequence[str] = ()) -> Spoken:
-    """What was thought and what was said; see `refusal_cmp.judges.turns.end_of_turn` for the turns."""
+def split_thought(text: str, markers: Sequence[str] = ()) -> Spoken:
+    """What was thought and what was said; see `refusal_cmp.judges.turns.end_of_turn` for the markers."""
     thoughts, before = [], ""
     while text != before:
         before = text
@@ -45,5 +45,5 @@ def split_thought(text: str, turns: Sequence[str] = ()) -> Spoken:
         elif final := _FINAL.match(text):
             text = text[final.end() :]
         else:
-            text = text[opening(text, turns) :]
+            text = text[opening(text, markers) :]
     return Spoken("\n".join(filter(None, thoughts)) or None, text)

@@ -22,7 +22,7 @@ _HEADER = re.compile(
     rf"{_GLUED}(?:assistant|(?<![a-z])user)\n\n"  # Llama-3
     r"|\n(?:user|model|assistant)\n(?=\S[^\n]*(?:\w \w|[^\x00-\x7f]|[.!?]))"  # ChatML, Gemma: a sentence follows
     r"|\n\s{0,9}\#{2,3} ?(?:Human|User|Instruction|Assistant):"  # Alpaca, Guanaco
-    r"|(?:\n\s{0,9}\n *|(?<=[.!?…。！？])\s{0,9})(?:Human|User|HUMAN|USER|Assistant|ASSISTANT) ?:"  # Vicuna, base models
+    r"|(?:\n\s{0,9}\n *|(?<=[.!?…。！？])\s{0,9})(?:Human|User|HUMAN|USER|Assistant|ASSISTANT) ?:"  # Vicuna
 )
 _OWN = re.compile(rf"(?:{CONTROL.pattern})(?:(?:assistant|model)(?=\s*\n|<))?")
 _SCRIPT = re.compile(
@@ -36,23 +36,23 @@ _QUOTES = "`\"'“”‘’"
 _FENCE = "```"
 
 
-def end_of_turn(text: str, turns: Sequence[str] = ()) -> int | None:
+def end_of_turn(text: str, markers: Sequence[str] = ()) -> int | None:
     """Where the text runs past its turn: the index of the first thing that is part of no answer, if there is one.
 
     Parameters
     ----------
-    turns
-        What the model's own template puts between turns, as `Chat.turns` finds it.
+    markers
+        What the model's own template writes between turns, as `Chat.turns` finds it.
     """
-    return min((*_controls(text), *_headers(text, turns)), default=None)
+    return min((*_controls(text), *_headers(text, markers)), default=None)
 
 
-def opening(text: str, turns: Sequence[str] = ()) -> int:
+def opening(text: str, markers: Sequence[str] = ()) -> int:
     """How many characters at its start are not the text's own: white space, a control token, a header of its turn."""
     own = text.lstrip()
     if control := _OWN.match(own):
         return len(text) - len(own) + control.end()
-    header = next((turn.lstrip() for turn in turns if turn.strip() and own.startswith(turn.lstrip())), "")
+    header = next((marker.lstrip() for marker in markers if marker.strip() and own.startswith(marker.lstrip())), "")
     return len(text) - len(own) + len(header)
 
 
@@ -65,31 +65,31 @@ def _controls(text: str) -> Iterator[int]:
     """Control tokens, unless the answer speaks of them: in quotation marks, or as HTML that strikes words out."""
     for match in CONTROL.finditer(text):
         begin, end = match.span()
-        quoted = 0 < begin and end < len(text) and text[begin - 1] in _QUOTES and text[end] in _QUOTES
+        quoted = begin > 0 and end < len(text) and text[begin - 1] in _QUOTES and text[end] in _QUOTES
         struck = match[0] == "<s>" or (match[0] == "</s>" and "<s>" in text[:begin])
         if not quoted and not struck:
             yield begin
 
 
-def _headers(text: str, turns: Sequence[str]) -> Iterator[int]:
+def _headers(text: str, markers: Sequence[str]) -> Iterator[int]:
     """Headers of a next turn, where an answer can have ended."""
-    for pattern in (_HEADER, _given(turns)):
+    for pattern in (_HEADER, _given(markers)):
         for match in pattern.finditer(text):
             before = text[: match.start()]
             if _has_ended(before) and not (match[0].rstrip().endswith(":") and _SCRIPT.search(before)):
                 yield match.start()
 
 
-def _given(turns: Sequence[str]) -> re.Pattern[str]:
+def _given(markers: Sequence[str]) -> re.Pattern[str]:
     """The template's own headers; its control tokens are those of any text."""
-    return re.compile("|".join(_marker(turn) for turn in turns if not CONTROL.fullmatch(turn)) or r"(?!)")
+    return re.compile("|".join(_marker(marker) for marker in markers if not CONTROL.fullmatch(marker)) or r"(?!)")
 
 
-def _marker(turn: str) -> str:
+def _marker(marker: str) -> str:
     """The pattern of a header: one that begins with a letter is not inside a word, nor inside a sentence."""
-    if not turn[0].isalpha():
-        return re.escape(turn)
-    return (r"(?<=[\s.!?…])" if turn.endswith(":") else rf"{_GLUED}(?<![a-z])") + re.escape(turn)
+    if not marker[0].isalpha():
+        return re.escape(marker)
+    return (r"(?<=[\s.!?…])" if marker.endswith(":") else rf"{_GLUED}(?<![a-z])") + re.escape(marker)
 
 
 def _has_ended(before: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -37,6 +38,20 @@ THOUGHTS = (
 
 PROBE_INSTRUCTIONS = ("Name a colour.", "What is 2 + 2?", "hello", "List: a, b,\nc", "Say «yes»", "(x)")
 PROBE_ANSWER = "Green, as grass is."
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What a chat template writes around an answer, so that completions can be read."""
+
+    markers: tuple[str, ...] = ()
+    """What stands between turns, where a completion that is not stopped goes on: control tokens and headers."""
+    opened: str = ""
+    """The tag of a thought that every prompt has opened already, as some templates do: `<think>`; or nothing."""
+
+
+NO_TURNS = Turns()
+"""Of a text whose model is not known."""
 
 
 class Chat:
@@ -110,31 +125,29 @@ class Chat:
         )
 
     @cached_property
-    def turns(self) -> tuple[str, ...]:
-        """What stands between turns, where a completion that is not stopped goes on: control tokens and headers.
+    def turns(self) -> Turns:
+        """What the template writes between a question and its answer, and between that and the next question.
 
-        Between a question and its answer, and between that and the next question, the template writes control tokens
-        (`<|im_end|>`), and text that is left when they are not decoded (a line `user`; Llama-3's `assistant` with two
-        line ends).
+        The markers are its control tokens (`<|im_end|>`), and the text that is left where those are not decoded: a line
+        `user`, or Llama-3's `assistant` with two line ends.
         """
         question, follow_up = PROBE_INSTRUCTIONS[:2]
         rendered = self._conversation(("user", question), ("assistant", PROBE_ANSWER), ("user", follow_up))
-        _, _, rest = rendered.partition(question)
-        before, _, rest = rest.partition(PROBE_ANSWER)
-        after, _, _ = rest.partition(follow_up)
-        found: list[str] = []
-        for piece in (after, before):
-            ids = self.tokenizer(piece, add_special_tokens=False)["input_ids"]
-            found += [self.tokenizer.decode([token]).strip() for token in ids if self._is_control(token)]
-            header = self.tokenizer.decode([token for token in ids if not self._is_control(token)]).strip(" ")
-            found += [header] if any(map(str.isalpha, header)) else []
-        return tuple(dict.fromkeys(found))
+        before, _, rest = rendered.partition(question)[2].partition(PROBE_ANSWER)
+        after = rest.partition(follow_up)[0]
+        return Turns(tuple(dict.fromkeys([*self._markers(after), *self._markers(before)])), self._opened)
 
-    @cached_property
-    def opened(self) -> str:
-        """The tag of a thought that the prompt has opened already, as some templates do: `<think>`; or nothing."""
-        _, _, tail = self.render(PROBE_INSTRUCTIONS[0]).partition(PROBE_INSTRUCTIONS[0])
-        return next((begin for begin, end in THOUGHTS if end not in tail[tail.rfind(begin) :] and begin in tail), "")
+    def _markers(self, between: str) -> list[str]:
+        """The control tokens of what stands between turns, and the rest of it if there is a letter in it."""
+        ids = self.tokenizer(between, add_special_tokens=False)["input_ids"]
+        controls = [self.tokenizer.decode([token]).strip() for token in ids if self._is_control(token)]
+        header = self.tokenizer.decode([token for token in ids if not self._is_control(token)]).strip(" ")
+        return [*controls, header] if any(map(str.isalpha, header)) else controls
+
+    @property
+    def _opened(self) -> str:
+        tail = self.render(PROBE_INSTRUCTIONS[0]).partition(PROBE_INSTRUCTIONS[0])[2]
+        return next((begin for begin, end in THOUGHTS if begin in tail and end not in tail[tail.rfind(begin) :]), "")
 
     @property
     def _end_of_answer(self) -> int | None:

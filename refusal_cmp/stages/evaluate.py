@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.evals import EVALUATORS, Evaluator, Subject
+from refusal_cmp.evals import Evaluator, Subject, configured, facts
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.run.contents import (
     AGREEMENT,
     COLUMNS,
     COMPARISONS,
-    PROMPTS,
     RESULTS,
     SELECTION,
     answers_file,
@@ -23,7 +20,9 @@ from refusal_cmp.run.contents import (
     metrics_file,
     read_answers,
     read_plans,
+    read_refusal_tokens,
     read_selected,
+    read_turns,
     subspace_file,
 )
 from refusal_cmp.run.journal import Journal
@@ -39,9 +38,11 @@ def evaluate_stage(session: Session) -> None:
     """Run every evaluator on every distinct plan, tabulate all plans, and compare them in pairs."""
     plans = read_plans(session)
     distinct = [plan for plan, same_as in plans if plan.label == same_as]
-    evaluators = {name: EVALUATORS.create(name) for name in session.config.evals}
+    evaluators = {name: configured(session.config, name) for name in session.config.evals}
     order = sorted(evaluators, key=lambda name: ("model" not in evaluators[name].reads, evaluators[name].loads_model))
-    inputs = {(plan.label, name): _inputs(session, plan, evaluators[name]) for plan in distinct for name in evaluators}
+    inputs = {
+        (plan.label, name): _inputs(session, plan, name, evaluators[name]) for plan in distinct for name in evaluators
+    }
     missing = {
         name: [
             plan
@@ -67,7 +68,7 @@ def evaluate_stage(session: Session) -> None:
     _write_agreement(session, distinct)
 
 
-def _inputs(session: Session, plan: Plan, evaluator: Evaluator) -> tuple[dict[str, Any], dict[str, Any]]:
+def _inputs(session: Session, plan: Plan, name: str, evaluator: Evaluator) -> tuple[dict[str, Any], dict[str, Any]]:
     """What an evaluation is made from. Settings are among the sources: a changed judge redoes only itself."""
     run, config = session.run, session.config
     files = []
@@ -79,11 +80,7 @@ def _inputs(session: Session, plan: Plan, evaluator: Evaluator) -> tuple[dict[st
         run.require(file, "infer")
     if "subspaces" in evaluator.reads:
         files += [SELECTION, *(subspace_file(name) for name in config.methods)]
-    settings = config.model_dump(mode="json", include=set(evaluator.settings))
-    for name in evaluator.settings:
-        if isinstance(path := getattr(config, name, None), Path) and path.is_file():
-            settings[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]  # what is in it, not what it is called
-    return {}, {"edits": plan.digest, "settings": settings, **{file: run.digest(file) for file in files}}
+    return {}, {"edits": plan.digest, "settings": facts(config, name), **{file: run.digest(file) for file in files}}
 
 
 def _evaluate(
@@ -101,12 +98,11 @@ def _evaluate(
         answers={dataset: read_answers(session, plan.label, dataset) for dataset in config.test_sets},
         baseline={dataset: read_answers(session, BASELINE, dataset) for dataset in config.test_sets},
         model=lambda: session.model,
-        options=dict(config),
+        batch_size=config.batch_size,
         journal=journal,
         selected=lambda: read_selected(session),
         refusal_tokens=read_refusal_tokens(session),
-        turns=turns,
-        opened=opened,
+        turns=read_turns(session),
         progress=session.progress,
     )
     evaluation = evaluator.evaluate(subject)
@@ -114,7 +110,7 @@ def _evaluate(
         run.write_lines(examples_file(plan.label, name, dataset), rows)
     metrics = [
         {"dataset": one.dataset, "metric": one.metric, **one.estimate._asdict(), "values": one.values,
-         "weights": one.weights}
+         "weights": one.weights, "against_baseline": one.against_baseline}
         for one in evaluation.metrics
     ]  # fmt: skip
     run.write_json(metrics_file(plan.label, name), metrics)
@@ -124,17 +120,18 @@ def _evaluate(
 
 
 def _write_agreement(session: Session, plans: Sequence[Plan]) -> None:
-    """How far the judges that gave verdicts on the harmful prompts agree, over all plans together."""
-    verdicts: dict[str, list[str]] = {}
+    """How far the judges that gave verdicts on the harmful prompts under every plan agree."""
+    run = session.run
+    verdicts: dict[str, list[list[str]]] = {}
     for name in session.config.evals:
         files = [examples_file(plan.label, name, HARMFUL) for plan in plans]
-        rows = [row for file in files if session.run.has(file) for row in session.run.read_lines(file)]
-        if rows and all("verdict" in row for row in rows):
-            verdicts[name] = [row["verdict"] for row in rows]
+        rows = [run.read_lines(file) for file in files if run.has(file)]
+        if len(rows) == len(plans) and all("verdict" in row for of_plan in rows for row in of_plan):
+            verdicts[name] = [[row["verdict"] for row in of_plan] for of_plan in rows]
     if len(verdicts) > 1:
-        session.run.write_table(AGREEMENT, pd.DataFrame([one.row() for one in agreements(verdicts)]))
+        run.write_table(AGREEMENT, pd.DataFrame([one.row() for one in agreements(verdicts)]))
     else:
-        session.run.remove(AGREEMENT)  # of judges that are not asked any more
+        run.remove(AGREEMENT)  # of judges that are not asked any more
 
 
 def _tabulate(

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from refusal_cmp.config import KINDS, is_path
-from refusal_cmp.data import SPLITS, Columns, Prompt, Split, load_test, pick
+from refusal_cmp.data import SPLITS, Columns, Prompt, Split
 from refusal_cmp.data.files import digests
-from refusal_cmp.data.sampling import Sampled, check_apart, draw, unlike_training
+from refusal_cmp.data.sampling import EARLIER, Sampled, check_apart, draw, unlike_learned
+from refusal_cmp.data.sets import load_test, pick
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.judges.first_tokens import refusal_tokens
 from refusal_cmp.run.contents import PROMPTS, prompts_file, read_prompts
 from refusal_cmp.run.session import Session
 
@@ -66,8 +68,12 @@ def _filtered(session: Session, drawn: dict[str, Sampled]) -> dict[str, Any]:
     config = session.config
     prompts = {f"{kind}_{split}": drawn[kind].prompts[split] for kind in KINDS for split in SPLITS}
     counts = {f"{kind}_{split}": {**drawn[kind].counts[split], "dropped": 0} for kind in KINDS for split in SPLITS}
-    tokens = config.refusal_tokens or session.model.refusal_tokens(
-        [prompt.instruction for prompt in prompts["harmful_train"]], config.batch_size
+    tokens = config.refusal_tokens or refusal_tokens(
+        session.model,
+        [prompt.instruction for prompt in prompts["harmful_train"]],
+        config.batch_size,
+        say=session.say,
+        progress=session.progress,
     )
     vocabulary = session.model.model.config.get_text_config().vocab_size
     if not 0 <= min(tokens) <= max(tokens) < vocabulary:
@@ -84,6 +90,7 @@ def _filtered(session: Session, drawn: dict[str, Sampled]) -> dict[str, Any]:
     return {
         "refusal_tokens": list(tokens),
         "refusal_token_texts": [session.model.tokenizer.decode([token]) for token in tokens],
+        "turns": asdict(session.model.turns),
         "counts": counts,
         "prompts": {name: [asdict(prompt) for prompt in kept] for name, kept in prompts.items()},
     }
@@ -119,10 +126,11 @@ def _read_test(session: Session, dataset: str) -> list[Prompt]:
 def _write_test(session: Session, dataset: str, prompts: list[Prompt]) -> None:
     """Keep a sample of a test set, without what the run learns from."""
     config = session.config
-    learned = [
-        prompt for kind in KINDS for split in ("train", "val") for prompt in read_prompts(session, f"{kind}_{split}")
-    ]
-    kept, counts = unlike_training(prompts, learned, config.near_duplicates)
+    learned = {
+        split: [prompt for kind in KINDS for prompt in read_prompts(session, f"{kind}_{split}")]
+        for split in EARLIER["test"]
+    }
+    kept, counts = unlike_learned(prompts, learned, config.near_duplicates)
     if not kept:
         raise RefusalCmpError(
             f"Every prompt of test set {dataset!r} is one that the run learns from; give another set."

@@ -9,8 +9,10 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.config import RunConfig
-from refusal_cmp.judges.phrases import verdict
+from refusal_cmp.config import BUDGET, RunConfig
+from refusal_cmp.judges.completion import judge
+from refusal_cmp.methods import configured
+from refusal_cmp.plan import number
 from refusal_cmp.planning import Chosen, Scope, Setting, make_plan
 from refusal_cmp.registry import parse_spec
 from refusal_cmp.run.contents import (
@@ -20,6 +22,9 @@ from refusal_cmp.run.contents import (
     RANKINGS,
     SCORES,
     SELECTION,
+    budget_file,
+    read_budget,
+    read_field,
     read_fields,
     read_prompts,
     read_refusal_tokens,
@@ -28,6 +33,7 @@ from refusal_cmp.run.contents import (
 )
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Rule, Selection, outcome, ranked_table
+from refusal_cmp.selection.budget import within_budget
 from refusal_cmp.selection.rankings import prediction, spread_out, study
 from refusal_cmp.selection.scoring import PromptScores, Reach, Scorer
 from refusal_cmp.subspace import Component, SubspaceField
@@ -41,9 +47,12 @@ def select_stage(session: Session) -> None:
     config, run = session.config, session.run
     settings = config.binding("select")
     reaches: list[Reach] = ["local", "global"] if config.compare_rankings or config.rank_by == "global" else ["local"]
-    fields = read_fields(session)
     run.is_fresh(SCORES, settings, {})  # a changed setting is an error before any work
     scorer = cache(lambda: _scorer(session))
+    for name in config.methods:
+        if BUDGET in config.inlp_k and configured(config, name).has_k:
+            _settle_budget(session, read_field(session, name), scorer)
+    fields = read_fields(session)
     scores = {field.method: {reach: _scores(session, field, reach, scorer) for reach in reaches} for field in fields}
     rules = {field.method: Rule.of(config, field.extracted_by) for field in fields}
     tables = [ranked_table(field, scores[field.method], rules[field.method]) for field in fields]
@@ -73,6 +82,24 @@ def _score_setting(config: RunConfig, field: SubspaceField) -> Setting:
     return replace(Setting.of(config), sites=sites)
 
 
+def _settle_budget(session: Session, field: SubspaceField, scorer: Callable[[], Scorer]) -> None:
+    """Write how many leading directions of a method stay within the KL budget, unless that stands there."""
+    config, run = session.config, session.run
+    name, edits = budget_file(field.method), _score_setting(config, field)
+    settings = {"kl_threshold": config.kl_threshold, "kl_epsilon": config.kl_epsilon, "sites": list(edits.sites)}
+    sources = {file: run.digest(file) for file in (PROMPTS, subspace_file(field.method))}
+    if not run.is_fresh(name, settings, sources):
+        tried = within_budget(scorer(), field, config.kl_threshold, setting=edits, progress=session.progress)
+        run.write_table(name, tried)
+        run.record(name, settings, sources)
+    k, kl = read_budget(session, field.method), run.read_table(name)["kl"]
+    without = len(k) - int((kl <= config.kl_threshold).sum())  # what is within is the last tried of its component
+    session.say(
+        f"{field.method}: its first {min(k.values())} to {max(k.values())} directions are used, as many as stay within "
+        f"a KL of {number(config.kl_threshold)} nats; at {without} of {len(k)} components not even one does."
+    )
+
+
 def _scores(session: Session, field: SubspaceField, reach: Reach, scorer: Callable[[], Scorer]) -> PromptScores:
     """The per-prompt scores of a method, from its file if that was made from the same things.
 
@@ -85,6 +112,7 @@ def _scores(session: Session, field: SubspaceField, reach: Reach, scorer: Callab
     settings = {key: settings[key] for key in ("induce_multipliers", "kl_epsilon", "spread", "actadd_norm")}
     settings["sites"] = list(edits.sites)
     sources = {file: run.digest(file) for file in (PROMPTS, subspace_file(field.extracted_by))}
+    sources["k"] = ",".join(str(subspace.k) for subspace in field.subspaces.values())
     if not run.is_fresh(name, settings, sources):
         scores = scorer().score(
             field,
@@ -97,10 +125,6 @@ def _scores(session: Session, field: SubspaceField, reach: Reach, scorer: Callab
         run.write_tensors(name, tensors, {"method": field.method, "reach": reach})
         run.record(name, settings, sources)
     return PromptScores(**run.read_tensors(name)[0])
-
-
-def _file(field: SubspaceField, reach: Reach) -> str:
-    return f"select/{field.method}.{reach}.safetensors"
 
 
 def _baseline(session: Session, scorer: Callable[[], Scorer]) -> dict[str, float]:
@@ -122,9 +146,10 @@ def _scorer(session: Session) -> Scorer:
 def _report(session: Session, selection: Selection) -> None:
     n, kept = len(selection.ranking), len(selection.kept)
     if selection.fallback:
+        dropped = ", ".join(f"{name} {count}" for name, count in selection.dropped.items())
         session.say(
-            f"Warning: {selection.method}: the filters keep none of {n} components; the best of all by bypass, "
-            f"{selection.selected}, is taken."
+            f"Warning: {selection.method}: the filters keep none of {n} components (dropped by {dropped}); with "
+            f"{selection.options} they would keep {selection.selected}, which is taken."
         )
     else:
         session.say(f"{selection.method}: {selection.selected} selected; the filters keep {kept} of {n} components.")
@@ -167,7 +192,7 @@ def _judged(session: Session, field: SubspaceField, table: pd.DataFrame, setting
             completions = session.model.generate(
                 instructions, max_new_tokens=session.config.max_new_tokens, batch_size=session.config.batch_size
             )
-        verdicts = [verdict(one.text, one.finish) for one in completions]
+        verdicts = [judge(one.text, one.finish, turns=session.model.turns).verdict for one in completions]
         bypass.append(float(table.loc[row, "local_bypass"]))
         refused.append(verdicts.count("refused") / len(verdicts))
     return {**prediction(bypass, refused), "bypass": bypass, "refused": refused}

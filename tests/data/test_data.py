@@ -415,16 +415,18 @@ def test_near_duplicates_are_those_of_plain_tf_idf(tmp_path):
     kept = {split: instructions(whole.prompts[split]) for split in SPLITS}
     vectors = TfidfVectorizer(token_pattern=r"(?u)\w+").fit([text for split in SPLITS for text in kept[split]])
     similar = {
-        split: cosine_similarity(vectors.transform(kept["test"]), vectors.transform(kept[split])) for split in SPLITS
+        (one, other): cosine_similarity(vectors.transform(kept[one]), vectors.transform(kept[other]))
+        for one, other in (("val", "train"), ("test", "train"), ("test", "val"))
     }
-    near = int((similar["train"].max(1) >= 0.6).sum())
-    assert near > 0
-    assert whole.counts["test"]["near_train"] == near
-    assert f"{near} of {len(kept['test'])} test prompts have a near-duplicate in training" in said[-1]
+    for (one, other), cosines in similar.items():
+        near = int((cosines.max(1) >= 0.6).sum())
+        assert near > 0
+        assert whole.counts[one][f"near_{other}"] == near
+        assert f"{near} of {len(kept[one])} {one} prompts have one in {other}" in said[-1]
     thinned, _ = drawn(0.6)
     for split in ("train", "val"):
-        assert instructions(thinned.prompts[split]) == list(np.array(kept[split])[similar[split].max(0) < 0.6])
-    assert thinned.counts["test"]["near_train"] == 0
+        assert instructions(thinned.prompts[split]) == list(np.array(kept[split])[similar["test", split].max(0) < 0.6])
+        assert thinned.counts["test"][f"near_{split}"] == 0
     assert thinned.prompts["test"] == whole.prompts["test"]
 
 

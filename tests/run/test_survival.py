@@ -11,11 +11,12 @@ import signal
 import time
 
 import pytest
-from test_stages import start
 
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.journal import Journal
+
+from support.pipeline import start
 
 KILLS = 20
 PATIENCE = 120
