@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator
+from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator
 from refusal_cmp.model import ChatModel
 from refusal_cmp.selection.scoring import kl_divergence
 from refusal_cmp.statistics import mean
@@ -21,6 +21,17 @@ class KL(Evaluator):
     """Mean KL(baseline ‖ plan) of the first answer token on harmless test prompts, nats."""
 
     reads = ("completions", "model")
+    measures = (
+        Measure(
+            "kl",
+            "KL to the baseline",
+            "mean KL(unedited ‖ edited) of the first answer token on harmless test prompts",
+            "nats",
+            "t",
+            better="lower",
+        ),
+    )
+    order = 6
 
     def __init__(self) -> None:
         self._baseline: Float[Tensor, "n vocab"] | None = None

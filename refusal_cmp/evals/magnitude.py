@@ -16,7 +16,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator
+from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator
 from refusal_cmp.judges.phrases import Phrases
 from refusal_cmp.model import Batch, ChatModel, refusal_metric
 from refusal_cmp.model.reading import streams_at
@@ -35,15 +35,23 @@ class Magnitude(Evaluator):
     """Correlation of the projection on each method's direction with refusal; measured on the baseline alone."""
 
     reads = ("completions", "model", "subspaces")
+    measures = tuple(
+        Measure(f"magnitude_{name}:*", heading, meaning, interval="bootstrap", shown="never")
+        for name, heading, meaning in (
+            ("pearson", "r", "Pearson's r of the projection on a method's direction and the refusal metric"),
+            ("spearman", "ρ", "Spearman's ρ of the same"),
+            ("auroc", "AUROC", "AUROC of telling refused completions by the projection"),
+        )
+    )
+    order = 8
 
     def __init__(self, phrases: str | Path = "published") -> None:
         self._phrases = Phrases.load(phrases)
 
     def evaluate(self, subject: Subject) -> Evaluation:
-        """`magnitude_pearson:METHOD`, `…_spearman`, `…_auroc` on each test set and on all of them together.
+        """Each method's three measures, on each test set and on all of them together.
 
-        Pearson and Spearman are with the refusal metric, AUROC is that of telling refused completions by the
-        projection; each has a bootstrap interval, and is left out where it is not defined (nothing varies).
+        One that is not defined, because nothing varies, is left out.
         """
         if subject.plan.label != BASELINE:
             return Evaluation([])

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.config import BUDGET, KINDS
+from refusal_cmp.config import BUDGET, RunConfig
 from refusal_cmp.data import Prompt
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
@@ -35,9 +35,9 @@ PROMPTS = "extract/prompts.json"
 """The sampled and filtered prompts of every split, the counts dropped and why, refusal tokens, the template's turns."""
 
 
-def prompts_file(dataset: str) -> str:
+def prompts_file(config: RunConfig, dataset: str) -> str:
     """The artefact that holds the prompts of a test set: the run's own, or one beside them."""
-    return PROMPTS if dataset in KINDS else f"infer/prompts/{dataset}.json"
+    return f"infer/prompts/{dataset}.json" if dataset in config.other_sets else PROMPTS
 
 
 def read_prompts(session: Session, split: str) -> list[Prompt]:

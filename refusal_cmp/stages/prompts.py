@@ -27,7 +27,7 @@ def draw_prompts(session: Session) -> None:
     config, run = session.config, session.run
     settings, sources = config.binding("extract"), _digests(session, PROMPTS, config.harmful, config.harmless)
     drawn = None if run.is_fresh(PROMPTS, settings, sources) else _draw(session)
-    tests = {name: _read_test(session, name) for name in config.test_sets if not _is_drawn(session, name)}
+    tests = {name: _read_test(session, name) for name in config.other_sets if not _is_drawn(session, name)}
     if drawn is not None:
         run.write_json(PROMPTS, _filtered(session, drawn))
         run.record(PROMPTS, settings, sources)
@@ -37,11 +37,11 @@ def draw_prompts(session: Session) -> None:
 
 def read_test_prompts(session: Session, dataset: str) -> list[Prompt]:
     """The prompts of a test set of `config.test_sets`, drawn now if it was added after extract."""
-    if dataset in KINDS:
+    if dataset not in session.config.other_sets:
         return read_prompts(session, f"{dataset}_test")
     if not _is_drawn(session, dataset):
         _write_test(session, dataset, _read_test(session, dataset))
-    return [Prompt(**row) for row in session.run.read_json(prompts_file(dataset))["prompts"]]
+    return [Prompt(**row) for row in session.run.read_json(prompts_file(session.config, dataset))["prompts"]]
 
 
 def _draw(session: Session) -> dict[str, Sampled]:
@@ -120,7 +120,7 @@ def _report_dropped(session: Session, counts: dict[str, dict[str, int]]) -> None
 
 
 def _read_test(session: Session, dataset: str) -> list[Prompt]:
-    return load_test(session.config.test_sets[dataset], _columns(session), session.say)
+    return load_test(session.config.other_sets[dataset], _columns(session), session.say)
 
 
 def _write_test(session: Session, dataset: str, prompts: list[Prompt]) -> None:
@@ -141,23 +141,25 @@ def _write_test(session: Session, dataset: str, prompts: list[Prompt]) -> None:
             "the run learns from them."
         )
     sampled = pick(kept, config.prompts(config.n_test), config.seed)
-    content = {"counts": {**counts, "sampled": len(sampled)}, "prompts": [asdict(prompt) for prompt in sampled]}
-    session.run.write_json(prompts_file(dataset), content)
-    session.run.record(prompts_file(dataset), {}, _test_sources(session, dataset))
+    content = {
+        "source": config.other_sets[dataset],
+        "counts": {**counts, "sampled": len(sampled)},
+        "prompts": [asdict(prompt) for prompt in sampled],
+    }
+    session.run.write_json(prompts_file(config, dataset), content)
+    session.run.record(prompts_file(config, dataset), {}, _test_sources(session, dataset))
 
 
 def _is_drawn(session: Session, dataset: str) -> bool:
-    """Whether the prompts of a test set are there; the run's own are in `prompts.json`."""
-    if dataset in KINDS:
-        return True
-    return session.run.is_fresh(prompts_file(dataset), {}, _test_sources(session, dataset))
+    """Whether the prompts of a test set that is not the run's own are there."""
+    return session.run.is_fresh(prompts_file(session.config, dataset), {}, _test_sources(session, dataset))
 
 
 def _test_sources(session: Session, dataset: str) -> dict[str, Any]:
     config = session.config
-    name = config.test_sets[dataset]
+    name = config.other_sets[dataset]
     facts = {"name": name, "n": config.prompts(config.n_test), "seed": config.seed}
-    return {**_digests(session, prompts_file(dataset), name), **facts}
+    return {**_digests(session, prompts_file(config, dataset), name), **facts}
 
 
 def _digests(session: Session, artifact: str, *names: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset
 
 from refusal_cmp.api import extract, plan_intervention
 from refusal_cmp.config import load_config
@@ -16,7 +17,7 @@ from refusal_cmp.data import TEXTS, Document
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Evaluator, Subject, configured
-from refusal_cmp.evals.capability import EMBEDDED_TASKS, _metrics, load_task
+from refusal_cmp.evals.capability import EMBEDDED_TASKS, Spec, _metrics, drawn, first, load_task
 from refusal_cmp.evals.magnitude import projections
 from refusal_cmp.model import ChatModel, model_path
 from refusal_cmp.model.generation import Answer
@@ -143,13 +144,124 @@ def test_a_prompt_that_does_not_fit_is_an_error(tiny, answers, monkeypatch):
 
 def test_shots_are_part_of_a_tasks_name():
     def shots(spec):
-        (task,) = load_task(spec)["tasks"].values()
+        (task,) = load_task(Spec.parse(spec))["tasks"].values()
         return task.get_config("num_fewshot")
 
     assert (shots("world_cloze"), shots("world_cloze@2")) == (5, 2)
     assert shots("world_statements@5") == 0  # fixed by the task
     with pytest.raises(RefusalCmpError, match="Unknown task of lm-eval 'world_close'.*'world_cloze'"):
-        load_task("world_close")
+        load_task(Spec("world_close", None, None))
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("mmlu", ("mmlu", None, 7)),
+        ("mmlu@0", ("mmlu", 0, 7)),
+        ("mmlu@5/500", ("mmlu", 5, 500)),
+        ("arc_challenge/all", ("arc_challenge", None, None)),
+    ],
+)
+def test_a_task_names_its_shots_and_its_questions(text, spec):
+    assert Spec.parse(text, 7) == spec
+
+
+@pytest.mark.parametrize("text", ["", "@5", "mmlu@", "mmlu/0", "mmlu/-1", "mmlu@5/some", "mmlu@5/500/1"])
+def test_a_task_that_is_not_understood_is_refused(text):
+    with pytest.raises(RefusalCmpError, match="NAME@SHOTS/LIMIT"):
+        Spec.parse(text)
+
+
+def test_first_questions_are_shared_out_and_drawn_ones_are_those_of_a_shuffle():
+    sizes = {"a": 30, "b": 2, "c": 68}
+    assert first(sizes, 7) == {"a": [0, 1, 2], "b": [0, 1], "c": [0, 1]}
+    whole = Dataset.from_list([{"task": name, "row": row} for name, size in sizes.items() for row in range(size)])
+    theirs = whole.shuffle(seed=42).select(range(20))
+    expected = {name: sorted(one["row"] for one in theirs if one["task"] == name) for name in sizes}
+    assert drawn(sizes, 20, 42) == {name: rows or [0] for name, rows in expected.items()}
+    assert sum(map(len, drawn({"a": 300}, 50, 1).values())) == 50
+
+
+def test_a_limit_of_its_own_wins_and_all_is_all(tiny, answers):
+    asked = evaluator("capability", tasks="world_cloze/9,world_statements", benchmark_limit=4)
+    found = {one.dataset: one.estimate.n for one in asked.evaluate(subject(tiny, baseline(), answers)).metrics}
+    assert found == {"world_cloze": 9, "world_statements": 4}
+
+
+SUBJECTS = ("anatomy", "law", "virology")
+CONFIGS = """---
+configs:
+- config_name: {name}
+  data_files:
+{splits}---
+"""
+
+
+@pytest.fixture
+def benchmarks(tmp_path, monkeypatch):
+    """Stand-ins for MMLU and ARC-Challenge, in the layout of their repositories on the hub."""
+    monkeypatch.setenv("REFUSAL_CMP_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def rows(split, n, **more):
+        return [
+            {"question": f" {split} {i}? ", "i": i, **{key: make(i) for key, make in more.items()}} for i in range(n)
+        ]
+
+    options = [f"option {letter}" for letter in "wxyz"]
+    of_mmlu = {"choices": lambda _: options, "answer": lambda i: i % 4, "subject": lambda i: SUBJECTS[i % 3]}
+    of_arc = {
+        "choices": lambda i: {
+            "text": options[: 3 if i == 2 else 4],
+            "label": list("1234" if i % 2 else "ABCD")[: 3 if i == 2 else 4],
+        },
+        "answerKey": lambda i: "1" if i % 2 else "C",
+    }
+    for repository, config, sizes, columns in (
+        ("cais/mmlu", "all", {"validation": 24, "test": 90}, of_mmlu),
+        ("allenai/ai2_arc", "ARC-Challenge", {"train": 9, "test": 12}, of_arc),
+    ):
+        folder = tmp_path / "data" / repository
+        folder.mkdir(parents=True)
+        for split, n in sizes.items():
+            (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(split, n, **columns)))
+        splits = "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in sizes)
+        (folder / "README.md").write_text(CONFIGS.format(name=config, splits=splits))
+
+
+def published_question(row, letter=""):
+    """As the published loop wrote a question, and its answer where it is a shot."""
+    choices = row["choices"]["text"] if isinstance(row["choices"], dict) else row["choices"]
+    options = "\n".join(f"{name}. {choice}" for name, choice in zip("ABCD", choices, strict=True))
+    return f"Question: {row['question'].strip()}\n{options}\nAnswer:" + (f" {letter}" if letter else "")
+
+
+def contexts(spec):
+    """What a task asks, by question, and its answer."""
+    (task,) = load_task(Spec.parse(spec))["tasks"].values()
+    shots = task.get_config("num_fewshot")
+    return [(row, task.fewshot_context(row, shots), task.doc_to_target(row)) for row in task.eval_docs]
+
+
+def test_mmlu_is_asked_as_published(benchmarks):
+    """With the first five validation questions of the question's own subject as shots."""
+    found = contexts("published_mmlu")
+    assert len(found) == 90
+    for row, context, answer in found:
+        shots = [i for i in range(24) if SUBJECTS[i % 3] == row["subject"]][:5]
+        asked = [published_question({**row, "question": f"validation {i}?"}, "ABCD"[i % 4]) for i in shots]
+        assert context == "\n\n".join([*asked, published_question(row)])
+        assert answer == row["i"] % 4
+
+
+def test_arc_is_asked_by_letter_and_only_where_there_are_four_options(benchmarks):
+    found = contexts("published_arc_challenge")
+    assert [row["i"] for row, _, _ in found] == [i for i in range(12) if i != 2]
+    shots = [(i, "A" if i % 2 else "C") for i in range(9) if i != 2][:5]
+    for row, context, answer in found:
+        asked = [published_question({**row, "question": f"train {i}?"}, letter) for i, letter in shots]
+        assert context == "\n\n".join([*asked, published_question(row)])
+        assert answer == (0 if row["i"] % 2 else 2)
 
 
 def task(samples, **results):
@@ -189,6 +301,23 @@ def test_all_plans_see_the_same_tokens_within_the_budget(tiny, answers, ablation
         assert sum(counts[0]) <= 300
     assert sum(row["n_tokens"] for row in plain.examples["tiny-general"]) == 300
     assert values(plain) != values(edited)
+
+
+def test_losses_by_number_of_texts_see_those_texts_whole(tiny, answers):
+    judge = evaluator("perplexity", loss_tokens=None, loss_texts=5, document_tokens=4)
+    found = judge.evaluate(subject(tiny, baseline(), answers)).examples
+    answered = list(TEXTS.get("tiny-answers")())[:5]
+    plain = list(TEXTS.get("tiny-general")())[:5]
+    whole = [encode(tiny, document).n for document in answered]
+    assert max(whole) > 4, "an answer is not cut at the tokens of a plain text"
+    assert [row["n_tokens"] for row in found["tiny-answers"]] == whole
+    assert [row["n_tokens"] for row in found["tiny-general"]] == [encode(tiny, document, 4).n for document in plain]
+    assert len(found["on-distribution"]) == 5
+
+
+def test_losses_need_an_end():
+    with pytest.raises(RefusalCmpError, match="loss-tokens or on loss-texts"):
+        load_config(None, {"loss_tokens": None})
 
 
 def test_perplexity_is_the_exponential_of_the_loss_and_on_distribution_is_low(tiny, answers):

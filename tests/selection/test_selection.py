@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 
 from refusal_cmp.api import plan_intervention
+from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model import refusal_metric
+from refusal_cmp.plan import Place
 from refusal_cmp.planning import Setting
 from refusal_cmp.selection import Rule, outcome, ranked_table, score_table, select
 from refusal_cmp.selection.rankings import agreement, regret, study
@@ -82,6 +84,19 @@ def test_global_additions_that_are_not_spread_are_those_of_the_plans(tiny, tiny_
     spread = scorer.score(field, "global", multipliers=(0.5,))
     assert (scores.induce - spread.induce).abs().min() > 0.01
     assert torch.equal(scores.bypass, spread.bypass)
+
+
+def test_additions_by_the_selected_norm_have_that_length_at_every_candidate(tiny, tiny_fields, prompts, tokens):
+    """As published: candidates of INLP are steered by one length, that of the selected difference in means."""
+    field, setting = some_of(tiny_fields["inlp"], 3), Setting(norm="selected")
+    scorer, unit = Scorer(tiny, *prompts, tokens, max_rows=16), 3.0
+    scores = scorer.score(field, "local", multipliers=(0.5,), setting=setting, selected_norm=unit)
+    for index, component in enumerate(field):
+        added = LowRankEdit(b=0.5 * unit * field[component].direction)
+        induce = refusal_metric(plain_logits(tiny, {Place(component.layer, "resid_pre"): added}, prompts[1]), tokens)
+        torch.testing.assert_close(scores.induce[index, 0], induce, atol=1e-4, rtol=0)
+    own = scorer.score(field, "local", multipliers=(0.5,), setting=setting)
+    assert torch.equal(own.induce, scorer.score(field, "local", multipliers=(0.5,)).induce), "it is not known yet"
 
 
 def test_kl_epsilon_is_added_inside_the_logs(tiny, tiny_fields, prompts, tokens):
@@ -190,6 +205,12 @@ def test_under_the_settings_that_a_fallback_names_the_filters_keep_what_it_chose
     assert (again.selected, again.fallback) == (result.selected, False)
     assert scored.loc[result.selected.layer, "local_kl"] <= result.kl_budget
     assert result.fallback == bool(result.relaxed)
+
+
+def test_a_pool_has_what_the_filters_keep_first_or_is_the_ranking():
+    result = outcome(select(table(local_kl=[0, 0.2] * 4), Rule(), 8), field_of(0))
+    assert [component.layer for component in result.pool("kept-first")] == [4, 2, 0, 7, 6, 5, 3, 1]
+    assert result.pool("all") == result.ranking
 
 
 def test_nan_scores_are_dropped_and_counted():

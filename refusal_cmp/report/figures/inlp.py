@@ -23,18 +23,17 @@ from refusal_cmp.report.figures._style import (
     Drawn,
     Outcome,
     Skipped,
-    counted,
     errors,
     legend_below,
     percent_axis,
-    scope_name,
     shades,
+    spread,
     step,
     styled,
     swatch,
     tidy,
 )
-from refusal_cmp.report.table import percent
+from refusal_cmp.report.wording import counted, percent, scope_name
 from refusal_cmp.subspace import Component, SubspaceField
 
 TITLE = "INLP: accuracy by iteration, effect by directions kept"
@@ -89,7 +88,7 @@ def _effects(data: RunData) -> list[tuple[str, str, str]]:
     """What was measured of refusal and cost: dataset, metric, and the label of its axis."""
     effects = [("harmful", "refusal", "harmful prompts refused")] if data.get(BASELINE, "harmful", "refusal") else []
     for cost in costs(data)[:1]:
-        unit = ",\nnats a token" if cost.unit == "nats" else ""
+        unit = "" if cost.unit == "share" else f",\n{cost.unit}"
         effects.append((cost.datasets[0], cost.metric, f"{cost.metric} on {cost.datasets[0]}{unit}"))
     return effects
 
@@ -160,10 +159,12 @@ def _effect(
     lines: dict[str, str],
     what: tuple[str, str],
 ) -> None:
+    """A line for each intervention and scope, moved sideways a little so that lines that coincide are all seen."""
     ks = _ks(kept)
-    for name, scope in dict.fromkeys((step(plan), plan.scope) for plan in kept):
+    found = list(dict.fromkeys((step(plan), plan.scope) for plan in kept))
+    for (name, scope), shift in zip(found, spread(len(found)), strict=True):
         of_line = [plan for plan in kept if (step(plan), plan.scope) == (name, scope)]
-        points = sorted((ks.index(plan.k or 0), data.get(plan.label, *what)) for plan in of_line)
+        points = sorted((ks.index(plan.k or 0) + 0.3 * shift, data.get(plan.label, *what)) for plan in of_line)
         there = [(x, one) for x, one in points if one is not None]
         ax.errorbar(
             [x for x, _ in there],
