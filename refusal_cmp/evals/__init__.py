@@ -62,6 +62,9 @@ class Measure:
     """Whether the summary has columns of it; `if any`: where it is above zero for some plan."""
     only_on: str = ""
     """The one test set that it means something on."""
+    from_baseline: bool = False
+    """Whether it is a distance from the baseline. The baseline's own is then zero by definition and that of any other
+    plan is not, so that a test against it would say nothing."""
     same_as: str = ""
     """A metric that says the same; where that one is there, this one needs no column."""
 
@@ -98,9 +101,6 @@ class Metric:
     with them, plans are compared in pairs: 0 and 1 by McNemar's test, others by permutation."""
     weights: Sequence[float] | None = None
     """Of the values, if the estimate is their weighted mean: tokens of each document."""
-    against_baseline: bool = True
-    """Whether the plan is tested against the baseline; not where the metric itself is a distance from it, which of the
-    baseline is zero by definition and of any other plan is not."""
 
 
 @dataclass(frozen=True)
