@@ -64,6 +64,9 @@ class Measure:
     """The one test set that it means something on."""
     same_as: str = ""
     """A metric that says the same; where that one is there, this one needs no column."""
+    is_distance: bool = False
+    """Whether it is a distance from the baseline, which of the baseline is zero by definition and of any other plan is
+    not: no plan is tested against the baseline by it."""
 
     @classmethod
     def share(cls, name: str, heading: str, of: str, **more: Any) -> Measure:

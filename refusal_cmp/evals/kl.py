@@ -29,6 +29,7 @@ class KL(Evaluator):
             "nats",
             "t",
             better="lower",
+            is_distance=True,
         ),
     )
     order = 6
@@ -44,7 +45,7 @@ class KL(Evaluator):
             )
 
     def evaluate(self, subject: Subject) -> Evaluation:
-        """The mean over prompts with its t interval."""
+        """The mean over prompts with its interval."""
         model = subject.model()
         instructions = [answer.instruction for answer in subject.answers[DATASET]]
         if self._baseline is None:

@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 
 from refusal_cmp.report.data import RunData
-from refusal_cmp.report.figures.rankings import FEWEST_RANKED
 from refusal_cmp.report.table import columns
 from refusal_cmp.report.wording import bracketed, decimal, minus, with_bounds
 
@@ -61,7 +60,7 @@ def _selection(data: RunData) -> pd.DataFrame:
                 "bypass": decimal(chosen["bypass"]),
                 "induce": decimal(chosen["induce"]),
                 "KL": decimal(chosen["kl"], 3),
-                "kept": f"{len(one.kept)} of {len(one.ranking)}",
+                "kept": f"{len(one.kept)} of {len(one.ranking)}" + (f" ({one.note})" if one.note else ""),
             }
         )
     return pd.DataFrame(rows)
@@ -85,6 +84,5 @@ def _rankings(data: RunData) -> pd.DataFrame:
 def _correlation(pool: Mapping[str, Any]) -> dict[str, str]:
     if pool["rho"] is None:
         return dict.fromkeys(("Spearman", "95 %", "Kendall"), "–")
-    few = pool["n"] < FEWEST_RANKED
-    interval = "too few" if few else bracketed(pool["ci_low"], pool["ci_high"])
+    interval = "too few" if pool["says_little"] else bracketed(pool["ci_low"], pool["ci_high"])
     return {"Spearman": decimal(pool["rho"]), "95 %": interval, "Kendall": decimal(pool["tau"])}

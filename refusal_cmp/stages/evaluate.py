@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.evals import Evaluator, Subject, configured, facts
+from refusal_cmp.evals import Evaluator, Subject, all_measures, configured, facts
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.run.contents import (
     AGREEMENT,
@@ -63,7 +63,8 @@ def evaluate_stage(session: Session) -> None:
         for plan in distinct
     }
     session.run.write_table(RESULTS, _tabulate(session, plans, metrics))
-    session.run.write_table(COMPARISONS, compare_plans(plans, metrics))
+    distances = {measure.name for measure in all_measures() if measure.is_distance}
+    session.run.write_table(COMPARISONS, compare_plans(plans, metrics, distances))
     _write_agreement(session, distinct)
 
 
@@ -118,17 +119,18 @@ def _evaluate(
 
 
 def _write_agreement(session: Session, plans: Sequence[Plan]) -> None:
-    """How far the judges that gave verdicts on the harmful prompts agree, over all plans together."""
-    verdicts: dict[str, list[str]] = {}
+    """How far the judges that gave verdicts on the harmful prompts under every plan agree."""
+    run = session.run
+    verdicts: dict[str, list[list[str]]] = {}
     for name in session.config.evals:
         files = [examples_file(plan.label, name, HARMFUL) for plan in plans]
-        rows = [row for file in files if session.run.has(file) for row in session.run.read_lines(file)]
-        if rows and all("verdict" in row for row in rows):
-            verdicts[name] = [row["verdict"] for row in rows]
+        rows = [run.read_lines(file) for file in files if run.has(file)]
+        if len(rows) == len(plans) and all("verdict" in row for of_plan in rows for row in of_plan):
+            verdicts[name] = [[row["verdict"] for row in of_plan] for of_plan in rows]
     if len(verdicts) > 1:
-        session.run.write_table(AGREEMENT, pd.DataFrame([one.row() for one in agreements(verdicts)]))
+        run.write_table(AGREEMENT, pd.DataFrame([one.row() for one in agreements(verdicts)]))
     else:
-        session.run.remove(AGREEMENT)  # of judges that are not asked any more
+        run.remove(AGREEMENT)  # of judges that are not asked any more
 
 
 def _tabulate(

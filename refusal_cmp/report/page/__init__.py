@@ -13,7 +13,6 @@ from markupsafe import Markup
 from refusal_cmp.report.answer import standings
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures import Outcome, Skipped
-from refusal_cmp.report.figures.rankings import FEWEST_RANKED
 from refusal_cmp.report.page.about import about
 from refusal_cmp.report.page.completions import side_by_side
 from refusal_cmp.report.page.first_screen import first_screen
@@ -25,6 +24,7 @@ from refusal_cmp.report.page.tables import (
     rankings_table,
     selection_table,
 )
+from refusal_cmp.selection.rankings import FEWEST_RANKED
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -10,7 +10,6 @@ import pandas as pd
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.report.answer import Standing, answers_already
 from refusal_cmp.report.data import RunData
-from refusal_cmp.report.figures.rankings import FEWEST_RANKED
 from refusal_cmp.report.table import PART, Column, columns
 from refusal_cmp.report.wording import bounds, bracketed, decimal, percent, shown
 from refusal_cmp.statistics import Estimate
@@ -82,14 +81,12 @@ def selection_table(data: RunData) -> list[dict[str, Any]]:
     rows = []
     for one in data.selections:
         chosen = data.chosen(one.method)
-        dropped = data.scores.loc[data.scores["method"] == one.method, "dropped_by"].dropna()
-        reasons = pd.Series([reason for cell in dropped for reason in str(cell).split("+") if reason]).value_counts()
         rows.append(
             {
                 "method": one.method,
                 "where": f"position {one.selected.position}, layer {one.selected.layer}".replace("-", "−"),
                 "k": int(chosen["k"]),
-                "fallback": one.fallback,
+                "note": one.note,
                 "kept": f"{len(one.kept)} of {len(one.ranking)}",
                 "missing": one.missing,
                 "nan": one.nan,
@@ -97,7 +94,7 @@ def selection_table(data: RunData) -> list[dict[str, Any]]:
                 "induce": decimal(chosen["induce"]),
                 "kl": decimal(chosen["kl"], 3),
                 "accuracy": shown(chosen["accuracy"], "share"),
-                "dropped": ", ".join(f"{name} {count}" for name, count in sorted(reasons.items())) or "none",
+                "dropped": ", ".join(f"{name} {count}" for name, count in one.dropped.items()) or "none",
             }
         )
     return rows
@@ -126,7 +123,9 @@ def _correlation(pool: Any) -> dict[str, Any]:
     return {
         "why": "",
         "rho": decimal(pool["rho"]),
-        "few": pool["n"] < FEWEST_RANKED,
+        "reliability": [decimal(pool[f"reliability_{reach}"]) for reach in ("local", "global")],
+        "says_little": pool["says_little"],
+        "noise_free": "–" if pool["rho_noise_free"] is None else decimal(pool["rho_noise_free"]),
         "bounds": bracketed(pool["ci_low"], pool["ci_high"]),
         "p": f"{pool['p']:.1g}",
         "tau": decimal(pool["tau"]),
