@@ -62,11 +62,11 @@ class Measure:
     """Whether the summary has columns of it; `if any`: where it is above zero for some plan."""
     only_on: str = ""
     """The one test set that it means something on."""
-    from_baseline: bool = False
-    """Whether it is a distance from the baseline. The baseline's own is then zero by definition and that of any other
-    plan is not, so that a test against it would say nothing."""
     same_as: str = ""
     """A metric that says the same; where that one is there, this one needs no column."""
+    is_distance: bool = False
+    """Whether it is a distance from the baseline, which of the baseline is zero by definition and of any other plan is
+    not: no plan is tested against the baseline by it."""
 
     @classmethod
     def share(cls, name: str, heading: str, of: str, **more: Any) -> Measure:

@@ -29,7 +29,7 @@ class KL(Evaluator):
             "nats",
             "t",
             better="lower",
-            from_baseline=True,
+            is_distance=True,
         ),
     )
     order = 6
