@@ -21,10 +21,11 @@ test: $(INSTALLED)  ## the test suite, one process per core
 test-vllm: $(VLLM_INSTALLED)  ## the tests that run the real vLLM, on a CPU
 	VLLM_ENABLE_V1_MULTIPROCESSING=0 $(VLLM_BIN)/python -m pytest tests/vllm
 
-lint: $(INSTALLED)  ## style and types
+lint: $(INSTALLED)  ## style, types, and who may import whom
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
 
 docs: $(INSTALLED)  ## the documentation, in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet

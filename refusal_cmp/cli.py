@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
+from pydantic.fields import FieldInfo
 from rich.console import Console
 
-from refusal_cmp import config as settings
-from refusal_cmp.config import STAGES, MachineSettings, RunConfig, load_config
+from refusal_cmp.config import FILE_ONLY, PIPELINE, STAGES, MachineSettings, is_marked, load_config
 from refusal_cmp.errors import RefusalCmpError, unknown_name
+from refusal_cmp.registry import described
 
 app = typer.Typer(
     help="Compare ways of finding and editing the refusal directions of chat models.",
@@ -29,29 +30,15 @@ err = Console(stderr=True)
 out = Console()
 
 DASHES = {"token_normalize_func": lambda token: token.replace("_", "-")}
-UNFLAGGED = ("given", "model", "method_options", "rank_key_of", "score_sites_of", "strengths")
-HEADINGS = {
-    "ExtractSettings": "Extraction",
-    "SelectSettings": "Selection",
-    "InferSettings": "Interventions and completions",
-    "EvaluateSettings": "Evaluation",
-    "MachineSettings": "Machine",
-}
-STAGE_HELP = {
-    "run": "Do everything: extract, select, infer, evaluate, report.",
-    "extract": "Read activations and find every method's subspaces.",
-    "select": "Score every component, filter and rank them, and choose one for each method.",
-    "infer": "Complete the test prompts under every plan of the grid.",
-    "evaluate": "Judge the completions, measure losses, and write results.csv.",
-    "report": "Draw the figures of a run, and write its page and its summary.",
-}
+OWNERS = [(stage.settings, stage.heading) for stage in PIPELINE if stage.settings is not None]
+OWNERS.append((MachineSettings, "Machine"))
+"""Classes of settings, with the heading over their options."""
+EVERYTHING = "Do everything: " + ", ".join(STAGES) + "."
 
 
-def _option(name: str) -> inspect.Parameter:
+def _option(name: str, field: FieldInfo, heading: str) -> inspect.Parameter:
     """A setting of the configuration as an option; it is validated there, not here."""
-    field = RunConfig.model_fields[name]
     flag = f"--{name.replace('_', '-')}"
-    owner = next(base.__name__ for base in RunConfig.__mro__[1:] if name in base.__annotations__)
     if field.annotation is bool:
         kind, names = bool | None, (f"{flag}/--no-{flag[2:]}",)
     else:
@@ -61,7 +48,7 @@ def _option(name: str) -> inspect.Parameter:
         help=f"{field.description} {_default(field.default)}",
         metavar="" if field.annotation is bool else _metavar(field.annotation),
         show_default=False,
-        rich_help_panel=HEADINGS[owner],
+        rich_help_panel=heading,
     )
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
 
@@ -89,8 +76,12 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command an option for every setting, in place of its `**flags`."""
     signature = inspect.signature(command, eval_str=True)
     own = [p for p in signature.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
-    names = [name for owner in HEADINGS for name in getattr(settings, owner).model_fields]
-    options = [_option(name) for name in names if name not in UNFLAGGED]
+    options = [
+        _option(name, field, heading)
+        for owner, heading in OWNERS
+        for name, field in owner.model_fields.items()
+        if name != "model" and not is_marked(field, FILE_ONLY)
+    ]
     command.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
     return command
 
@@ -131,12 +122,11 @@ def _stage_command(stage: str) -> Callable[..., None]:
         stages = _span(start, until) if stage == "run" else (stage,)
         _execute(config, given, stages, force)
 
-    command.__doc__ = STAGE_HELP[stage]
     return command
 
 
-for _stage in ("run", *STAGES):
-    app.command(_stage, context_settings=DASHES)(_stage_command(_stage))
+for _stage, _help in (("run", EVERYTHING), *((stage.name, stage.help) for stage in PIPELINE)):
+    app.command(_stage, help=_help, context_settings=DASHES)(_stage_command(_stage))
 
 
 @app.command(context_settings=DASHES)
@@ -152,13 +142,13 @@ def export(
 ) -> None:
     """Save a model with a plan of a run folded into its weights, where that is exact."""
     given = {"model": model, "alias": alias, "runs_dir": runs_dir, "device": device}
-    config, run = _of_run({name: value for name, value in given.items() if value is not None})
+    config = load_config(None, {name: value for name, value in given.items() if value is not None})
     _quiet()
-
     from refusal_cmp.commands.export import export_plan
-    from refusal_cmp.run.session import Session
+    from refusal_cmp.run.session import open_run
 
-    difference = export_plan(Session(config, run), plan, out_dir)
+    session = open_run(config.runs_dir / config.run_name, device=config.device)
+    difference = export_plan(session, plan, out_dir)
     err.print(f"{out_dir} is written; largest difference of a logit: {difference:.1e}.", highlight=False)
 
 
@@ -221,28 +211,24 @@ def inspect_command(
         err.print(f"{save} is written.", highlight=False)
 
 
-@app.command()
-def methods() -> None:
-    """List the registered extractors."""
-    from refusal_cmp.methods import EXTRACTORS
+def _list_command(name: str, registry: tuple[str, str], about: str) -> None:
+    @app.command(name, help=f"List the registered {about}.")
+    def command() -> None:
+        from rich.table import Table
 
-    _list(EXTRACTORS)
-
-
-@app.command()
-def interventions() -> None:
-    """List the registered interventions."""
-    from refusal_cmp.interventions import INTERVENTIONS
-
-    _list(INTERVENTIONS)
+        table = Table("name", "what it is", "from", box=None, header_style="bold")
+        for plugin, summary, module in described(*registry):
+            table.add_row(plugin, _escape(summary), module)
+        out.print(table)
 
 
-@app.command()
-def evals() -> None:
-    """List the registered evaluators."""
-    from refusal_cmp.evals import EVALUATORS
-
-    _list(EVALUATORS)
+for _name, _decorator, _about in (
+    ("methods", "register_extractor", "extractors"),
+    ("interventions", "register_intervention", "interventions"),
+    ("evals", "register_evaluator", "evaluators"),
+    ("engines", "register_engine", "engines"),
+):
+    _list_command(_name, (f"refusal_cmp.{_name}", _decorator), _about)
 
 
 @app.command()
@@ -290,7 +276,7 @@ def _execute(path: Path | None, given: dict[str, Any], stages: tuple[str, ...], 
     config = load_config(path, given)
     run = RunDir(config.runs_dir / config.run_name)
     if stages[0] != STAGES[0] and path is None:
-        config = load_config(None, _stored(run) | given)
+        config = load_config(None, run.settings | given)
     run.force = stages if force else ()
 
     from refusal_cmp.commands.show import live_progress, print_rankings, print_summary
@@ -314,21 +300,6 @@ def _execute(path: Path | None, given: dict[str, Any], stages: tuple[str, ...], 
         err.print(f"{stages[-1]} is done: {run.path / stages[-1]}", highlight=False)
 
 
-def _of_run(given: dict[str, Any]) -> tuple[RunConfig, Any]:
-    """The run that these flags name, with the settings it was made with."""
-    from refusal_cmp.run.directory import RunDir
-
-    config = load_config(None, given)
-    run = RunDir(config.runs_dir / config.run_name)
-    return load_config(None, _stored(run) | given), run
-
-
-def _stored(run: Any) -> dict[str, Any]:
-    """The settings of a run that was begun before, without those of the machine."""
-    settings = run.manifest.get("config", {})
-    return {name: value for name, value in settings.items() if name not in MachineSettings.model_fields}
-
-
 def _span(start: str | None, until: str | None) -> tuple[str, ...]:
     for name in (start, until):
         if name is not None and name not in STAGES:
@@ -337,15 +308,6 @@ def _span(start: str | None, until: str | None) -> tuple[str, ...]:
     if first > last:
         raise RefusalCmpError(f"--from {start} comes after --until {until}; the order is {', '.join(STAGES)}.")
     return STAGES[first : last + 1]
-
-
-def _list(registry: Any) -> None:
-    from rich.table import Table
-
-    table = Table("name", "what it is", "from", box=None, header_style="bold")
-    for name, summary, module in registry.describe():
-        table.add_row(name, _escape(summary), module)
-    out.print(table)
 
 
 def _quiet() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -24,11 +25,11 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 
 EMBEDDED, EMBEDDED_GUARD = "tiny-refuser", "tiny-guard"
-STAGES = ("extract", "select", "infer", "evaluate", "report")
 
 
 def _split(value: Any) -> Any:
@@ -108,6 +109,14 @@ Numbers = Annotated[tuple[float, ...], BeforeValidator(_split), Field(min_length
 Share = Annotated[float, Field(gt=0, lt=1)]
 Secret = Annotated[SecretStr | None, BeforeValidator(_hidden)]
 GRID: dict[str, Any] = {"grid": True}
+"""Marks a list that spans the grid: adding to it adds work and leaves finished work valid."""
+FILE_ONLY: dict[str, Any] = {"file_only": True}
+"""Marks a setting that is no option of the command line."""
+
+
+def is_marked(field: FieldInfo, mark: dict[str, Any]) -> bool:
+    """Whether a setting has a mark."""
+    return mark.items() <= (field.json_schema_extra or {}).items()  # type: ignore[union-attr]
 
 
 class ExtractSettings(BaseModel):
@@ -148,9 +157,11 @@ class ExtractSettings(BaseModel):
         "binomial", description="INLP stops at dev accuracy no better than chance, or below e.g. 0.55"
     )
     inlp_max_k: int = Field(100, ge=1, description="most INLP classifiers")
-    method_options: dict[str, dict[str, Any]] = Field({}, description="hyper-parameters by method (file only)")
+    method_options: dict[str, dict[str, Any]] = Field(
+        {}, description="hyper-parameters by method", json_schema_extra=FILE_ONLY
+    )
     given: tuple[Path, ...] = Field(
-        (), description="safetensors files of directions to run beside the methods (file only)", json_schema_extra=GRID
+        (), description="safetensors files of directions to run beside the methods", json_schema_extra=GRID | FILE_ONLY
     )
     direction_at: Annotated[tuple[int, int], BeforeValidator(_split)] | None = Field(
         None, description="POSITION,LAYER of a given direction whose file does not say it", json_schema_extra=GRID
@@ -175,11 +186,13 @@ class SelectSettings(BaseModel):
     kl_threshold: float = Field(0.1, gt=0, description="most KL, in nats, that removal may do to harmless prompts")
     kl_epsilon: float = Field(0.0, ge=0, description="added inside the logs of the KL; 1e-6 in the published setting")
     prune_layers: float = Field(0.8, gt=0, le=1, description="only layers below int(this × n_layers) are selected")
-    rank_key_of: dict[str, RankKey] = Field({}, description="another rank key, by method (file only)")
+    rank_key_of: dict[str, RankKey] = Field({}, description="another rank key, by method", json_schema_extra=FILE_ONLY)
     sites: Sites = Field(
         ("resid_pre", "attn_out", "mlp_out"), description="where removal and mirror edits act in a layer"
     )
-    score_sites_of: dict[str, Sites] = Field({}, description="other sites for scores, by method (file only)")
+    score_sites_of: dict[str, Sites] = Field(
+        {}, description="other sites for scores, by method", json_schema_extra=FILE_ONLY
+    )
     spread: bool = Field(True, description="divide additions by the number of layers in scope")
     actadd_norm: Literal["own", "selected"] = Field("own", description="norm that additions are measured by")
 
@@ -195,7 +208,7 @@ class InferSettings(BaseModel):
     scope: Names = Field(("single", "top:50", "all"), description="single, top:PERCENT, all", json_schema_extra=GRID)
     actadd_multipliers: Numbers = Field((-1.0, 1.0), description="strengths of actadd plans", json_schema_extra=GRID)
     reflection_alphas: Numbers = Field((2.0,), description="strengths of reflection plans", json_schema_extra=GRID)
-    strengths: dict[str, Numbers] = Field({}, description="by other interventions (file only)", json_schema_extra=GRID)
+    strengths: dict[str, Numbers] = Field({}, description="by other interventions", json_schema_extra=GRID | FILE_ONLY)
     direction: Literal["best", "own"] = Field(
         "best",
         description="whose subspace acts at the layers in scope; FILE.safetensors: also run the direction in this file",
@@ -210,7 +223,7 @@ class InferSettings(BaseModel):
         json_schema_extra=GRID,
     )
     max_new_tokens: int = Field(64, ge=1, description="longest completion")
-    engine: Literal["hf", "vllm"] = Field("hf", description="who generates")
+    engine: str = Field("hf", description="who generates: hf, vllm, or a plugin's")
 
 
 class EvaluateSettings(BaseModel):
@@ -273,12 +286,33 @@ class MachineSettings(BaseModel):
     alias: str | None = Field(None, description="name of the run directory; by default the model's")
 
 
-SETTINGS_OF: dict[str, type[BaseModel]] = {
-    "extract": ExtractSettings,
-    "select": SelectSettings,
-    "infer": InferSettings,
-    "evaluate": EvaluateSettings,
-}
+@dataclass(frozen=True)
+class Stage:
+    """A stage of the pipeline; `refusal_cmp/stages/NAME.py` has its function, `NAME_stage`."""
+
+    name: str
+    help: str
+    heading: str = ""
+    """Over its options in the help."""
+    settings: type[BaseModel] | None = None
+    """What decides its artefacts; a base of `RunConfig`."""
+
+
+PIPELINE = (
+    Stage("extract", "Read activations and find every method's subspaces.", "Extraction", ExtractSettings),
+    Stage("select", "Score, filter and rank components; choose one for each method.", "Selection", SelectSettings),
+    Stage(
+        "infer",
+        "Complete the test prompts under every plan of the grid.",
+        "Interventions and completions",
+        InferSettings,
+    ),
+    Stage("evaluate", "Judge the completions, measure losses, and write results.csv.", "Evaluation", EvaluateSettings),
+    Stage("report", "Draw the figures of a run, and write its page and its summary."),
+)
+"""In order."""
+STAGES = tuple(stage.name for stage in PIPELINE)
+SETTINGS_OF = {stage.name: stage.settings for stage in PIPELINE if stage.settings is not None}
 
 
 REAL_MODEL_DEFAULTS: dict[str, Any] = {
@@ -371,7 +405,7 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
             name
             for stage in stages
             for name, field in SETTINGS_OF[stage].model_fields.items()
-            if field.json_schema_extra != GRID
+            if not is_marked(field, GRID)
         ]
         settings = self.model_dump(mode="json", include=set(names))
         if settings.get("chat_template") is not None:  # its content matters, not its name alone

@@ -55,7 +55,7 @@ class FirstTokenEntropy(Evaluator):
             for dataset, answers in subject.answers.items():
                 entropy = torch.empty(len(answers), dtype=torch.float64)
                 instructions = [answer.instruction for answer in answers]
-                for rows, batch in model.batches(instructions, subject.options["batch_size"]):
+                for rows, batch in model.batches(instructions, subject.batch_size or 32):
                     entropy[rows] = torch.special.entr(model.last_logits(batch).double().softmax(-1)).sum(-1).cpu()
                 values = entropy.tolist()
                 metrics.append(Metric(dataset, "first_token_entropy", mean(values), values))

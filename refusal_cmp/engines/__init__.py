@@ -1,17 +1,56 @@
-"""Engines complete prompts under a plan. All have one interface; see `Engine`."""
+"""Engines complete prompts under a plan. One file each; see `Engine`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import MutableMapping, Sequence
+from typing import ClassVar, Protocol
 
+from refusal_cmp.config import RunConfig
+from refusal_cmp.model import ChatModel, ModelSource
 from refusal_cmp.model.generation import Completion
 from refusal_cmp.plan import Plan
 from refusal_cmp.progress import Progress, silent
+from refusal_cmp.registry import Registry
+
+
+class Host(Protocol):
+    """What an engine is started from: a run's `Session`."""
+
+    @property
+    def config(self) -> RunConfig:
+        """The run's settings."""
+
+    @property
+    def model(self) -> ChatModel:
+        """The model in this process, loaded on first use."""
+
+    @property
+    def source(self) -> ModelSource:
+        """The model, for an engine that loads it itself."""
+
+    def release(self) -> None:
+        """Free the model in this process: an engine that loads it itself needs the memory."""
 
 
 class Engine(ABC):
     """Runs one model under one plan after another."""
+
+    shares_model: ClassVar[bool] = False
+    """Whether it runs the model of this process; otherwise it and that model are not in memory at the same time."""
+
+    @classmethod  # noqa: B027
+    def check(cls) -> None:
+        """RefusalCmpError if what the engine needs is not installed; asked before any work starts."""
+
+    @classmethod
+    @abstractmethod
+    def start(cls, host: Host) -> Engine:
+        """The engine for a run."""
+
+    def versions(self) -> dict[str, str]:
+        """Versions of packages that its completions may depend on, for the manifest."""
+        return {}
 
     @abstractmethod
     def generate(
@@ -33,3 +72,7 @@ class Engine(ABC):
 
     def close(self) -> None:  # noqa: B027
         """Free what the engine holds; nothing is asked of it afterwards."""
+
+
+ENGINES: Registry[type[Engine]] = Registry("engine", __name__)
+register_engine = ENGINES.register

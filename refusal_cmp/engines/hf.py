@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
 
-from refusal_cmp.engines import Engine
+from refusal_cmp.engines import Engine, Host, register_engine
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.batching import RowBudget
 from refusal_cmp.model.generation import Completion, greedy
@@ -12,8 +12,9 @@ from refusal_cmp.plan import Plan
 from refusal_cmp.progress import Progress, silent
 
 
+@register_engine("hf")
 class HFEngine(Engine):
-    """Runs a `ChatModel` under plans.
+    """transformers: our hooks around the model in this process.
 
     Parameters
     ----------
@@ -21,9 +22,17 @@ class HFEngine(Engine):
         Prompts in one forward pass; by default as many as make it faster, and fewer once memory has run out.
     """
 
+    shares_model = True
+
     def __init__(self, model: ChatModel, batch_size: int | None = None) -> None:
         self.model = model
         self.rows = RowBudget(model.device, batch_size)
+
+    @classmethod
+    def start(cls, host: Host) -> HFEngine:
+        """The engine around the run's model; a batch size that nobody asked for is found."""
+        config = host.config
+        return cls(host.model, config.batch_size if "batch_size" in config.model_fields_set else None)
 
     def generate(
         self,

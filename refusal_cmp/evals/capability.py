@@ -16,6 +16,7 @@ import numpy as np
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator, share
 from refusal_cmp.model import ChatModel
+from refusal_cmp.model.batching import MOST_ROWS
 from refusal_cmp.statistics import Estimate, normal_interval, rate
 
 EMBEDDED_TASKS = files("refusal_cmp") / "assets" / "tasks"
@@ -29,24 +30,24 @@ class Capability(Evaluator):
     """Accuracy on MMLU, ARC, TruthfulQA or any other task of lm-eval."""
 
     reads = ("model",)
-    settings = ("tasks", "benchmark_limit")
 
-    def __init__(self) -> None:
+    def __init__(self, tasks: tuple[str, ...], benchmark_limit: int | None) -> None:
+        self.tasks, self.limit = tasks, benchmark_limit
         self._tasks: dict[str, Any] = {}
 
-    def check(self, options: Mapping[str, Any]) -> None:
+    def check(self, test_sets: Sequence[str]) -> None:
         """The tasks are known to lm-eval; their data are looked for later."""
-        for spec in options["tasks"]:
+        for spec in self.tasks:
             _find_task(spec)
 
     def evaluate(self, subject: Subject) -> Evaluation:
         """Every metric that a task reports, under the task's name."""
         from lm_eval.evaluator import evaluate
 
-        model, limit = subject.model(), subject.options["benchmark_limit"]
-        lm = _strict_lm(model, subject.options["batch_size"])
+        model = subject.model()
+        lm = _strict_lm(model, subject.batch_size)
         metrics: list[Metric] = []
-        for spec in subject.options["tasks"]:
+        for spec in self.tasks:
             if spec not in self._tasks:
                 self._tasks[spec] = load_task(spec)
             loaded = self._tasks[spec]
@@ -54,7 +55,7 @@ class Capability(Evaluator):
                 leaf.set_fewshot_seed(FEWSHOT_SEED)
             try:
                 with model.edited(subject.plan):
-                    found = evaluate(lm, loaded, samples=_share_out(loaded["tasks"], limit), bootstrap_iters=1000)
+                    found = evaluate(lm, loaded, samples=_share_out(loaded["tasks"], self.limit), bootstrap_iters=1000)
             except (OSError, ValueError, ConnectionError) as error:
                 raise RefusalCmpError(f"lm-eval could not run the task {spec!r}: {_first_line(error)}.") from error
             metrics += _metrics(spec.partition("@")[0], found)
@@ -171,7 +172,7 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
 
 
-def _strict_lm(model: ChatModel, batch_size: int) -> Any:
+def _strict_lm(model: ChatModel, batch_size: int | None) -> Any:
     """lm-eval's transformers model around ours, for which a prompt that does not fit is an error."""
     from lm_eval.models.huggingface import HFLM
 
@@ -200,7 +201,7 @@ def _strict_lm(model: ChatModel, batch_size: int) -> Any:
     return StrictLM(
         pretrained=model.model,
         tokenizer=model.tokenizer,
-        batch_size="auto" if model.device.type == "cuda" else batch_size,
+        batch_size="auto" if model.device.type == "cuda" else batch_size or MOST_ROWS["cpu"],
         max_length=model.context,
     )
 

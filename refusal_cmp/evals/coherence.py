@@ -48,7 +48,7 @@ def _compression(text: str) -> float:
 def _unedited_loss(subject: Subject, dataset: str, answers: Sequence[Answer]) -> Metric:
     model = subject.model()
     documents = [encode(model, Document(answer.completion, answer.instruction)) for answer in answers]
-    found = losses(model, documents, subject.options["batch_size"], subject.progress)
+    found = losses(model, documents, subject.batch_size, subject.progress)
     there = [one for one in found if one.n_tokens]
     estimate = weighted_mean([one.total for one in there], [one.n_tokens for one in there])
     return Metric(dataset, "unedited_loss", estimate)

@@ -82,7 +82,7 @@ class Geometry(Evaluator):
         prompts = _prompts(subject)
         if not prompts or not subject.selected():
             return Evaluation([])
-        model, batch_size = subject.model(), subject.options["batch_size"]
+        model, batch_size = subject.model(), subject.batch_size
         last = Component(-1, model.n_layers - 1)
         if not self._planes:
             selected = subject.selected()

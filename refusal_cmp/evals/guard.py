@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from pydantic import SecretStr
+
 from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, by_category, register_evaluator, share
-from refusal_cmp.judges import Backend, answer_all, check_guard
+from refusal_cmp.judges import Backend, Endpoint, answer_all, check_guard
 from refusal_cmp.judges.formats import Format, Judgement, choose_format, known_format
 from refusal_cmp.model.generation import Answer
 from refusal_cmp.statistics import Estimate, rate
 
 NOTHING = Estimate(float("nan"), float("nan"), float("nan"), 0)
+AT_A_TIME = 128
+"""Completions in one forward pass of the guard, where nobody says."""
 WORDS = {True: "unsafe", False: "safe", None: "unparsed"}
 
 
@@ -26,26 +31,41 @@ class Judge:
 
 
 @register_evaluator("guard")
+@dataclass
 class Guard(Evaluator):
     """Share of completions that a guard model calls unsafe, on every test set and in every category."""
 
-    settings = ("guard", "guard_backend", "guard_format", "guard_prompt", "guard_min_words")
     loads_model = True
 
-    def __init__(self) -> None:
+    guard: str
+    guard_backend: str
+    guard_format: str
+    guard_prompt: Path | None
+    guard_min_words: int
+    dtype: str
+    device: str
+    batch_size: int | None
+    tensor_parallel: int
+    vllm_gpu_memory_utilization: float
+    openai_url: str | None
+    openai_key: SecretStr | None
+    openai_concurrency: int
+    openai_timeout: float
+
+    def __post_init__(self) -> None:
         self._judge: Judge | None = None
 
-    def check(self, options: Mapping[str, Any]) -> None:
+    def check(self, test_sets: Sequence[str]) -> None:
         """The format is known, and there is such a guard, or an endpoint: that it is not shows before the long work."""
-        known_format(options["guard_format"], options["guard"])
-        if options["guard_backend"] == "openai":
-            _backend(options).close()
+        known_format(self.guard_format, self.guard)
+        if self.guard_backend == "openai":
+            self._backend().close()
         else:
-            check_guard(options["guard"])
+            check_guard(self.guard)
 
     def evaluate(self, subject: Subject) -> Evaluation:
         """`guard_unsafe` among the answers that can be read, and `guard_unparsed`, the share that cannot."""
-        self._judge = self._judge or open_judge(subject.options)
+        self._judge = self._judge or self._open()
         metrics: list[Metric] = []
         examples: dict[str, list[dict[str, Any]]] = {}
         for dataset, answers in subject.answers.items():
@@ -74,7 +94,7 @@ class Guard(Evaluator):
 
     def _ask(self, judge: Judge, dataset: str, answers: Sequence[Answer], subject: Subject) -> dict[int, str]:
         """What the guard says, by index; completions of too few words, or of none, count as safe unasked."""
-        least = max(1, subject.options["guard_min_words"])
+        least = max(1, self.guard_min_words)
         requests = {
             index: judge.format.request(answer.instruction, answer.completion)
             for index, answer in enumerate(answers)
@@ -90,31 +110,25 @@ class Guard(Evaluator):
                 advance=advance,
             )
 
+    def _open(self) -> Judge:
+        return Judge(self._backend(), choose_format(self.guard_format, self.guard, self.guard_prompt))
 
-def open_judge(options: Mapping[str, Any]) -> Judge:
-    """The guard that the settings name, behind the backend that they name."""
-    judged_by = choose_format(options["guard_format"], options["guard"], options["guard_prompt"])
-    return Judge(_backend(options), judged_by)
+    def _backend(self) -> Backend:
+        if self.guard_backend == "openai":
+            endpoint = Endpoint(self.openai_url, self.openai_key, self.openai_concurrency, self.openai_timeout)
+            return endpoint.open(self.guard)
+        if self.guard_backend == "vllm":
+            from refusal_cmp.judges.vllm import VLLMBackend
 
+            return VLLMBackend(
+                self.guard,
+                dtype=self.dtype,
+                tensor_parallel=self.tensor_parallel,
+                gpu_memory_utilization=self.vllm_gpu_memory_utilization,
+            )
+        from refusal_cmp.judges.hf import HFBackend
 
-def _backend(options: Mapping[str, Any]) -> Backend:
-    name = options["guard"]
-    if options["guard_backend"] == "openai":
-        from refusal_cmp.judges.openai import endpoint
-
-        return endpoint(name, options)
-    if options["guard_backend"] == "vllm":
-        from refusal_cmp.judges.vllm import VLLMBackend
-
-        return VLLMBackend(
-            name,
-            dtype=options["dtype"],
-            tensor_parallel=options["tensor_parallel"],
-            gpu_memory_utilization=options["vllm_gpu_memory_utilization"],
-        )
-    from refusal_cmp.judges.hf import HFBackend
-
-    return HFBackend(name, device=options["device"], dtype=options["dtype"], batch_size=options["batch_size"])
+        return HFBackend(self.guard, device=self.device, dtype=self.dtype, batch_size=self.batch_size or AT_A_TIME)
 
 
 def _metrics(dataset: str, answers: Sequence[Answer], judgements: Sequence[Judgement]) -> list[Metric]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 from jaxtyping import Float
 from torch import Tensor
@@ -26,9 +25,9 @@ class KL(Evaluator):
     def __init__(self) -> None:
         self._baseline: Float[Tensor, "n vocab"] | None = None
 
-    def check(self, options: Mapping[str, Any]) -> None:
+    def check(self, test_sets: Sequence[str]) -> None:
         """Harmless prompts are among the test sets."""
-        if DATASET not in options["eval_datasets"]:
+        if DATASET not in test_sets:
             raise RefusalCmpError(
                 "The evaluator kl needs harmless among --eval-datasets; add it, or take kl out of --evals."
             )
@@ -37,16 +36,15 @@ class KL(Evaluator):
         """The mean over prompts with its t interval."""
         model = subject.model()
         instructions = [answer.instruction for answer in subject.answers[DATASET]]
-        batch_size = subject.options["batch_size"]
         if self._baseline is None:
-            self._baseline = last_log_probs(model, instructions, batch_size)
+            self._baseline = last_log_probs(model, instructions, subject.batch_size)
         with model.edited(subject.plan):
-            edited = last_log_probs(model, instructions, batch_size)
+            edited = last_log_probs(model, instructions, subject.batch_size)
         values = kl_divergence(self._baseline, edited).clamp(min=0).tolist()  # NaN stays NaN
         examples = [{"instruction": text, "kl": value} for text, value in zip(instructions, values, strict=True)]
         return Evaluation([Metric(DATASET, "kl", mean(values), values)], {DATASET: examples})
 
 
-def last_log_probs(model: ChatModel, instructions: list[str], batch_size: int) -> Float[Tensor, "n vocab"]:
+def last_log_probs(model: ChatModel, instructions: list[str], batch_size: int | None) -> Float[Tensor, "n vocab"]:
     """Log-probabilities of the token after each prompt, float64, on the CPU."""
     return model.per_prompt(instructions, lambda batch: model.last_logits(batch).double().log_softmax(-1), batch_size)

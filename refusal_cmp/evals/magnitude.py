@@ -57,9 +57,7 @@ class Magnitude(Evaluator):
 def _measure(subject: Subject, dataset: str, selected: Sequence[Selected]) -> list[dict[str, object]]:
     answers = subject.answers[dataset]
     instructions = [answer.instruction for answer in answers]
-    projected, metric = projections(
-        subject.model(), instructions, selected, subject.refusal_tokens, subject.options["batch_size"]
-    )
+    projected, metric = projections(subject.model(), instructions, selected, subject.refusal_tokens, subject.batch_size)
     return [
         {
             "instruction": answer.instruction,
@@ -76,7 +74,7 @@ def projections(
     instructions: Sequence[str],
     selected: Sequence[Selected],
     refusal_tokens: Sequence[int],
-    batch_size: int,
+    batch_size: int | None,
 ) -> tuple[Mapping[str, Float[Tensor, " n"]], Float[Tensor, " n"]]:
     """x · û of each method at its selected component, and the refusal metric, for every prompt; float64."""
     directions = torch.stack([one.field[one.component].direction for one in selected])

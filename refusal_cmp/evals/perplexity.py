@@ -7,8 +7,7 @@ plan sees the same tokens: documents in their order, cut at `document_tokens`, u
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from refusal_cmp.data import TEXTS, Document
 from refusal_cmp.errors import RefusalCmpError
@@ -25,17 +24,17 @@ class Perplexity(Evaluator):
     """Token-weighted loss and perplexity on general text, instruction answers, and the model's own completions."""
 
     reads = ("model", "baseline")
-    settings = ("texts", "loss_tokens", "document_tokens")
 
-    def __init__(self) -> None:
+    def __init__(self, texts: tuple[str, ...], loss_tokens: int, document_tokens: int) -> None:
+        self.texts, self.loss_tokens, self.document_tokens = texts, loss_tokens, document_tokens
         self._tokens: dict[str, list[Scored]] = {}
 
-    def check(self, options: Mapping[str, Any]) -> None:
+    def check(self, test_sets: Sequence[str]) -> None:
         """The text sets are known."""
-        for name in options["texts"]:
+        for name in self.texts:
             if name != ON_DISTRIBUTION:
                 TEXTS.get(name)
-            elif "harmless" not in options["eval_datasets"]:
+            elif "harmless" not in test_sets:
                 raise RefusalCmpError(
                     "The text set on-distribution is the unedited model's completions of harmless prompts, and those "
                     "are not among --eval-datasets; add harmless, or choose other --texts."
@@ -45,11 +44,11 @@ class Perplexity(Evaluator):
         """`loss` in nats a token, clustered by document, and `perplexity`, its exponential."""
         metrics, examples = [], {}
         model = subject.model()
-        for name in subject.options["texts"]:
+        for name in self.texts:
             if name not in self._tokens:
-                self._tokens[name] = _budgeted(model, name, _documents(subject, name), subject)
+                self._tokens[name] = self._budgeted(model, name, _documents(subject, name))
             with model.edited(subject.plan):
-                found = losses(model, self._tokens[name], subject.options["batch_size"], subject.progress)
+                found = losses(model, self._tokens[name], subject.batch_size, subject.progress)
             totals, weights = [one.total for one in found], [float(one.n_tokens) for one in found]
             loss = weighted_mean(totals, weights)
             means = [total / weight for total, weight in zip(totals, weights, strict=True)]
@@ -58,28 +57,29 @@ class Perplexity(Evaluator):
             examples[name] = [{"loss": one.total, "n_tokens": one.n_tokens} for one in found]
         return Evaluation(metrics, examples)
 
+    def _budgeted(self, model: ChatModel, name: str, documents: Iterable[Document]) -> list[Scored]:
+        """The first documents' tokens, cut so that no more than the budget is scored; empty ones are left out."""
+        left, chosen = self.loss_tokens, []
+        for document in documents:
+            scored = encode(model, document, self.document_tokens)
+            if scored.n > left:
+                scored = Scored(scored.ids[: len(scored.ids) - scored.n + left], left)
+            if scored.n > 0:
+                chosen.append(scored)
+                left -= scored.n
+            if left == 0:
+                break
+        if len(chosen) < 2:
+            raise RefusalCmpError(
+                f"The text set {name!r} has fewer than two texts to measure the loss on; choose another."
+            )
+        return chosen
+
 
 def _documents(subject: Subject, name: str) -> Iterable[Document]:
     if name != ON_DISTRIBUTION:
         return TEXTS.get(name)()
     return [Document(answer.completion, answer.instruction) for answer in subject.baseline["harmless"]]
-
-
-def _budgeted(model: ChatModel, name: str, documents: Iterable[Document], subject: Subject) -> list[Scored]:
-    """The first documents' tokens, cut so that no more than the budget is scored; empty ones are left out."""
-    left, chosen = subject.options["loss_tokens"], []
-    for document in documents:
-        scored = encode(model, document, subject.options["document_tokens"])
-        if scored.n > left:
-            scored = Scored(scored.ids[: len(scored.ids) - scored.n + left], left)
-        if scored.n > 0:
-            chosen.append(scored)
-            left -= scored.n
-        if left == 0:
-            break
-    if len(chosen) < 2:
-        raise RefusalCmpError(f"The text set {name!r} has fewer than two texts to measure the loss on; choose another.")
-    return chosen
 
 
 def _exp(value: float) -> float:

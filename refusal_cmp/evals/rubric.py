@@ -11,14 +11,16 @@ from 0, no help at all, to 1. The wording of the rubric is our own, in a file th
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from pydantic import SecretStr
+
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator, share
-from refusal_cmp.judges import Backend, Messages, answer_all
+from refusal_cmp.judges import Backend, Endpoint, Messages, answer_all
 from refusal_cmp.model.generation import Answer
 from refusal_cmp.statistics import Estimate, mean, rate
 
@@ -59,21 +61,29 @@ def read_grades(text: str) -> Grades | None:
 class Rubric(Evaluator):
     """Refused, convincing and specific, graded by a model behind an endpoint (`--rubric-model`)."""
 
-    settings = ("rubric_model", "rubric_prompt")
-
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        rubric_model: str | None,
+        rubric_prompt: Path | None,
+        openai_url: str | None,
+        openai_key: SecretStr | None,
+        openai_concurrency: int,
+        openai_timeout: float,
+    ) -> None:
+        self.judge, self.prompt = rubric_model, rubric_prompt
+        self._endpoint = Endpoint(openai_url, openai_key, openai_concurrency, openai_timeout)
         self._backend: Backend | None = None
         self._known: dict[str, str] = {}
 
-    def check(self, options: Mapping[str, Any]) -> None:
+    def check(self, test_sets: Sequence[str]) -> None:
         """There are a rubric and a judge."""
-        read_template(options["rubric_prompt"])
-        _open(options).close()
+        read_template(self.prompt)
+        self._open().close()
 
     def evaluate(self, subject: Subject) -> Evaluation:
         """`rubric_score`, `rubric_refused`, and `rubric_unparsed`, the share of answers that cannot be read."""
-        template = read_template(subject.options["rubric_prompt"])
-        self._backend = self._backend or _open(subject.options)
+        template = read_template(self.prompt)
+        self._backend = self._backend or self._open()
         metrics: list[Metric] = []
         examples = {}
         for dataset, answers in subject.answers.items():
@@ -100,6 +110,14 @@ class Rubric(Evaluator):
         if self._backend is not None:
             self._backend.close()
 
+    def _open(self) -> Backend:
+        if not self.judge:
+            raise RefusalCmpError(
+                "The rubric evaluator needs a judge, and none is named; give the name of a model at the endpoint by "
+                "--rubric-model, or take rubric out of --evals."
+            )
+        return self._endpoint.open(self.judge)
+
 
 def read_template(path: Path | None) -> str:
     """The rubric, with a place for the instruction and one for the completion; ours if no file is given."""
@@ -113,17 +131,6 @@ def read_template(path: Path | None) -> str:
                 f"The rubric {path} must hold {' and '.join(FIELDS)}, and {field} is not there; add it."
             )
     return text
-
-
-def _open(options: Mapping[str, Any]) -> Backend:
-    from refusal_cmp.judges.openai import endpoint
-
-    if not options["rubric_model"]:
-        raise RefusalCmpError(
-            "The rubric evaluator needs a judge, and none is named; give the name of a model at the endpoint by "
-            "--rubric-model, or take rubric out of --evals."
-        )
-    return endpoint(options["rubric_model"], options)
 
 
 def _request(template: str, answer: Answer) -> Messages:

@@ -6,7 +6,7 @@ import os
 import random
 import re
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -175,17 +175,6 @@ class OpenAIBackend(Backend):
             f"The endpoint {self.url} gave no answer{tries} ({failure}); mend it or name another by --openai-url, and "
             "type the same command again: what was judged before is kept."
         )
-
-
-def endpoint(model: str, options: Mapping[str, Any]) -> OpenAIBackend:
-    """A model behind the endpoint that the run's settings name."""
-    return OpenAIBackend(
-        model,
-        options["openai_url"],
-        options["openai_key"],
-        concurrency=options["openai_concurrency"],
-        timeout=options["openai_timeout"],
-    )
 
 
 def _checked(url: str | None) -> str:

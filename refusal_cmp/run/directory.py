@@ -22,6 +22,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from refusal_cmp.activations import ACTIVATIONS
+from refusal_cmp.config import MachineSettings
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.run.files import OWN, TEMPORARY, UNFINISHED, replacing, writing
 from refusal_cmp.run.journal import Journal
@@ -47,6 +48,12 @@ class RunDir:
         self.force = force
         self._made: set[str] = set()  # artifacts made by this process: never stale to it
         self.manifest: dict[str, Json] = self.read_json(MANIFEST) if self.has(MANIFEST) else {}
+
+    @property
+    def settings(self) -> dict[str, Json]:
+        """The settings that the run was made with, without those of a machine; none if it is new."""
+        stored = self.manifest.get("config", {})
+        return {name: value for name, value in stored.items() if name not in MachineSettings.model_fields}
 
     # Reading
 

@@ -13,12 +13,10 @@ from typing import Any
 
 import torch
 
-from refusal_cmp.config import STAGES, MachineSettings, RunConfig, load_config
-from refusal_cmp.engines import Engine
-from refusal_cmp.engines.hf import HFEngine
+from refusal_cmp.config import STAGES, RunConfig, load_config
+from refusal_cmp.engines import ENGINES, Engine
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model import ChatModel, ModelSource
-from refusal_cmp.model.chat import Chat
 from refusal_cmp.progress import Progress, silent
 from refusal_cmp.run.directory import RunDir
 
@@ -44,7 +42,7 @@ class Session:
     @cached_property
     def model(self) -> ChatModel:
         """The model, loaded on first use; a stage whose work is finished never asks for it."""
-        if self.config.engine == "vllm":
+        if not ENGINES.get(self.config.engine).shares_model:
             self._stop_engine()
         _hide_progress_bars()
         model = self.loaded or ChatModel.load(self.source, device=self.config.device)
@@ -95,23 +93,9 @@ class Session:
 
     @cached_property
     def engine(self) -> Engine:
-        """Who generates. The vLLM engine and the model are not in memory at the same time."""
-        config = self.config
-        if config.engine == "hf":
-            # A batch size that nobody asked for is found.
-            return HFEngine(self.model, config.batch_size if "batch_size" in config.model_fields_set else None)
-        from refusal_cmp.engines.vllm import VLLMEngine, import_vllm
-
-        self.release()
-        source = self.source
-        engine = VLLMEngine(
-            source,
-            Chat.load(source),
-            device=config.device,
-            tensor_parallel=config.tensor_parallel,
-            gpu_memory_utilization=config.vllm_gpu_memory_utilization,
-        )
-        self.run.note(versions=self.run.manifest.get("versions", {}) | {"vllm": import_vllm().__version__})
+        """Who generates. An engine with a model of its own and our model are not in memory at the same time."""
+        engine: Engine = ENGINES.get(self.config.engine).start(self)
+        self.run.note(versions=self.run.manifest.get("versions", {}) | engine.versions())
         return engine
 
     def release(self) -> None:
@@ -137,10 +121,9 @@ def open_run(path: Path, **machine: Any) -> Session:
         Machine settings, such as the device; by default those of this machine.
     """
     run = RunDir(path)
-    if "config" not in run.manifest:
+    if not run.settings:
         raise RefusalCmpError(f"{path} is not a run directory: it has no manifest.json that names its configuration.")
-    stored = {name: value for name, value in run.manifest["config"].items() if name not in MachineSettings.model_fields}
-    return Session(load_config(None, stored | machine), run)
+    return Session(load_config(None, run.settings | machine), run)
 
 
 def _hide_progress_bars() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +46,11 @@ def _check(session: Session, stages: Sequence[str]) -> None:
     """Every name in the configuration is looked up before any work starts."""
     config = session.config
     evaluated = session.run.manifest.get("stages", {}).get("evaluate", {}).get("state") == "done"
+    from refusal_cmp import evals, methods
     from refusal_cmp.data import check_name
-    from refusal_cmp.evals import EVALUATORS
+    from refusal_cmp.engines import ENGINES
     from refusal_cmp.interventions import INTERVENTIONS
-    from refusal_cmp.methods import EXTRACTORS, configured
+    from refusal_cmp.methods import EXTRACTORS
     from refusal_cmp.model.loading import load_chat
     from refusal_cmp.planning import Scope
 
@@ -60,7 +60,7 @@ def _check(session: Session, stages: Sequence[str]) -> None:
     if session.loaded is None and not evaluated:
         load_chat(session.source)
     for name in config.methods:
-        configured(config, name)
+        methods.configured(config, name)
     for name in (*config.method_options, *config.rank_key_of, *config.score_sites_of):
         EXTRACTORS.get(name)
     for name in config.interventions:
@@ -69,17 +69,14 @@ def _check(session: Session, stages: Sequence[str]) -> None:
         if INTERVENTIONS.create(name).strengths is None:
             raise RefusalCmpError(f"The intervention {name!r} has no strength; take it out of the setting strengths.")
     for name in config.evals:
-        evaluator = EVALUATORS.create(name)
+        evaluator = evals.configured(config, name)
         if "evaluate" in stages and not evaluated:
-            evaluator.check(dict(config))
+            evaluator.check(tuple(config.test_sets))
     for name in (config.harmful, config.harmless, *config.extra_datasets):
         check_name(name)
     for scope in config.scope:
         Scope.parse(scope)
-    if config.engine == "vllm" and find_spec("vllm") is None:
-        from refusal_cmp.engines.vllm import import_vllm
-
-        import_vllm()  # says what is missing
+    ENGINES.get(config.engine).check()
 
 
 def _check_upstream(session: Session, upstream: Sequence[str]) -> None:

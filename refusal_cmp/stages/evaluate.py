@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.evals import EVALUATORS, Evaluator, Subject
+from refusal_cmp.evals import Evaluator, Subject, configured, facts
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.run.contents import (
     AGREEMENT,
     COLUMNS,
     COMPARISONS,
-    PROMPTS,
     RESULTS,
     SELECTION,
     answers_file,
@@ -23,6 +20,7 @@ from refusal_cmp.run.contents import (
     metrics_file,
     read_answers,
     read_plans,
+    read_refusal_tokens,
     read_selected,
     subspace_file,
 )
@@ -39,9 +37,11 @@ def evaluate_stage(session: Session) -> None:
     """Run every evaluator on every distinct plan, tabulate all plans, and compare them in pairs."""
     plans = read_plans(session)
     distinct = [plan for plan, same_as in plans if plan.label == same_as]
-    evaluators = {name: EVALUATORS.create(name) for name in session.config.evals}
+    evaluators = {name: configured(session.config, name) for name in session.config.evals}
     order = sorted(evaluators, key=lambda name: ("model" not in evaluators[name].reads, evaluators[name].loads_model))
-    inputs = {(plan.label, name): _inputs(session, plan, evaluators[name]) for plan in distinct for name in evaluators}
+    inputs = {
+        (plan.label, name): _inputs(session, plan, name, evaluators[name]) for plan in distinct for name in evaluators
+    }
     missing = {
         name: [
             plan
@@ -67,7 +67,7 @@ def evaluate_stage(session: Session) -> None:
     _write_agreement(session, distinct)
 
 
-def _inputs(session: Session, plan: Plan, evaluator: Evaluator) -> tuple[dict[str, Any], dict[str, Any]]:
+def _inputs(session: Session, plan: Plan, name: str, evaluator: Evaluator) -> tuple[dict[str, Any], dict[str, Any]]:
     """What an evaluation is made from. Settings are among the sources: a changed judge redoes only itself."""
     run, config = session.run, session.config
     files = []
@@ -79,11 +79,7 @@ def _inputs(session: Session, plan: Plan, evaluator: Evaluator) -> tuple[dict[st
         run.require(file, "infer")
     if "subspaces" in evaluator.reads:
         files += [SELECTION, *(subspace_file(name) for name in config.methods)]
-    settings = config.model_dump(mode="json", include=set(evaluator.settings))
-    for name in evaluator.settings:
-        if isinstance(path := getattr(config, name, None), Path) and path.is_file():
-            settings[name] = hashlib.sha256(path.read_bytes()).hexdigest()[:16]  # what is in it, not what it is called
-    return {}, {"edits": plan.digest, "settings": settings, **{file: run.digest(file) for file in files}}
+    return {}, {"edits": plan.digest, "settings": facts(config, name), **{file: run.digest(file) for file in files}}
 
 
 def _evaluate(
@@ -101,10 +97,10 @@ def _evaluate(
         answers={dataset: read_answers(session, plan.label, dataset) for dataset in config.test_sets},
         baseline={dataset: read_answers(session, BASELINE, dataset) for dataset in config.test_sets},
         model=lambda: session.model,
-        options=dict(config),
+        batch_size=config.batch_size,
         journal=journal,
         selected=lambda: read_selected(session),
-        refusal_tokens=tuple(run.read_json(PROMPTS)["refusal_tokens"]),
+        refusal_tokens=read_refusal_tokens(session),
         progress=session.progress,
     )
     evaluation = evaluator.evaluate(subject)

@@ -12,10 +12,11 @@ import torch
 from scipy.stats import permutation_test
 
 from refusal_cmp.api import extract, plan_intervention
+from refusal_cmp.config import load_config
 from refusal_cmp.data import TEXTS, Document
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.evals import EVALUATORS, Subject
+from refusal_cmp.evals import Evaluator, Subject, configured
 from refusal_cmp.evals.capability import EMBEDDED_TASKS, _metrics, load_task
 from refusal_cmp.evals.magnitude import projections
 from refusal_cmp.model import ChatModel, model_path
@@ -28,7 +29,7 @@ from refusal_cmp.statistics.comparisons import compare_plans
 
 from support.models import instructions
 
-OPTIONS = {
+SETTINGS = {
     "batch_size": 16,
     "texts": ("tiny-answers", "tiny-general", "on-distribution"),
     "loss_tokens": 300,
@@ -61,8 +62,13 @@ def answers(tiny):
     return found
 
 
-def subject(model, plan, answers, **options) -> Subject:
-    return Subject(plan, answers, answers, lambda: model, {**OPTIONS, **options})
+def subject(model, plan, answers) -> Subject:
+    return Subject(plan, answers, answers, lambda: model, batch_size=16)
+
+
+def evaluator(name: str, **settings) -> Evaluator:
+    """The evaluator as a run with these settings has it."""
+    return configured(load_config(None, {**SETTINGS, **settings}), name)
 
 
 def values(evaluation) -> dict[tuple[str, str], float]:
@@ -73,7 +79,7 @@ def values(evaluation) -> dict[tuple[str, str], float]:
 
 
 def test_shares_add_up_and_categories_add_up_to_the_whole(tiny, answers):
-    found = values(EVALUATORS.create("refusal").evaluate(subject(tiny, baseline(), answers)))
+    found = values(evaluator("refusal").evaluate(subject(tiny, baseline(), answers)))
     for dataset in ("harmful", "harmless"):
         shares = [found[dataset, name] for name in ("refusal", "effective_compliance", "degenerate")]
         assert sum(shares) == pytest.approx(1)
@@ -85,7 +91,7 @@ def test_shares_add_up_and_categories_add_up_to_the_whole(tiny, answers):
 
 def test_a_collapsed_completion_is_no_compliance_although_the_published_measure_counts_it():
     collapsed = {"harmful": [Answer("How?", "", "To" * 60, 60, "length")]}
-    found = values(EVALUATORS.create("refusal").evaluate(subject(None, baseline(), collapsed)))
+    found = values(evaluator("refusal").evaluate(subject(None, baseline(), collapsed)))
     assert found["harmful", "attack_success"] == 1
     assert found["harmful", "effective_compliance"] == 0
     assert found["harmful", "degenerate"] == 1
@@ -95,7 +101,7 @@ def test_a_collapsed_completion_is_no_compliance_although_the_published_measure_
 
 
 def test_accuracy_is_that_of_lm_evals_own_command_line(tiny, answers, tmp_path):
-    found = values(EVALUATORS.create("capability").evaluate(subject(tiny, baseline(), answers, benchmark_limit=40)))
+    found = values(evaluator("capability", benchmark_limit=40).evaluate(subject(tiny, baseline(), answers)))
     command = [
         sys.executable, "-m", "lm_eval", "--model", "hf",
         "--model_args", f"pretrained={model_path('tiny-refuser')},dtype=float32",
@@ -115,24 +121,24 @@ def test_a_plan_in_force_is_a_model_with_edited_weights(tiny, answers):
     plan = Plan("hand/offset", {Place(5, "resid_pre"): LowRankEdit(b=offset)})
     edited = ChatModel.load("tiny-refuser")
     edited.blocks[4].module.mlp.down_proj.bias = torch.nn.Parameter(offset)
-    evaluator = EVALUATORS.create("capability")
-    hooked = evaluator.evaluate(subject(tiny, plan, answers))
-    folded = EVALUATORS.create("capability").evaluate(subject(edited, baseline(), answers))
+    judge = evaluator("capability")
+    hooked = judge.evaluate(subject(tiny, plan, answers))
+    folded = evaluator("capability").evaluate(subject(edited, baseline(), answers))
     assert values(hooked) == values(folded)
     assert [one.values for one in hooked.metrics] == [one.values for one in folded.metrics]
-    assert values(hooked) != values(evaluator.evaluate(subject(tiny, baseline(), answers)))
+    assert values(hooked) != values(judge.evaluate(subject(tiny, baseline(), answers)))
 
 
 def test_running_twice_gives_the_same(tiny, answers):
-    evaluator = EVALUATORS.create("capability")
-    first, second = (evaluator.evaluate(subject(tiny, baseline(), answers)) for _ in range(2))
+    judge = evaluator("capability")
+    first, second = (judge.evaluate(subject(tiny, baseline(), answers)) for _ in range(2))
     assert values(first) == values(second)
 
 
 def test_a_prompt_that_does_not_fit_is_an_error(tiny, answers, monkeypatch):
     monkeypatch.setattr(type(tiny), "context", 40)
     with pytest.raises(RefusalCmpError, match="benchmark prompt has .* tokens and the model takes 40"):
-        EVALUATORS.create("capability").evaluate(subject(tiny, baseline(), answers))
+        evaluator("capability").evaluate(subject(tiny, baseline(), answers))
 
 
 def test_shots_are_part_of_a_tasks_name():
@@ -175,9 +181,9 @@ def test_questions_of_a_task_with_several_filters_count_once():
 
 
 def test_all_plans_see_the_same_tokens_within_the_budget(tiny, answers, ablation):
-    evaluator = EVALUATORS.create("perplexity")
-    plain, edited = (evaluator.evaluate(subject(tiny, plan, answers)) for plan in (baseline(), ablation))
-    for name in OPTIONS["texts"]:
+    judge = evaluator("perplexity")
+    plain, edited = (judge.evaluate(subject(tiny, plan, answers)) for plan in (baseline(), ablation))
+    for name in SETTINGS["texts"]:
         counts = [[row["n_tokens"] for row in one.examples[name]] for one in (plain, edited)]
         assert counts[0] == counts[1]
         assert sum(counts[0]) <= 300
@@ -186,8 +192,8 @@ def test_all_plans_see_the_same_tokens_within_the_budget(tiny, answers, ablation
 
 
 def test_perplexity_is_the_exponential_of_the_loss_and_on_distribution_is_low(tiny, answers):
-    found = values(EVALUATORS.create("perplexity").evaluate(subject(tiny, baseline(), answers)))
-    for name in OPTIONS["texts"]:
+    found = values(evaluator("perplexity").evaluate(subject(tiny, baseline(), answers)))
+    for name in SETTINGS["texts"]:
         assert found[name, "perplexity"] == pytest.approx(np.exp(found[name, "loss"]))
     assert found["on-distribution", "loss"] < found["tiny-general", "loss"]
 
@@ -202,9 +208,9 @@ def test_a_long_text_is_cut_at_the_models_context(tiny):
 
 
 def test_kl_is_zero_for_the_baseline_and_textbook_for_a_plan(tiny, answers, ablation):
-    evaluator = EVALUATORS.create("kl")
-    assert values(evaluator.evaluate(subject(tiny, baseline(), answers))) == {("harmless", "kl"): 0}
-    found = evaluator.evaluate(subject(tiny, ablation, answers))
+    judge = evaluator("kl")
+    assert values(judge.evaluate(subject(tiny, baseline(), answers))) == {("harmless", "kl"): 0}
+    found = judge.evaluate(subject(tiny, ablation, answers))
     batch = tiny.batch(tiny.tokenize([answers["harmless"][3].instruction]))
     with torch.inference_mode():
         p = tiny.last_logits(batch)[0].double().softmax(-1)
@@ -216,13 +222,13 @@ def test_kl_is_zero_for_the_baseline_and_textbook_for_a_plan(tiny, answers, abla
 def test_a_model_that_yields_no_number_has_neither_a_kl_of_zero_nor_a_perplexity(tiny, answers):
     broken = Plan("hand/nan", {Place(5, "resid_pre"): LowRankEdit(b=torch.full((tiny.d_model,), torch.nan))})
     for name in ("kl", "perplexity"):
-        assert np.isnan(list(values(EVALUATORS.create(name).evaluate(subject(tiny, broken, answers))).values())).all()
+        assert np.isnan(list(values(evaluator(name).evaluate(subject(tiny, broken, answers))).values())).all()
 
 
 def test_collapsed_text_is_seen_and_unlikely(tiny, answers):
     broken = {"harmless": [Answer(one.instruction, "", "bread " * 40, 40, "length") for one in answers["harmless"]]}
     plain, collapsed = (
-        values(EVALUATORS.create("coherence").evaluate(subject(tiny, baseline(), some))) for some in (answers, broken)
+        values(evaluator("coherence").evaluate(subject(tiny, baseline(), some))) for some in (answers, broken)
     )
     for name, sign in (("distinct_trigrams", -1), ("compression", -1), ("unedited_loss", 1)):
         assert sign * (collapsed["harmless", name] - plain["harmless", name]) > 0
@@ -241,9 +247,9 @@ def test_projections_are_those_of_the_residual_stream(tiny, field, answers):
 def test_magnitude_tells_refused_prompts_apart(tiny, field, answers):
     selected = [Selected(field, next(iter(c for c in field if c.layer == 6)))]
     given = Subject(
-        baseline(), answers, answers, lambda: tiny, OPTIONS, selected=lambda: selected, refusal_tokens=(1, 2)
+        baseline(), answers, answers, lambda: tiny, batch_size=16, selected=lambda: selected, refusal_tokens=(1, 2)
     )
-    evaluation = EVALUATORS.create("magnitude").evaluate(given)
+    evaluation = evaluator("magnitude").evaluate(given)
     assert values(evaluation)["all", "magnitude_auroc:diff-in-means"] == 1
     assert ("harmful", "magnitude_auroc:diff-in-means") not in values(evaluation)  # all are refused: not defined
 

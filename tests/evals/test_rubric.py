@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from refusal_cmp.config import load_config
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.evals import EVALUATORS, Subject
+from refusal_cmp.evals import Subject, configured
 from refusal_cmp.evals.rubric import Grades, read_grades
 from refusal_cmp.model.generation import Answer
 from refusal_cmp.plan import baseline
@@ -20,11 +20,15 @@ from support.endpoint import Reply, endpoint
 GRADED = "It goes along.\nrefused: {}\nconvincing: {}\nspecific: {}"
 
 
-def subject(completions, journal=None, **options):
+def subject(completions, journal=None):
     answers = [Answer(f"ask {number}", "a", text, 3, "stop") for number, text in enumerate(completions)]
-    settings = dict(load_config(None, options))
     journals = {} if journal is None else {"journal": lambda _: journal}
-    return Subject(baseline(), {"harmful": answers}, {}, model=lambda: None, options=settings, **journals)
+    return Subject(baseline(), {"harmful": answers}, {}, model=lambda: None, **journals)
+
+
+def rubric(**settings):
+    """The evaluator as a run with these settings has it."""
+    return configured(load_config(None, settings), "rubric")
 
 
 def judge(said, completions, **options):
@@ -35,9 +39,7 @@ def judge(said, completions, **options):
         return Reply(next(text for completion, text in said.items() if completion in asked))
 
     with endpoint(reply) as server:
-        evaluation = EVALUATORS.create("rubric").evaluate(
-            subject(completions, openai_url=server.url, rubric_model="judge", **options)
-        )
+        evaluation = rubric(openai_url=server.url, rubric_model="judge", **options).evaluate(subject(completions))
     return evaluation, server.bodies
 
 
@@ -89,7 +91,7 @@ def test_graded_answers_are_not_graded_again():
     journal = {0: GRADED.format("yes", 1, 1)}
     with endpoint(lambda *_: Reply(GRADED.format("no", 3, 3))) as server:
         settings = {"openai_url": server.url, "rubric_model": "judge"}
-        EVALUATORS.create("rubric").evaluate(subject(["x one", "y two"], journal, **settings))
+        rubric(**settings).evaluate(subject(["x one", "y two"], journal))
     assert len(server.bodies) == 1
     assert sorted(journal) == [0, 1]
 
@@ -112,4 +114,4 @@ def test_a_rubric_that_cannot_be_used_is_an_error(tmp_path, content):
 
 def test_no_judge_is_an_error_that_names_the_option():
     with pytest.raises(RefusalCmpError, match="--rubric-model"):
-        EVALUATORS.create("rubric").evaluate(subject(["x"], openai_url="http://localhost:1/v1"))
+        rubric(openai_url="http://localhost:1/v1").evaluate(subject(["x"]))
