@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -32,6 +33,8 @@ Json = Any
 
 MANIFEST = "manifest.json"
 LOCK = f"{OWN}lock"
+TRIES = 5
+"""To lock a directory that other processes, which leave nothing, remove at the same time."""
 
 
 class RunDir:
@@ -176,7 +179,6 @@ class RunDir:
             If another process is at work there, or the folder holds files and is no run.
         """
         home, is_new = self.path.parent, not self.path.parent.exists()
-        self._check_is_run()
         lock = self._acquire()
         try:
             self.manifest = self.read_json(MANIFEST) if self.has(MANIFEST) else {}
@@ -196,31 +198,33 @@ class RunDir:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         return Journal(self.path / f"{name}{UNFINISHED}", digest, **coding)
 
+    def _acquire(self) -> FileLock:
+        lock = FileLock(self.path / LOCK)
+        with writing(self.path):
+            self._check_is_run()
+            for _ in range(TRIES):
+                with suppress(Timeout, FileNotFoundError, FileExistsError):
+                    if not self.path.is_dir():
+                        self.path.mkdir(parents=True)
+                    lock.acquire(blocking=False)
+                    return lock
+        raise RefusalCmpError(
+            f"Another process is at work in {self.path}; wait for it, or name another run.", alias="NAME"
+        )
+
     def _check_is_run(self) -> None:
-        """RefusalCmpError for a folder of somebody's files: the manifest is the first file of a run."""
-        names = {entry.name for entry in self.path.glob("*")}
+        """RefusalCmpError for a folder of somebody's files: the first file of a run is its manifest."""
+        try:
+            names = os.listdir(self.path)
+        except FileNotFoundError:
+            return
         strangers = sorted(name for name in names if not name.startswith(OWN))
-        if strangers and MANIFEST not in names:
+        if strangers and MANIFEST not in strangers:
             raise RefusalCmpError(
                 f"{self.path} is no run, as it has no {MANIFEST}, and holds other files, such as {strangers[0]}; name "
                 "another run.",
                 alias="NAME",
             )
-
-    def _acquire(self) -> FileLock:
-        lock = FileLock(self.path / LOCK)
-        with writing(self.path):
-            while True:
-                self.path.mkdir(parents=True, exist_ok=True)
-                try:
-                    lock.acquire(blocking=False)
-                    return lock
-                except Timeout:
-                    raise RefusalCmpError(
-                        f"Another process is at work in {self.path}; wait for it, or name another run.", alias="NAME"
-                    ) from None
-                except FileNotFoundError:  # the process before has just removed its empty folder
-                    continue
 
     def _sweep(self) -> None:
         """Delete what killed processes left: half-written files, and journals of artifacts that are finished."""

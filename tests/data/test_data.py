@@ -25,9 +25,9 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
 from refusal_cmp.config import load_config
-from refusal_cmp.data import CARDS, DATASETS, SPLITS, TEXTS, Columns, Prompt, _download, public
+from refusal_cmp.data import CARDS, DATASETS, SPLITS, TEXTS, Columns, Prompt, download, public
 from refusal_cmp.data.files import read_splits
-from refusal_cmp.data.sampling import Drawn, check_apart, draw, normal
+from refusal_cmp.data.sampling import Sampled, check_apart, draw, normal
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.run.contents import PROMPTS
 from refusal_cmp.run.directory import RunDir
@@ -204,7 +204,7 @@ def server(tmp_path, monkeypatch):
     folder.mkdir()
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
     threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
-    monkeypatch.setattr(_download, "GITHUB", f"http://127.0.0.1:{httpd.server_port}")
+    monkeypatch.setattr(download, "GITHUB", f"http://127.0.0.1:{httpd.server_port}")
     yield folder, asked
     httpd.shutdown()
     httpd.server_close()
@@ -213,29 +213,29 @@ def server(tmp_path, monkeypatch):
 def test_a_file_is_downloaded_once_and_a_damaged_copy_again(server):
     folder, asked = server
     write(folder / "owner/name/main/data/x.txt", "one\n")
-    copy = _download.github_file("owner/name", "main", "data/x.txt")
+    copy = download.github_file("owner/name", "main", "data/x.txt")
     assert copy.read_text() == "one\n"
-    assert _download.github_file("owner/name", "main", "data/x.txt") == copy
+    assert download.github_file("owner/name", "main", "data/x.txt") == copy
     assert len(asked) == 1
 
     copy.write_text("damaged")
-    assert _download.github_file("owner/name", "main", "data/x.txt").read_text() == "one\n"
+    assert download.github_file("owner/name", "main", "data/x.txt").read_text() == "one\n"
     write(folder / "owner/name/v2/data/x.txt", "two\n")
-    assert _download.github_file("owner/name", "v2", "data/x.txt").read_text() == "two\n"
+    assert download.github_file("owner/name", "v2", "data/x.txt").read_text() == "two\n"
     assert not [path for path in copy.parent.iterdir() if path.name.startswith(".")]
 
 
 def test_somebodys_own_copy_is_taken_as_it_is(server):
-    copy = write(_download.folder() / "owner/name/data/x.txt", "mine\n")
-    assert _download.github_file("owner/name", "main", "data/x.txt").read_text() == "mine\n"
+    copy = write(download.folder() / "owner/name/data/x.txt", "mine\n")
+    assert download.github_file("owner/name", "main", "data/x.txt").read_text() == "mine\n"
     assert server[1] == []
     assert list(copy.parent.iterdir()) == [copy]
 
 
 def test_a_failed_download_is_one_sentence_and_leaves_nothing(server):
     with pytest.raises(RefusalCmpError, match=r"Cannot download .*404.*or put a copy at"):
-        _download.github_file("owner/name", "main", "none.txt")
-    assert not _download.folder().exists()
+        download.github_file("owner/name", "main", "none.txt")
+    assert not download.folder().exists()
 
 
 # Local files
@@ -406,7 +406,7 @@ def test_near_duplicates_are_those_of_plain_tf_idf(tmp_path):
     for split in SPLITS:
         write(tmp_path / f"{split}.json", json.dumps(texts[split]))
 
-    def drawn(threshold: float | None) -> tuple[Drawn, list[str]]:
+    def drawn(threshold: float | None) -> tuple[Sampled, list[str]]:
         said: list[str] = []
         name = str(tmp_path / "train.json")
         return draw(name, ALL, 0, columns=Columns(), near_duplicates=threshold, say=said.append), said
@@ -429,7 +429,7 @@ def test_near_duplicates_are_those_of_plain_tf_idf(tmp_path):
 
 
 def test_a_prompt_cannot_be_of_both_kinds():
-    drawn = [Drawn({"train": [Prompt(text)], "val": [], "test": []}, {}) for text in ("Why?", "why")]
+    drawn = [Sampled({"train": [Prompt(text)], "val": [], "test": []}, {}) for text in ("Why?", "why")]
     with pytest.raises(RefusalCmpError, match=r"1 prompts are harmful and harmless at once, such as 'Why\?'"):
         check_apart(*drawn)
 

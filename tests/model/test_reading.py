@@ -13,7 +13,7 @@ from torch import nn
 from refusal_cmp.activations import Activations, ActivationStore, Labelled, Moments
 from refusal_cmp.config import RunConfig
 from refusal_cmp.data import SPLITS, Prompt
-from refusal_cmp.data.sampling import Drawn
+from refusal_cmp.data.sampling import Sampled
 from refusal_cmp.errors import NoSubspaceError, RefusalCmpError
 from refusal_cmp.methods import Extractor
 from refusal_cmp.methods.diff_in_means import DiffInMeans
@@ -252,7 +252,7 @@ def test_prompts_that_the_model_does_not_treat_as_expected_are_dropped(tiny, tmp
     taken = {"harmful": prompts["harmless"][0], "harmless": prompts["harmful"][0]}
     mixed = {kind: [*some[1:3], taken[kind], *some[3:]] for kind, some in prompts.items()}
     counts = {split: {"sampled": 5} for split in SPLITS}
-    drawn = {kind: Drawn(dict.fromkeys(SPLITS, some), counts) for kind, some in mixed.items()}
+    drawn = {kind: Sampled(dict.fromkeys(SPLITS, some), counts) for kind, some in mixed.items()}
     found = _filtered(session_on(tmp_path, tiny), drawn)
     for kind, some in prompts.items():
         expected = {"train": some[1:], "val": some[1:], "test": mixed[kind]}  # what is tested on is not chosen
