@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.data import Columns, Split, load
+from refusal_cmp.data import Columns, Split
+from refusal_cmp.data.sets import load
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 from refusal_cmp.methods import EXTRACTORS
 from refusal_cmp.model import ChatModel

@@ -1,6 +1,6 @@
 """The one edit that every intervention is: a low-rank map of a residual vector.
 
-    x ↦ x + (x Vᵀ) A + |x Vᵀ| B + b            V, A, B: (k, d);  b: (d,)
+    x ↦ x + (x Vᵀ) A + |x Vᵀ − t| B + b            V, A, B: (k, d);  t: (k,);  b: (d,)
 
 Ablation, nullspace projection, reflection, AlterRep, activation addition, clamp and affine ablation differ
 only in the numbers (see `refusal_cmp.interventions`). The dense d × d matrix is never built: an edit costs
@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LowRankEdit:
-    """x ↦ x + (x Vᵀ) A + |x Vᵀ| B + b, or a stack of such maps, one for each group of rows of a batch.
+    """x ↦ x + (x Vᵀ) A + |x Vᵀ − t| B + b, or a stack of such maps, one for each group of rows of a batch.
 
     A term that is None is absent. A stacked edit has one more leading dimension g on every tensor.
     """
@@ -29,17 +29,21 @@ class LowRankEdit:
     A: Float[Tensor, "*g k d"] | None = None
     """Rows that are written, in proportion to the coordinates."""
     B: Float[Tensor, "*g k d"] | None = None
-    """Rows that are written, in proportion to the coordinates' absolute values."""
+    """Rows that are written, in proportion to the coordinates' distances from t."""
+    t: Float[Tensor, "*g k"] | None = None
+    """What the distances are from, along each row read; zero if None."""
     b: Float[Tensor, "*g d"] | None = None
     """A constant offset."""
 
     def __post_init__(self) -> None:
         if (self.V is None) != (self.A is None and self.B is None):
             raise ValueError("V comes with A, B or both, and neither comes without V")
+        if self.t is not None and self.B is None:
+            raise ValueError("t comes with B alone: the distances from it are what B is for")
 
     def tensors(self) -> dict[str, Tensor]:
         """The terms that are present, by name."""
-        terms = {"V": self.V, "A": self.A, "B": self.B, "b": self.b}
+        terms = {"V": self.V, "A": self.A, "B": self.B, "t": self.t, "b": self.b}
         return {name: term for name, term in terms.items() if term is not None}
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> LowRankEdit:
@@ -63,7 +67,8 @@ class LowRankEdit:
             if self.A is not None:
                 edited = edited + coordinates @ self.A
             if self.B is not None:
-                edited = edited + coordinates.abs() @ self.B
+                offsets = coordinates if self.t is None else coordinates - self.t.unsqueeze(-2)
+                edited = edited + offsets.abs() @ self.B
         if self.b is not None:
             edited = edited + self.b.unsqueeze(-2)
         return edited.reshape(x.shape).to(x.dtype)
@@ -76,16 +81,14 @@ def stack(edits: Sequence[LowRankEdit | None]) -> LowRankEdit:
     if not names:
         return LowRankEdit()
     rank = max((edit.V.shape[0] for edit in present if edit.V is not None), default=0)
-    some = next(iter(present[0].tensors().values()))
+    some = next(iter(present[0].tensors().values()))  # V or b: both end in d
+    d = some.shape[-1]
 
     def padded(edit: LowRankEdit | None, name: str) -> Tensor:
-        shape = (some.shape[-1],) if name == "b" else (rank, some.shape[-1])
-        full = some.new_zeros(shape)
+        full = some.new_zeros({"t": (rank,), "b": (d,)}.get(name, (rank, d)))
         term = None if edit is None else edit.tensors().get(name)
-        if term is not None and name == "b":
-            full.copy_(term)
-        elif term is not None:
-            full[: term.shape[0]] = term
+        if term is not None:
+            full[: len(term)] = term
         return full
 
     return LowRankEdit(**{name: torch.stack([padded(edit, name) for edit in edits]) for name in names})

@@ -40,21 +40,23 @@ class Subspace:
     norm: float
     """Natural norm: how far apart the class means are along `direction`."""
     evidence: Float[Tensor, " k"]
-    """Accuracy on the dev split of the classifier behind each row; NaN for rows without one."""
+    """Balanced accuracy on the dev split of the classifier behind each row; NaN for rows without one."""
 
     @property
     def k(self) -> int:
         """Number of directions."""
         return self.basis.shape[0]
 
-    def leading(self, policy: str) -> Subspace:
-        """The first directions by a k policy: `full`, a number, or `acc99`: up to the first below 0.99."""
-        k = leading_k(policy, self.evidence)
+    def leading(self, k: int) -> Subspace:
+        """The first k directions, or all if there are fewer."""
         return replace(self, basis=self.basis[:k], evidence=self.evidence[:k])
 
 
 def leading_k(policy: str, evidence: Float[Tensor, " k"]) -> int:
-    """How many leading directions a k policy keeps: at least one, at most all."""
+    """How many leading directions a k policy that needs no scores keeps: at least one, at most all.
+
+    `full`, a number, or `acc99`: up to the first with an accuracy below 0.99.
+    """
     if policy == "full":
         return len(evidence)
     if policy.startswith("acc"):
@@ -119,16 +121,18 @@ class SubspaceField:
         return len(self.subspaces)
 
     def leading(self, policy: str) -> SubspaceField:
-        """The field of the leading directions by a k policy; `full` is the field itself."""
-        if policy == "full":
-            return self
+        """The field of the leading directions by a k policy, which its label names: see `leading_k`."""
+        k = {component: leading_k(policy, subspace.evidence) for component, subspace in self.subspaces.items()}
         before = f"{self.method[:-1]}," if self.method.endswith("]") else f"{self.method}["
-        return replace(
-            self,
-            method=f"{before}k={policy}]",
-            leading_of=self.extracted_by,
-            subspaces={component: subspace.leading(policy) for component, subspace in self.subspaces.items()},
-        )
+        return replace(self.first(k), method=f"{before}k={policy}]")
+
+    def first(self, k: Mapping[Component, int]) -> SubspaceField:
+        """The field of the first k directions of each component.
+
+        It bears the label of the whole, as the k policy `budget`, which it is made by, is the default.
+        """
+        subspaces = {component: subspace.leading(k[component]) for component, subspace in self.subspaces.items()}
+        return replace(self, leading_of=self.extracted_by, subspaces=subspaces)
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The field as float32 tensors, rows of all components one after the other, and metadata."""

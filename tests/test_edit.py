@@ -24,9 +24,9 @@ def make_target(seed: int, k: int, d: int, layer: int = 0) -> Target:
     return Target(layer, subspace, harmful, harmless, unit_norm=3.0)
 
 
-def edit_of(intervention: str, target: Target, strength: float | None = None, site: str = "resid_pre") -> LowRankEdit:
-    edits = INTERVENTIONS.create(intervention).edits([target], strength, Setting())
-    return edits[Place(target.layer, site)]
+def edit_of(intervention: str, target: Target, strength: float | None = None, **setting: str) -> LowRankEdit:
+    edits = INTERVENTIONS.create(intervention).edits([target], strength, Setting(**setting))
+    return edits[Place(target.layer, "resid_pre")]
 
 
 def vectors(seed: int, d: int) -> torch.Tensor:
@@ -42,7 +42,8 @@ def dense(edit: LowRankEdit, x: torch.Tensor) -> torch.Tensor:
         if edit.A is not None:
             edited += sum(c * a for c, a in zip(coordinates, edit.A, strict=True))
         if edit.B is not None:
-            edited += sum(abs(c) * b for c, b in zip(coordinates, edit.B, strict=True))
+            t = torch.zeros(len(edit.B)) if edit.t is None else edit.t
+            edited += sum(abs(c - at) * b for c, at, b in zip(coordinates, t, edit.B, strict=True))
         rows.append(edited if edit.b is None else edited + edit.b)
     return torch.stack(rows).reshape(x.shape)
 
@@ -87,7 +88,11 @@ def test_where_vectors_land(shape):
     basis, direction = target.subspace.basis, target.subspace.direction
     assert (edit_of("nullspace", target)(x) @ basis.mT).abs().max() < 1e-12
     assert (edit_of("ablation", target)(x) @ direction).abs().max() < 1e-12
-    torch.testing.assert_close(edit_of("alterrep", target)(x) @ basis.mT, -(x @ basis.mT).abs())
+    midpoint = basis @ (target.harmful_mean + target.harmless_mean) / 2
+    for about, t in (("midpoint", midpoint), ("zero", torch.zeros(k, dtype=torch.float64))):
+        for alpha in (0.5, 1.0, 2.0):
+            landed = edit_of("alterrep", target, alpha, about=about)(x) @ basis.mT
+            torch.testing.assert_close(landed, t - alpha * (x @ basis.mT - t).abs())
     for strength, mean in ((-1.0, target.harmless_mean), (1.0, target.harmful_mean)):
         landed = edit_of("clamp", target, strength)(x) @ direction
         torch.testing.assert_close(landed, (mean @ direction).expand_as(landed))
@@ -118,6 +123,8 @@ def test_half_precision_input_is_edited_in_float32():
     torch.testing.assert_close(edit(x), edit(x.float()).bfloat16())
 
 
-def test_read_rows_without_written_rows_are_a_mistake():
+def test_terms_without_what_they_belong_to_are_a_mistake():
     with pytest.raises(ValueError, match="V comes with A"):
         LowRankEdit(V=torch.eye(2))
+    with pytest.raises(ValueError, match="t comes with B"):
+        LowRankEdit(V=torch.eye(2), A=torch.eye(2), t=torch.ones(2))

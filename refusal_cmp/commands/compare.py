@@ -21,7 +21,7 @@ from rich.table import Table
 from refusal_cmp.config import MachineSettings
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.plan import file_name
-from refusal_cmp.run.contents import PLANS, RESULTS, SCORES, SELECTION, answers_file, read_results
+from refusal_cmp.run.contents import PLANS, RESULTS, SCORES, SELECTION, answers_file, read_choices, read_results
 from refusal_cmp.run.directory import MANIFEST, RunDir
 from refusal_cmp.subspace import Component
 
@@ -135,8 +135,8 @@ def _open(path: Path) -> RunDir:
 def _selected(run: RunDir) -> dict[str, str]:
     """The chosen component of every method, as it is shown."""
     return {
-        row["method"]: str(Component(*row["selected"])) + (", by fallback" if row["fallback"] else "")
-        for row in run.read_json(SELECTION)["methods"]
+        method: ", ".join(part for part in (str(one.selected), one.note) if part)
+        for method, one in read_choices(run).items()
     }
 
 

@@ -8,13 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
-import numpy as np
-
-from refusal_cmp.config import is_path
-from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.registry import Registry
 
 Split = Literal["train", "val", "test"]
@@ -100,49 +95,3 @@ def _register(registry: Registry, name: str, card: Card) -> Callable[[_Plugin], 
         return add(plugin)
 
     return registered
-
-
-def check_name(name: str) -> None:
-    """RefusalCmpError if a set is neither registered nor given as a path; files are read later."""
-    if not is_path(name):
-        DATASETS.get(name)
-
-
-def load(name: str, columns: Columns, say: Callable[[str], None]) -> dict[Split, list[Prompt]]:
-    """Every split of a set; one of a single list has it as `test`.
-
-    Parameters
-    ----------
-    name
-        A registered name or the path of a local file.
-    say
-        Told of rows that were left out.
-    """
-    if is_path(name):
-        from refusal_cmp.data.files import read_splits
-
-        return read_splits(Path(name), columns, say)
-    prompts = DATASETS.get(name)
-    return {split: prompts(split) for split in SPLITS}
-
-
-def load_test(name: str, columns: Columns, say: Callable[[str], None]) -> list[Prompt]:
-    """The test split of a set alone.
-
-    Raises
-    ------
-    RefusalCmpError
-        If it is empty.
-    """
-    prompts = load(name, columns, say)["test"] if is_path(name) else DATASETS.get(name)("test")
-    if not prompts:
-        raise RefusalCmpError(f"The test split of dataset {name!r} is empty; choose another set.")
-    return prompts
-
-
-def pick(prompts: list[Prompt], wanted: int, seed: int) -> list[Prompt]:
-    """`wanted` of the prompts, or all if there are fewer, drawn with `seed` and in their own order."""
-    if wanted >= len(prompts):
-        return prompts
-    drawn = np.random.default_rng(seed).choice(len(prompts), wanted, replace=False)
-    return [prompts[index] for index in sorted(drawn)]

@@ -118,11 +118,11 @@ def alpaca_answers() -> Iterator[Document]:
 @register_text("pile", source=f"HF hub {PILE}")
 def pile() -> Iterator[Document]:
     """The Pile without copyrighted parts, streamed (Gao et al. 2020)."""
-    return (Document(row["text"]) for row in _having(hub_rows(PILE, "train", streaming=True), PILE, "text"))
+    return (Document(row["text"]) for row in having(hub_rows(PILE, "train", streaming=True), PILE, "text"))
 
 
 def _alpaca() -> Iterator[Row]:
-    rows = _having(hub_rows(ALPACA, "train"), ALPACA, "instruction", "input", "output")
+    rows = having(hub_rows(ALPACA, "train"), ALPACA, "instruction", "input", "output")
     return (row for row in rows if not row["input"].strip())
 
 
@@ -137,10 +137,10 @@ def _github(repository: str, revision: str, path: str, column: str, category: st
 
 
 def _rows(repository: str, revision: str, path: str, *columns: str) -> list[Row]:
-    return list(_having(read_rows(github_file(repository, revision, path)), f"{repository}/{path}", *columns))
+    return list(having(read_rows(github_file(repository, revision, path)), f"{repository}/{path}", *columns))
 
 
-def _having(rows: Iterable[dict[str, Any] | Row], where: str, *columns: str) -> Iterator[Row]:
+def having(rows: Iterable[dict[str, Any] | Row], where: str, *columns: str) -> Iterator[Row]:
     """The rows, after a look at whether they have the columns that this set is known by."""
     for row in rows:
         missing = [column for column in columns if column not in row]

@@ -54,6 +54,9 @@ class Metric:
     with them, plans are compared in pairs: 0 and 1 by McNemar's test, others by permutation."""
     weights: Sequence[float] | None = None
     """Of the values, if the estimate is their weighted mean: tokens of each document."""
+    against_baseline: bool = True
+    """Whether the plan is tested against the baseline; not where the metric itself is a distance from it, which of the
+    baseline is zero by definition and of any other plan is not."""
 
 
 @dataclass(frozen=True)

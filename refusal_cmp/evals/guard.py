@@ -10,7 +10,8 @@ from typing import Any
 from pydantic import SecretStr
 
 from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, by_category, register_evaluator, share
-from refusal_cmp.judges import Backend, Endpoint, answer_all, check_guard
+from refusal_cmp.judges import Backend, answer_all, check_guard
+from refusal_cmp.judges.endpoint import Endpoint
 from refusal_cmp.judges.formats import Format, Judgement, choose_format, known_format
 from refusal_cmp.model.generation import Answer
 from refusal_cmp.statistics import Estimate, rate

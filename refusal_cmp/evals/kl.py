@@ -33,7 +33,7 @@ class KL(Evaluator):
             )
 
     def evaluate(self, subject: Subject) -> Evaluation:
-        """The mean over prompts with its t interval."""
+        """The mean over prompts with its interval."""
         model = subject.model()
         instructions = [answer.instruction for answer in subject.answers[DATASET]]
         if self._baseline is None:
@@ -42,7 +42,7 @@ class KL(Evaluator):
             edited = last_log_probs(model, instructions, subject.batch_size)
         values = kl_divergence(self._baseline, edited).clamp(min=0).tolist()  # NaN stays NaN
         examples = [{"instruction": text, "kl": value} for text, value in zip(instructions, values, strict=True)]
-        return Evaluation([Metric(DATASET, "kl", mean(values), values)], {DATASET: examples})
+        return Evaluation([Metric(DATASET, "kl", mean(values), values, against_baseline=False)], {DATASET: examples})
 
 
 def last_log_probs(model: ChatModel, instructions: list[str], batch_size: int | None) -> Float[Tensor, "n vocab"]:

@@ -1,13 +1,15 @@
 """Cross-entropy and perplexity under a plan: what an edit costs in plain language modelling.
 
 On text sets by name, and `on-distribution`: the model's own unedited completions of harmless prompts. Every
-plan sees the same tokens: documents in their order, cut at `document_tokens`, until `loss_tokens` are scored.
+plan sees the same tokens: documents in their order, plain ones cut at `document_tokens`, until `loss_tokens` are
+scored or `loss_texts` are read.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from refusal_cmp.data import TEXTS, Document
 from refusal_cmp.errors import RefusalCmpError
@@ -25,8 +27,11 @@ class Perplexity(Evaluator):
 
     reads = ("model", "baseline")
 
-    def __init__(self, texts: tuple[str, ...], loss_tokens: int, document_tokens: int) -> None:
-        self.texts, self.loss_tokens, self.document_tokens = texts, loss_tokens, document_tokens
+    def __init__(
+        self, texts: tuple[str, ...], loss_tokens: int | None, loss_texts: int | None, document_tokens: int
+    ) -> None:
+        self.texts, self.document_tokens = texts, document_tokens
+        self.loss_tokens, self.loss_texts = loss_tokens, loss_texts
         self._tokens: dict[str, list[Scored]] = {}
 
     def check(self, test_sets: Sequence[str]) -> None:
@@ -59,11 +64,11 @@ class Perplexity(Evaluator):
 
     def _budgeted(self, model: ChatModel, name: str, documents: Iterable[Document]) -> list[Scored]:
         """The first documents' tokens, cut so that no more than the budget is scored; empty ones are left out."""
-        left, chosen = self.loss_tokens, []
-        for document in documents:
-            scored = encode(model, document, self.document_tokens)
+        left, chosen = self.loss_tokens or math.inf, []
+        for document in islice(documents, self.loss_texts):
+            scored = encode(model, document, self.document_tokens if document.instruction is None else None)
             if scored.n > left:
-                scored = Scored(scored.ids[: len(scored.ids) - scored.n + left], left)
+                scored = Scored(scored.ids[: len(scored.ids) - scored.n + int(left)], int(left))
             if scored.n > 0:
                 chosen.append(scored)
                 left -= scored.n

@@ -20,7 +20,8 @@ from pydantic import SecretStr
 
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator, share
-from refusal_cmp.judges import Backend, Endpoint, Messages, answer_all
+from refusal_cmp.judges import Backend, Messages, answer_all
+from refusal_cmp.judges.endpoint import Endpoint
 from refusal_cmp.model.generation import Answer
 from refusal_cmp.statistics import Estimate, mean, rate
 

@@ -1,8 +1,10 @@
-"""AlterRep, the sign-forced counterfactual: Ravfogel et al. 2021.
+"""AlterRep, the sign-forced counterfactual: Ravfogel et al. 2021, arXiv:2105.06965.
 
-    x ↦ x − Vᵀ V x − α Vᵀ |V x|
+    x ↦ x − Vᵀ (V x − t) − α Vᵀ |V x − t|          t = V m, m: the midpoint of the layer's class means
 
-Every coordinate goes to the harmless side, whichever side it was on; applying it again at α = 1 changes nothing.
+Along every row of V, which points to harmful, t + c becomes t − α |c|: on the harmless side of the midpoint,
+whichever side it was on. Applying it again at α = 1 changes nothing. Published is t = 0, where the two sides need
+not be those of the classes: of the 188 rows that INLP finds on tiny-refuser, 142 have both means on one side of zero.
 """
 
 from __future__ import annotations
@@ -16,18 +18,20 @@ from refusal_cmp.plan import Place
 
 @register_intervention("alterrep")
 class AlterRep(Intervention):
-    """Force every coordinate to the harmless side: x − Vᵀ V x − α Vᵀ |V x| (Ravfogel et al. 2021)."""
+    """Force every coordinate to the harmless side: x − Vᵀ (V x − t) − α Vᵀ |V x − t| (Ravfogel et al. 2021)."""
 
     strengths = (1.0,)
-    uses: tuple[str, ...] = ()
+    uses = ("about",)
 
     def edits(self, targets: Sequence[Target], strength: float | None, setting: Setting) -> Edits:
         """At `resid_pre` of every layer in scope."""
-        return {
-            Place(target.layer, "resid_pre"): LowRankEdit(
-                V=target.subspace.basis,
-                A=-target.subspace.basis,
-                B=-(1.0 if strength is None else strength) * target.subspace.basis,
-            )
-            for target in targets
-        }
+        alpha = 1.0 if strength is None else strength
+        return {Place(target.layer, "resid_pre"): _forced(target, alpha, setting.about) for target in targets}
+
+
+def _forced(target: Target, alpha: float, about: str) -> LowRankEdit:
+    V = target.subspace.basis
+    if about == "zero":
+        return LowRankEdit(V=V, A=-V, B=-alpha * V)
+    t = V @ (target.harmful_mean + target.harmless_mean) / 2
+    return LowRankEdit(V=V, A=-V, B=-alpha * V, t=t, b=t @ V)

@@ -10,10 +10,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
-from dataclasses import dataclass
 from typing import Any
-
-from pydantic import SecretStr
 
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.source import model_path
@@ -36,25 +33,6 @@ class Backend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free what the backend holds; nothing is asked of it afterwards."""
-
-
-@dataclass(frozen=True)
-class Endpoint:
-    """An OpenAI-compatible endpoint as a run's settings name it."""
-
-    url: str | None
-    """None: from the environment."""
-    key: SecretStr | None
-    concurrency: int
-    """Requests under way at a time."""
-    timeout: float
-    """Seconds to wait for an answer."""
-
-    def open(self, model: str) -> Backend:
-        """A model behind the endpoint."""
-        from refusal_cmp.judges.openai import OpenAIBackend
-
-        return OpenAIBackend(model, self.url, self.key, concurrency=self.concurrency, timeout=self.timeout)
 
 
 def answer_all(

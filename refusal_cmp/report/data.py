@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.config import KINDS
+from refusal_cmp.config import is_path, label_of
 from refusal_cmp.errors import unknown_name
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.report.landings import Landings, read_landings
@@ -27,6 +27,7 @@ from refusal_cmp.run.contents import (
     read_fields,
     read_plan_facts,
     read_rankings,
+    read_ranks,
     read_results,
     read_selections,
 )
@@ -65,6 +66,8 @@ class RunData:
     """`extract/prompts.json`, with the counts of the other test sets."""
     answers: Mapping[tuple[str, str], Sequence[Row]]
     """By distinct plan and test set: completions, each with its `verdict` where it was judged."""
+    ranks: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    """By extractor whose rank depends on the dev split: `position`, `layer`, `seed` of the split, `k`."""
     rankings: Sequence[Row] | None = None
     comparisons: pd.DataFrame | None = None
     agreement: pd.DataFrame | None = None
@@ -187,6 +190,7 @@ def read_run(session: Session) -> RunData:
         extracted_by={field.method: field.extracted_by for field in read_fields(session)},
         prompts=_prompts(session),
         answers={(plan, name): _answers(session, plan, name) for plan in distinct for name in config.test_sets},
+        ranks={name: ranks for name in config.methods if (ranks := read_ranks(session, name)) is not None},
         rankings=read_rankings(session),
         comparisons=run.read_table(COMPARISONS) if run.has(COMPARISONS) else None,
         agreement=run.read_table(AGREEMENT) if run.has(AGREEMENT) else None,
@@ -196,14 +200,15 @@ def read_run(session: Session) -> RunData:
 
 
 def _prompts(session: Session) -> dict[str, Any]:
-    """`extract/prompts.json` with the counts of the other test sets."""
-    run = session.run
+    """`extract/prompts.json` with the counts of the other test sets, by role and source: `harmful: jailbreakbench`."""
+    run, config = session.run, session.config
     prompts = run.read_json(PROMPTS)
-    others = {name: prompts_file(name) for name in session.config.test_sets if name not in KINDS}
-    return {
-        **prompts,
-        "counts": prompts["counts"] | {name: run.read_json(file)["counts"] for name, file in others.items()},
-    }
+    counts = prompts["counts"]
+    for role, source in config.other_sets.items():
+        name = label_of(source) if is_path(source) else source
+        heading = name if role == name else f"{role}: {name}"
+        counts[heading] = run.read_json(prompts_file(config, role))["counts"]
+    return prompts
 
 
 def _answers(session: Session, label: str, dataset: str) -> list[dict[str, Any]]:

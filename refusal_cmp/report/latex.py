@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from refusal_cmp.report.data import RunData
-from refusal_cmp.report.figures.rankings import FEWEST_RANKED
 from refusal_cmp.report.table import Column, columns, shown
 from refusal_cmp.statistics import Estimate
 
@@ -76,7 +75,7 @@ def _selection(data: RunData) -> str:
         scores = [float(chosen[name]) for name in (f"{data.rule.rank_by}_bypass", "local_induce")]
         numbers = [str(one.selected.position), str(one.selected.layer), str(int(chosen["k"]))]
         kl = f"{float(chosen[f'{data.rule.rank_by}_kl']):.3f}"
-        kept = f"{len(one.kept)} of {len(one.ranking)}"
+        kept = f"{len(one.kept)} of {len(one.ranking)}" + (f" ({one.note})" if one.note else "")
         rows.append(
             [one.method, *(text.replace("-", "−") for text in (*numbers, *map("{:.2f}".format, scores))), kl, kept]
         )
@@ -90,8 +89,7 @@ def _rankings(data: RunData) -> str:
         for name, pool in one["pools"].items():
             numbers = ["–"] * 3
             if pool["rho"] is not None:
-                few = pool["n"] < FEWEST_RANKED
-                interval = "too few" if few else f"[{pool['ci_low']:.2f}, {pool['ci_high']:.2f}]"
+                interval = "too few" if pool["says_little"] else f"[{pool['ci_low']:.2f}, {pool['ci_high']:.2f}]"
                 numbers = [f"{pool['rho']:.2f}", interval, f"{pool['tau']:.2f}"]
             cells = [str(pool["n"]), *numbers, f"{one['regret']:.2f}"]
             rows.append([one["method"], name, *(cell.replace("-", "−") for cell in cells)])

@@ -44,8 +44,8 @@ from refusal_cmp.report.figures._style import (
     scope_name,
     sentence_list,
 )
-from refusal_cmp.report.figures.rankings import FEWEST_RANKED
 from refusal_cmp.report.table import Column, Unit, columns, percent, shown
+from refusal_cmp.selection.rankings import FEWEST_RANKED
 from refusal_cmp.statistics import Estimate, rate
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -60,7 +60,7 @@ SLOTS = 3
 PERCENT = "\u202f%"
 VERDICTS = {"refused": "refuses", "complied": "answers", "degenerate": "no language", "": ""}
 BY_CATEGORY = {"refusal": "Harmful prompts refused, by category", "guard_unsafe": "Unsafe by the guard, by category"}
-COUNTS = ("sampled", "dropped", "duplicates", "near_duplicates", "near_train")
+COUNTS = ("sampled", "dropped", "duplicates", "near_duplicates", "near_train", "near_val")
 """What is said of every set of prompts."""
 FOLDED = ("harmful",)
 """Test sets whose completions are behind a notice."""
@@ -317,15 +317,13 @@ def _selection(data: RunData) -> list[dict[str, Any]]:
     rows = []
     for one in data.selections:
         table = data.scores[(data.scores["method"] == one.method) & data.scores["selected"].astype(bool)].iloc[0]
-        dropped = data.scores.loc[data.scores["method"] == one.method, "dropped_by"].dropna()
-        reasons = pd.Series([reason for cell in dropped for reason in str(cell).split("+") if reason]).value_counts()
         reach = data.rule.rank_by
         rows.append(
             {
                 "method": one.method,
                 "where": f"position {one.selected.position}, layer {one.selected.layer}".replace("-", "−"),
                 "k": int(table["k"]),
-                "fallback": one.fallback,
+                "note": one.note,
                 "kept": f"{len(one.kept)} of {len(one.ranking)}",
                 "missing": one.missing,
                 "nan": one.nan,
@@ -333,7 +331,7 @@ def _selection(data: RunData) -> list[dict[str, Any]]:
                 "induce": _sign(f"{table['local_induce']:.2f}"),
                 "kl": f"{table[f'{reach}_kl']:.3f}",
                 "accuracy": shown(float(table["accuracy"]), "share"),
-                "dropped": ", ".join(f"{name} {count}" for name, count in sorted(reasons.items())) or "none",
+                "dropped": ", ".join(f"{name} {count}" for name, count in one.dropped.items()) or "none",
             }
         )
     return rows
@@ -353,7 +351,9 @@ def _rankings(data: RunData) -> list[dict[str, Any]]:
                 | {
                     "why": "",
                     "rho": _sign(f"{pool['rho']:.2f}"),
-                    "few": pool["n"] < FEWEST_RANKED,
+                    "reliability": [_decimals(pool[f"reliability_{reach}"]) for reach in ("local", "global")],
+                    "says_little": pool["says_little"],
+                    "noise_free": _decimals(pool["rho_noise_free"]),
                     "bounds": f"[{pool['ci_low']:.2f}, {pool['ci_high']:.2f}]".replace("-", "−"),
                     "p": f"{pool['p']:.1g}",
                     "tau": _sign(f"{pool['tau']:.2f}"),
@@ -363,6 +363,10 @@ def _rankings(data: RunData) -> list[dict[str, Any]]:
                 }
             )
     return rows
+
+
+def _decimals(value: float | None) -> str:
+    return "–" if value is None else _sign(f"{value:.2f}")
 
 
 def _categories(data: RunData, metric: str) -> dict[str, Any] | None:

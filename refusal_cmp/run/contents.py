@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.config import KINDS
+from refusal_cmp.config import BUDGET, RunConfig
 from refusal_cmp.data import Prompt
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
@@ -34,9 +34,9 @@ PROMPTS = "extract/prompts.json"
 """The sampled and filtered prompts of every split, the counts dropped and why, the refusal tokens."""
 
 
-def prompts_file(dataset: str) -> str:
+def prompts_file(config: RunConfig, dataset: str) -> str:
     """The artefact that holds the prompts of a test set: the run's own, or one beside them."""
-    return PROMPTS if dataset in KINDS else f"infer/prompts/{dataset}.json"
+    return f"infer/prompts/{dataset}.json" if dataset in config.other_sets else PROMPTS
 
 
 def read_prompts(session: Session, split: str) -> list[Prompt]:
@@ -61,13 +61,28 @@ def read_field(session: Session, method: str) -> SubspaceField:
     return SubspaceField.from_tensors(*session.run.read_tensors(subspace_file(method)))
 
 
+def ranks_file(method: str) -> str:
+    """The artefact that says how many directions a method finds by other dev splits of the same prompts."""
+    return f"extract/{method}.ranks.csv"
+
+
+def read_ranks(session: Session, method: str) -> pd.DataFrame | None:
+    """A row per component and seed of the dev split, with the number of directions `k`; None if it does not vary."""
+    return session.run.read_table(ranks_file(method)) if session.run.has(ranks_file(method)) else None
+
+
 def read_fields(session: Session) -> list[SubspaceField]:
     """The subspaces of every method; of one whose rows have an order, the leading ones by every k policy."""
     config, fields = session.config, []
     for name in config.methods:
         field = read_field(session, name)
-        fields += [field.leading(policy) for policy in config.inlp_k] if configured(config, name).has_k else [field]
+        has_k = configured(config, name).has_k
+        fields += [_leading(session, field, policy) for policy in config.inlp_k] if has_k else [field]
     return fields
+
+
+def _leading(session: Session, field: SubspaceField, policy: str) -> SubspaceField:
+    return field.first(read_budget(session, field.method)) if policy == BUDGET else field.leading(policy)
 
 
 # select
@@ -79,18 +94,45 @@ BASELINE_SCORES = "select/baseline.json"
 RANKINGS = "select/rankings.json"
 
 
+def budget_file(method: str) -> str:
+    """The artefact that holds what the k policy `budget` tried of a method, from the whole subspaces down."""
+    return f"select/{method}.budget.csv"
+
+
+def read_budget(session: Session, method: str) -> dict[Component, int]:
+    """How many leading directions of each component stay within the KL budget: the fewest that were tried."""
+    session.run.require(budget_file(method), "select")
+    tried = session.run.read_table(budget_file(method)).sort_values("k", ascending=False)
+    where = zip(tried["position"], tried["layer"], strict=True)
+    return {Component(*map(int, one)): int(k) for one, k in zip(where, tried["k"], strict=True)}
+
+
 def scores_file(method: str, reach: str) -> str:
     """The artefact that holds a method's scores of every prompt."""
     return f"select/{method}.{reach}.safetensors"
 
 
+def read_choices(run: RunDir) -> dict[str, Selection]:
+    """What select chose, by method."""
+    run.require(SELECTION, "select")
+    rows = run.read_json(SELECTION)["methods"]
+    if any("kl_budget" not in row for row in rows):
+        raise RefusalCmpError(
+            f"{run.path / SELECTION} is of an older version: it has no KL budget; run `refusal-cmp select` for this "
+            "run again."
+        )
+    return {row["method"]: Selection(**{**row, **_components_of(row)}) for row in rows}
+
+
+def _components_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a selection that are components, as such."""
+    listed = {name: tuple(Component(*one) for one in row[name]) for name in ("ranking", "kept")}
+    return {"selected": Component(*row["selected"]), **listed}
+
+
 def read_selections(session: Session) -> list[Selection]:
     """What select chose for each of `read_fields`; an error for a method that it has not scored."""
-    session.run.require(SELECTION, "select")
-    selections = {}
-    for row in session.run.read_json(SELECTION)["methods"]:
-        row |= {name: tuple(Component(*c) for c in row[name]) for name in ("ranking", "kept")}
-        selections[row["method"]] = Selection(**{**row, "selected": Component(*row["selected"])})
+    selections = read_choices(session.run)
     methods = [field.method for field in read_fields(session)]
     for method in methods:
         if method not in selections:

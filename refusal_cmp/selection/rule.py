@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 from jaxtyping import Float
@@ -18,6 +19,8 @@ from refusal_cmp.selection.scoring import PromptScores, Reach
 from refusal_cmp.subspace import Component, SubspaceField
 
 Aggregate = Literal["max", "median", "one"]
+STEP = 2.0
+"""By which the KL budget is relaxed at a time where the filters keep nothing."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,10 @@ class Rule:
     """`accuracy-then-bypass` ranks by the first classifier's dev accuracy, and by bypass among equals, as
     published for INLP."""
 
+    def __post_init__(self) -> None:
+        if not self.kl_threshold > 0:
+            raise RefusalCmpError(f"A KL threshold is above 0, or nothing is within it, and is {self.kl_threshold}.")
+
     @classmethod
     def of(cls, config: RunConfig, method: str) -> Rule:
         """The rule that a run's settings make for a method."""
@@ -61,7 +68,13 @@ class Selection:
     method: str
     selected: Component
     fallback: bool
-    """True if the filters kept nothing and the best of all was taken."""
+    """True if the filters kept nothing and were relaxed."""
+    kl_budget: float
+    """The KL that the choice was limited to, in nats: the threshold, or what it was relaxed to."""
+    relaxed: Mapping[str, float]
+    """The settings under which the filters would keep the selected component; none unless they were relaxed."""
+    dropped: Mapping[str, int]
+    """How many components each filter discards; several may discard the same one."""
     ranking: tuple[Component, ...]
     """All components that have a subspace and a score, best first."""
     kept: tuple[Component, ...]
@@ -70,6 +83,22 @@ class Selection:
     """Components without a subspace."""
     nan: int
     """Components with a subspace whose scores are NaN; they are not ranked."""
+
+    @property
+    def options(self) -> str:
+        """`relaxed` as it would be typed."""
+        return " ".join(f"--{name.replace('_', '-')} {number(value)}" for name, value in self.relaxed.items())
+
+    @property
+    def note(self) -> str:
+        """What readers have to know of the choice: how far the filters were relaxed for it, or nothing."""
+        words = {"kl_threshold": "KL budget {} nats", "induce_threshold": "induce from {}", "prune_layers": "any layer"}
+        how = ", ".join(words[name].format(number(value)) for name, value in self.relaxed.items())
+        return f"fallback: {how}" if self.fallback else ""
+
+    def pool(self, order: str) -> tuple[Component, ...]:
+        """What scopes take components from: the ranking, `kept-first` with those that the filters keep first."""
+        return self.ranking if order == "all" else tuple(dict.fromkeys((*self.kept, *self.ranking)))
 
 
 def ranked_table(field: SubspaceField, scores: Mapping[Reach, PromptScores], rule: Rule) -> pd.DataFrame:
@@ -99,7 +128,7 @@ def score_table(field: SubspaceField, scores: Mapping[Reach, PromptScores], rule
 
 
 def select(table: pd.DataFrame, rule: Rule, n_layers: int) -> pd.DataFrame:
-    """The table of one method with `key`, `dropped_by`, `kept`, `rank` and `selected`."""
+    """The table of one method with `key`, `dropped_by`, `kept`, `rank`, `kl_budget` and `selected`."""
     bypass, kl = table[f"{rule.rank_by}_bypass"], table[f"{rule.rank_by}_kl"]
     induce = table["local_induce"]
     failed = {
@@ -116,30 +145,73 @@ def select(table: pd.DataFrame, rule: Rule, n_layers: int) -> pd.DataFrame:
     if rule.rank_key == "accuracy-then-bypass":
         keys, ascending = ["accuracy", *keys], [False, *ascending]
     ranked = table[~failed["nan"]].sort_values(keys, ascending=ascending)
-    table["rank"] = pd.Series(range(1, len(ranked) + 1), index=ranked.index, dtype="Int64")
-    candidates = table[table["kept"]] if table["kept"].any() else ranked
     if ranked.empty:
         raise RefusalCmpError(
             f"Every score of {table['method'].iloc[0]} is NaN, so nothing can be selected; "
             "load the model in another precision (--dtype float32 or bfloat16)."
         )
-    table["selected"] = table.index == table.loc[candidates.index, "rank"].idxmin()
+    table["rank"] = pd.Series(range(1, len(ranked) + 1), index=ranked.index, dtype="Int64")
+    candidates, table["kl_budget"] = _candidates(table, rule)
+    table["selected"] = table.index == candidates["rank"].idxmin()
     return table
+
+
+def _candidates(table: pd.DataFrame, rule: Rule) -> tuple[pd.DataFrame, float]:
+    """What the filters keep, and the KL budget; where they keep nothing, what they keep once they are relaxed.
+
+    The KL budget is doubled until something remains that meets the other filters. Where nothing meets the induce
+    filter at any budget, that is given up, and the budget begins again at the threshold. The layer limit stands: the
+    last layers write the output tokens, and their removal is no removal of refusal.
+    """
+    scored = table[table["rank"].notna()]
+    pool = scored[~_drops(scored, "layer")]
+    if pool.empty and len(scored) > 1:
+        raise RefusalCmpError(
+            f"All {len(scored)} components of {table['method'].iloc[0]} are in layers that the setting prune-layers "
+            f"({number(rule.prune_layers)}) leaves out, so nothing can be selected; raise it."
+        )
+    if pool.empty:
+        pool = scored  # a direction that was given for one component leaves no choice
+    if not _drops(pool, "induce").all():
+        pool = pool[~_drops(pool, "induce")]
+    kl, budget = pool[f"{rule.rank_by}_kl"], rule.kl_threshold
+    while budget < kl.min():
+        budget *= STEP
+    return pool[kl <= budget], budget
+
+
+def _drops(table: pd.DataFrame, name: str) -> pd.Series[bool]:
+    return table["dropped_by"].str.contains(name)
 
 
 def outcome(table: pd.DataFrame, field: SubspaceField) -> Selection:
     """The selection that a ranked table of one method says."""
     ranked = table.dropna(subset="rank").sort_values("rank")
     components = [Component(*map(int, where)) for where in zip(ranked["position"], ranked["layer"], strict=True)]
+    selected = ranked[ranked["selected"]].iloc[0]
+    reasons = table["dropped_by"].str.split("+").explode()
     return Selection(
         method=field.method,
-        selected=next(c for c, chosen in zip(components, ranked["selected"], strict=True) if chosen),
-        fallback=not bool(ranked["kept"].any()),
+        selected=Component(int(selected["position"]), int(selected["layer"])),
+        fallback=not selected["kept"],
+        kl_budget=float(selected["kl_budget"]),
+        relaxed=_keeping(selected),
+        dropped={str(name): n for name, n in reasons[reasons != ""].value_counts().sort_index().items()},
         ranking=tuple(components),
         kept=tuple(c for c, kept in zip(components, ranked["kept"], strict=True) if kept),
         missing=len(field.missing),
         nan=len(table) - len(ranked),
     )
+
+
+def _keeping(selected: pd.Series[Any]) -> dict[str, float]:
+    """The settings under which the filters that discard the selected component would keep it."""
+    settings = {
+        "kl": ("kl_threshold", float(selected["kl_budget"])),
+        "induce": ("induce_threshold", math.floor(100 * selected["local_induce"]) / 100),
+        "layer": ("prune_layers", 1.0),
+    }
+    return dict(settings[name] for name in selected["dropped_by"].split("+") if name)
 
 
 def _aggregate(induce: Float[Tensor, " m"], rule: Rule) -> float:

@@ -28,7 +28,7 @@ from refusal_cmp.planning import Chosen, Scope, Setting, make_plan
 from refusal_cmp.progress import Progress, silent
 from refusal_cmp.subspace import Component, SubspaceField
 
-_Key = TypeVar("_Key", int, tuple[int, int])
+_Key = TypeVar("_Key", bound=int | tuple[int, int])
 
 Reach = Literal["local", "global"]
 SCOPES = {"local": Scope("single"), "global": Scope("all")}
@@ -107,43 +107,50 @@ class Scorer:
         *,
         multipliers: Sequence[float],
         setting: Setting | None = None,
+        selected_norm: float | None = None,
         progress: Progress = silent,
     ) -> PromptScores:
-        """The per-prompt scores of every component of a field."""
-        components = list(field)
-        n_harmful = sum(len(part.batch) for part in self.harmful)
-        n_harmless = sum(len(part.batch) for part in self.harmless)
-        bypass = torch.full((len(components), n_harmful), torch.nan, dtype=torch.float64)
-        kl = torch.full((len(components), n_harmless), torch.nan, dtype=torch.float64)
-        induce = torch.full((len(components), len(multipliers), n_harmless), torch.nan, dtype=torch.float64)
+        """The per-prompt scores of every component of a field.
 
-        candidates: dict[int, list[int]] = defaultdict(list)
-        for index, component in enumerate(components):
-            candidates[component.layer if reach == "local" else 0].append(index)
+        Parameters
+        ----------
+        selected_norm
+            The unit of additions where `setting.norm` is `selected`; by default each component's own.
+        """
+        components = list(field)
+        bypass, kl = self._unknown(self.harmful, len(components)), self._unknown(self.harmless, len(components))
+        induce = self._unknown(self.harmless, len(components), len(multipliers))
 
         def removal(index: int) -> Edits:
             return _edits("nullspace", field, components[index], reach, setting)
 
         def addition(pair: tuple[int, int]) -> Edits:
-            return _edits("actadd", field, components[pair[0]], reach, setting, multipliers[pair[1]])
+            component, multiplier = components[pair[0]], multipliers[pair[1]]
+            return _edits("actadd", field, component, reach, setting, multiplier, selected_norm)
 
+        candidates = _by_start(components, reach)
         with progress(f"scoring {field.method}, {reach}", len(components) * (1 + len(multipliers))) as advance:
             for start, removed in candidates.items():
-                for part in self.harmful:
-                    for indices, logits in self._passes(start, removed, removal, part):
-                        bypass[torch.tensor(indices)[:, None], part.rows] = self._metric(logits)
-                for part in self.harmless:
-                    for indices, logits in self._passes(start, removed, removal, part):
-                        kl[torch.tensor(indices)[:, None], part.rows] = self._kl(part, logits)
+                self._fill(bypass, self.harmful, start, removed, removal, self._metric)
+                self._fill(kl, self.harmless, start, removed, removal, self._kl)
                 advance(len(removed))
             for start, steered in candidates.items():
                 added = [(index, column) for index in steered for column in range(len(multipliers))]
-                for part in self.harmless:
-                    for pairs, logits in self._passes(start, added, addition, part):
-                        at = torch.tensor(pairs)
-                        induce[at[:, :1], at[:, 1:], part.rows] = self._metric(logits)
+                self._fill(induce, self.harmless, start, added, addition, self._metric)
                 advance(len(added))
         return PromptScores(bypass, induce, kl)
+
+    def local_kl(self, field: SubspaceField, setting: Setting | None = None) -> Float[Tensor, "c n"]:
+        """The local KL scores alone."""
+        components = list(field)
+        kl = self._unknown(self.harmless, len(components))
+
+        def removal(index: int) -> Edits:
+            return _edits("nullspace", field, components[index], "local", setting)
+
+        for start, removed in _by_start(components, "local").items():
+            self._fill(kl, self.harmless, start, removed, removal, self._kl)
+        return kl
 
     def _parts(self, instructions: Sequence[str]) -> list[_Part]:
         parts = []
@@ -153,6 +160,26 @@ class Scorer:
                     log_probs = self.model.last_logits(batch).double().log_softmax(-1)
                 parts.append(_Part(rows, batch, self.model.streams(batch), log_probs))
         return parts
+
+    @staticmethod
+    def _unknown(parts: Sequence[_Part], *shape: int) -> Float[Tensor, "*shape n"]:
+        """Scores on the prompts of these parts that are still to be filled in."""
+        return torch.full((*shape, sum(len(part.batch) for part in parts)), torch.nan, dtype=torch.float64)
+
+    def _fill(
+        self,
+        scores: Float[Tensor, "*shape n"],
+        parts: Sequence[_Part],
+        start: int,
+        candidates: Sequence[_Key],
+        edits_of: Callable[[_Key], Edits],
+        measure: Callable[[_Part, Float[Tensor, "g n vocab"]], Float[Tensor, "g n"]],
+    ) -> None:
+        """Measure candidates, which are indices into `scores`, on every prompt."""
+        for part in parts:
+            for keys, logits in self._passes(start, candidates, edits_of, part):
+                at = torch.tensor(keys).view(len(keys), -1, 1)
+                scores[(*at.unbind(1), torch.tensor(part.rows))] = measure(part, logits)
 
     def _passes(
         self, start: int, candidates: Sequence[_Key], edits_of: Callable[[_Key], Edits], part: _Part
@@ -174,7 +201,7 @@ class Scorer:
         rows = [kl_divergence(part.log_probs, one.double().log_softmax(-1), self.kl_epsilon) for one in logits]
         return torch.stack(rows).cpu()
 
-    def _metric(self, logits: Float[Tensor, "g n vocab"]) -> Float[Tensor, "g n"]:
+    def _metric(self, _: _Part, logits: Float[Tensor, "g n vocab"]) -> Float[Tensor, "g n"]:
         return refusal_metric(logits.flatten(0, 1), self.refusal_tokens).view(logits.shape[:2]).cpu()
 
 
@@ -199,6 +226,14 @@ def edited_logits(
     return logits.view(len(edits), len(batch), -1)
 
 
+def _by_start(components: Sequence[Component], reach: Reach) -> dict[int, list[int]]:
+    """Indices of components by the block that their passes start from: the first that their edits change."""
+    candidates: dict[int, list[int]] = defaultdict(list)
+    for index, component in enumerate(components):
+        candidates[component.layer if reach == "local" else 0].append(index)
+    return candidates
+
+
 def _edits(
     intervention: str,
     field: SubspaceField,
@@ -206,9 +241,12 @@ def _edits(
     reach: Reach,
     setting: Setting | None,
     strength: float | None = None,
+    selected_norm: float | None = None,
 ) -> Edits:
     chosen = Chosen(field, component, (component,))
-    return make_plan(intervention, chosen, SCOPES[reach], strength=strength, setting=setting).edits
+    return make_plan(
+        intervention, chosen, SCOPES[reach], strength=strength, setting=setting, selected_norm=selected_norm
+    ).edits
 
 
 def kl_divergence(

@@ -47,7 +47,7 @@ def _check(session: Session, stages: Sequence[str]) -> None:
     config = session.config
     evaluated = session.run.manifest.get("stages", {}).get("evaluate", {}).get("state") == "done"
     from refusal_cmp import evals, methods
-    from refusal_cmp.data import check_name
+    from refusal_cmp.data.sets import check_name
     from refusal_cmp.engines import ENGINES
     from refusal_cmp.interventions import INTERVENTIONS
     from refusal_cmp.methods import EXTRACTORS
@@ -72,7 +72,7 @@ def _check(session: Session, stages: Sequence[str]) -> None:
         evaluator = evals.configured(config, name)
         if "evaluate" in stages and not evaluated:
             evaluator.check(tuple(config.test_sets))
-    for name in (config.harmful, config.harmless, *config.extra_datasets):
+    for name in (config.harmful, config.harmless, *config.other_sets.values()):
         check_name(name)
     for scope in config.scope:
         Scope.parse(scope)

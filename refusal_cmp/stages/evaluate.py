@@ -108,7 +108,7 @@ def _evaluate(
         run.write_lines(examples_file(plan.label, name, dataset), rows)
     metrics = [
         {"dataset": one.dataset, "metric": one.metric, **one.estimate._asdict(), "values": one.values,
-         "weights": one.weights}
+         "weights": one.weights, "against_baseline": one.against_baseline}
         for one in evaluation.metrics
     ]  # fmt: skip
     run.write_json(metrics_file(plan.label, name), metrics)
@@ -118,17 +118,18 @@ def _evaluate(
 
 
 def _write_agreement(session: Session, plans: Sequence[Plan]) -> None:
-    """How far the judges that gave verdicts on the harmful prompts agree, over all plans together."""
-    verdicts: dict[str, list[str]] = {}
+    """How far the judges that gave verdicts on the harmful prompts under every plan agree."""
+    run = session.run
+    verdicts: dict[str, list[list[str]]] = {}
     for name in session.config.evals:
         files = [examples_file(plan.label, name, HARMFUL) for plan in plans]
-        rows = [row for file in files if session.run.has(file) for row in session.run.read_lines(file)]
-        if rows and all("verdict" in row for row in rows):
-            verdicts[name] = [row["verdict"] for row in rows]
+        rows = [run.read_lines(file) for file in files if run.has(file)]
+        if len(rows) == len(plans) and all("verdict" in row for of_plan in rows for row in of_plan):
+            verdicts[name] = [[row["verdict"] for row in of_plan] for of_plan in rows]
     if len(verdicts) > 1:
-        session.run.write_table(AGREEMENT, pd.DataFrame([one.row() for one in agreements(verdicts)]))
+        run.write_table(AGREEMENT, pd.DataFrame([one.row() for one in agreements(verdicts)]))
     else:
-        session.run.remove(AGREEMENT)  # of judges that are not asked any more
+        run.remove(AGREEMENT)  # of judges that are not asked any more
 
 
 def _tabulate(

@@ -60,7 +60,7 @@ def infer_stage(session: Session) -> None:
 def _grid(session: Session) -> list[Plan]:
     config = session.config
     pairs = zip(read_fields(session), read_selections(session), strict=True)
-    chosen = [Chosen(field, selection.selected, selection.ranking) for field, selection in pairs]
+    chosen = [Chosen(field, one.selected, one.pool(config.pool), config.pool) for field, one in pairs]
     strengths: dict[str, Sequence[float]] = {
         **config.strengths,
         "actadd": config.actadd_multipliers,
@@ -84,7 +84,7 @@ def _originals(plans: Sequence[Plan]) -> dict[str, str]:
 
 
 def _sources(session: Session, plan: Plan, dataset: str) -> dict[str, Any]:
-    prompts = prompts_file(dataset)
+    prompts = prompts_file(session.config, dataset)
     return {prompts: session.run.digest(prompts), "edits": plan.digest}
 
 

@@ -22,6 +22,7 @@ from refusal_cmp.run.contents import (
     examples_file,
     figure_file,
     prompts_file,
+    ranks_file,
     subspace_file,
 )
 from refusal_cmp.run.session import Session
@@ -55,9 +56,9 @@ def _sources(session: Session) -> dict[str, Any]:
     """Everything that the page is made from."""
     run, config = session.run, session.config
     files = [RESULTS, PLANS, PROMPTS, SCORES, SELECTION, *map(subspace_file, config.methods)]
-    files += [
-        name for name in (RANKINGS, COMPARISONS, AGREEMENT, *map(prompts_file, config.test_sets)) if run.has(name)
-    ]
+    files += [prompts_file(config, dataset) for dataset in config.other_sets]
+    optional = (RANKINGS, COMPARISONS, AGREEMENT, *map(ranks_file, config.methods))
+    files += [name for name in optional if run.has(name)]
     labels = {row["same_as"] for row in run.read_json(PLANS)}
     for dataset in config.test_sets:
         files += [answers_file(label, dataset) for label in sorted(labels)]

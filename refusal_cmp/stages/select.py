@@ -9,17 +9,21 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.config import RunConfig
+from refusal_cmp.config import BUDGET, KINDS, RunConfig
 from refusal_cmp.judges.phrases import verdict
-from refusal_cmp.planning import Chosen, Scope, Setting, make_plan
+from refusal_cmp.methods import configured
+from refusal_cmp.plan import number
+from refusal_cmp.planning import UNIT_METHOD, Chosen, Scope, Setting, make_plan
 from refusal_cmp.registry import parse_spec
 from refusal_cmp.run.contents import (
     BASELINE_SCORES,
-    KINDS,
     PROMPTS,
     RANKINGS,
     SCORES,
     SELECTION,
+    budget_file,
+    read_budget,
+    read_field,
     read_fields,
     read_prompts,
     read_refusal_tokens,
@@ -28,6 +32,7 @@ from refusal_cmp.run.contents import (
 )
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Rule, Selection, outcome, ranked_table
+from refusal_cmp.selection.budget import within_budget
 from refusal_cmp.selection.rankings import prediction, spread_out, study
 from refusal_cmp.selection.scoring import PromptScores, Reach, Scorer
 from refusal_cmp.subspace import Component, SubspaceField
@@ -41,10 +46,16 @@ def select_stage(session: Session) -> None:
     config, run = session.config, session.run
     settings = config.binding("select")
     reaches: list[Reach] = ["local", "global"] if config.compare_rankings or config.rank_by == "global" else ["local"]
-    fields = read_fields(session)
     run.is_fresh(SCORES, settings, {})  # a changed setting is an error before any work
     scorer = cache(lambda: _scorer(session))
-    scores = {field.method: {reach: _scores(session, field, reach, scorer) for reach in reaches} for field in fields}
+    for name in config.methods:
+        if BUDGET in config.inlp_k and configured(config, name).has_k:
+            _settle_budget(session, read_field(session, name), scorer)
+    fields = read_fields(session)
+    unit = _selected_norm(session, fields, reaches, scorer)
+    scores = {
+        field.method: {reach: _scores(session, field, reach, scorer, unit) for reach in reaches} for field in fields
+    }
     rules = {field.method: Rule.of(config, field.extracted_by) for field in fields}
     tables = [ranked_table(field, scores[field.method], rules[field.method]) for field in fields]
     selections = [outcome(table, field) for table, field in zip(tables, fields, strict=True)]
@@ -68,15 +79,48 @@ def select_stage(session: Session) -> None:
 
 
 def _score_setting(config: RunConfig, field: SubspaceField) -> Setting:
-    """That of the plans, with other sites where the method has its own for scores."""
+    """That of the plans, but that additions reach as far as removals, at the sites that a method has for scores."""
     sites = config.score_sites_of.get(parse_spec(field.extracted_by)[0], config.sites)
-    return replace(Setting.of(config), sites=sites)
+    return replace(Setting.of(config), sites=sites, layers="scope")
 
 
-def _scores(session: Session, field: SubspaceField, reach: Reach, scorer: Callable[[], Scorer]) -> PromptScores:
+def _settle_budget(session: Session, field: SubspaceField, scorer: Callable[[], Scorer]) -> None:
+    """Write how many leading directions of a method stay within the KL budget, unless that stands there."""
+    config, run = session.config, session.run
+    name, edits = budget_file(field.method), _score_setting(config, field)
+    settings = {"kl_threshold": config.kl_threshold, "kl_epsilon": config.kl_epsilon, "sites": list(edits.sites)}
+    sources = {file: run.digest(file) for file in (PROMPTS, subspace_file(field.method))}
+    if not run.is_fresh(name, settings, sources):
+        tried = within_budget(scorer(), field, config.kl_threshold, setting=edits, progress=session.progress)
+        run.write_table(name, tried)
+        run.record(name, settings, sources)
+    k, kl = read_budget(session, field.method), run.read_table(name)["kl"]
+    without = len(k) - int((kl <= config.kl_threshold).sum())  # what is within is the last tried of its component
+    session.say(
+        f"{field.method}: its first {min(k.values())} to {max(k.values())} directions are used, as many as stay within "
+        f"a KL of {number(config.kl_threshold)} nats; at {without} of {len(k)} components not even one does."
+    )
+
+
+def _selected_norm(
+    session: Session, fields: list[SubspaceField], reaches: list[Reach], scorer: Callable[[], Scorer]
+) -> float | None:
+    """The norm of the selected difference in means, where the candidates of the other methods are steered by it."""
+    found = [field for field in fields if field.method == UNIT_METHOD]
+    if session.config.actadd_norm == "own" or not found:
+        return None
+    scores = {reach: _scores(session, found[0], reach, scorer, None) for reach in reaches}
+    table = ranked_table(found[0], scores, Rule.of(session.config, found[0].extracted_by))
+    return found[0].means.distance(outcome(table, found[0]).selected)
+
+
+def _scores(
+    session: Session, field: SubspaceField, reach: Reach, scorer: Callable[[], Scorer], unit: float | None
+) -> PromptScores:
     """The per-prompt scores of a method, from its file if that was made from the same things.
 
-    `scorer` is called only if there is something to score; all methods then share its unedited passes.
+    `scorer` is called only if there is something to score; all methods then share its unedited passes. `unit` is the
+    selected norm, which a candidate difference in means does not know yet: it is added with the norm that it has.
     """
     config, run = session.config, session.run
     name = scores_file(field.method, reach)
@@ -84,23 +128,24 @@ def _scores(session: Session, field: SubspaceField, reach: Reach, scorer: Callab
     settings = config.binding("select")
     settings = {key: settings[key] for key in ("induce_multipliers", "kl_epsilon", "spread", "actadd_norm")}
     settings["sites"] = list(edits.sites)
-    sources = {file: run.digest(file) for file in (PROMPTS, subspace_file(field.extracted_by))}
+    unit = None if field.method == UNIT_METHOD else unit
+    sources: dict[str, Any] = {file: run.digest(file) for file in (PROMPTS, subspace_file(field.extracted_by))}
+    sources["k"] = ",".join(str(subspace.k) for subspace in field.subspaces.values())
+    if unit is not None:
+        sources["selected norm"] = unit
     if not run.is_fresh(name, settings, sources):
         scores = scorer().score(
             field,
             reach,
             multipliers=config.induce_multipliers,
             setting=edits,
+            selected_norm=unit,
             progress=session.progress,
         )
         tensors = {"bypass": scores.bypass, "induce": scores.induce, "kl": scores.kl}
         run.write_tensors(name, tensors, {"method": field.method, "reach": reach})
         run.record(name, settings, sources)
     return PromptScores(**run.read_tensors(name)[0])
-
-
-def _file(field: SubspaceField, reach: Reach) -> str:
-    return f"select/{field.method}.{reach}.safetensors"
 
 
 def _baseline(session: Session, scorer: Callable[[], Scorer]) -> dict[str, float]:
@@ -122,9 +167,10 @@ def _scorer(session: Session) -> Scorer:
 def _report(session: Session, selection: Selection) -> None:
     n, kept = len(selection.ranking), len(selection.kept)
     if selection.fallback:
+        dropped = ", ".join(f"{name} {count}" for name, count in selection.dropped.items())
         session.say(
-            f"Warning: {selection.method}: the filters keep none of {n} components; the best of all by bypass, "
-            f"{selection.selected}, is taken."
+            f"Warning: {selection.method}: the filters keep none of {n} components (dropped by {dropped}); with "
+            f"{selection.options} they would keep {selection.selected}, which is taken."
         )
     else:
         session.say(f"{selection.method}: {selection.selected} selected; the filters keep {kept} of {n} components.")

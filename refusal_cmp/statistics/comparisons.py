@@ -1,7 +1,7 @@
 """Plans compared in pairs on the same examples: every plan with the baseline, and method with method.
 
 Judgements (0 or 1) are tested by McNemar's exact test and have Newcombe's interval for their difference; other values
-are tested by sign-flipping permutation and have a paired bootstrap interval. Holm's correction is within a family:
+are tested by sign-flipping permutation and have the t interval of skewed values. Holm's correction is within a family:
 all pairs of one kind on one dataset and metric, each pair of different edits once.
 """
 
@@ -51,7 +51,8 @@ def compare_plans(plans: Sequence[tuple[Plan, str]], metrics: Metrics) -> pd.Dat
         Each with the label of the plan that was run for it: itself, or one of the same edits. A pair that was run
         as one plan has no row.
     metrics
-        By label of a plan that was run: rows with dataset, metric, values and weights.
+        By label of a plan that was run: rows with dataset, metric, values, weights, and whether the plan is to be
+        tested against the baseline.
     """
     run_as = {plan.label: label for plan, label in plans}
     found = {
@@ -62,8 +63,9 @@ def compare_plans(plans: Sequence[tuple[Plan, str]], metrics: Metrics) -> pd.Dat
         (Pair(kind, *key, *sorted(run)), plan, against)
         for kind, plan, against in _pairs([plan for plan, _ in plans])
         if len(run := {run_as[plan], run_as[against]}) == 2
-        for key in found[run_as[plan]]
+        for key, one in found[run_as[plan]].items()
         if key in found[run_as[against]]
+        if kind != "baseline" or one.get("against_baseline", True)  # files of older versions do not say
     ]
     sizes = Counter(pair.family for pair in {pair for pair, _, _ in asked})
     rows = []

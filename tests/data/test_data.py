@@ -19,12 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from datasets import Dataset
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
-from refusal_cmp.config import load_config
+from refusal_cmp.config import KINDS, load_config
 from refusal_cmp.data import CARDS, DATASETS, SPLITS, TEXTS, Columns, Prompt, download, public
 from refusal_cmp.data.files import read_splits
 from refusal_cmp.data.sampling import Sampled, check_apart, draw, normal
@@ -87,6 +88,62 @@ def test_published_splits_are_read_as_stored(copies):
     prompts = DATASETS.get("published-harmful")("val")
     assert prompts == [Prompt("harmful val 0", "a"), Prompt("harmful val 1"), Prompt("harmful val 2")]
     assert instructions(DATASETS.get("published-harmless")("train")) == [f"harmless train {n}" for n in range(3)]
+
+
+@pytest.fixture
+def splits(copies):
+    """Splits of the published sizes, in their layout, with stand-ins for the prompts."""
+    sizes = {"harmful": (260, 39, 572), "harmless": (18793, 6264, 6266)}
+    for kind, of_kind in sizes.items():
+        for split, size in zip(SPLITS, of_kind, strict=True):
+            rows = [{"instruction": f"{kind} {split} {n}", "category": None} for n in range(size)]
+            write(copies / public.PUBLISHED[0] / f"dataset/splits/{kind}_{split}.json", json.dumps(rows))
+    return copies
+
+
+def test_the_published_sample_is_what_the_published_calls_draw(splits):
+    """The oracle is the published order of calls on the global generator."""
+    found = {kind: {s: instructions(DATASETS.get(f"published-sample-{kind}")(s)) for s in SPLITS} for kind in KINDS}
+    random.seed(42)
+    for kind, split, n in (
+        ("harmful", "train", 128),
+        ("harmless", "train", 128),
+        ("harmful", "val", 32),
+        ("harmless", "val", 32),
+        ("harmless", "test", 100),
+    ):
+        whole = instructions(DATASETS.get(f"published-{kind}")(split))
+        assert found[kind][split] == random.sample(whole, n), (kind, split)
+    assert found["harmful"]["test"] == [f"harmful test {n}" for n in range(100)]
+
+
+def test_the_published_sample_is_the_one_that_was_published(splits):
+    """Rows of the published harmless completions (fifth of the file: row 1955) and first draws, worked out once."""
+    drawn = {split: instructions(DATASETS.get("published-sample-harmless")(split)) for split in SPLITS}
+    assert drawn["test"][:5] == [f"harmless test {n}" for n in (1673, 5486, 5867, 2573, 1955)]
+    assert drawn["train"][:2] == ["harmless train 4532", "harmless train 16696"]
+
+
+def test_a_run_takes_the_whole_published_sample(splits):
+    sizes = {"train": 128, "val": 32, "test": 100}
+    for kind in KINDS:
+        drawn = draw(f"published-sample-{kind}", sizes, 42, columns=Columns(), near_duplicates=None, say=silent)
+        assert {split: len(drawn.prompts[split]) for split in SPLITS} == sizes
+
+
+def test_a_part_of_a_published_split_is_refused(splits):
+    write(splits / public.PUBLISHED[0] / "dataset/splits/harmful_val.json", json.dumps(["why?"] * 31))
+    with pytest.raises(RefusalCmpError, match="harmful_val has 31 prompts here, and 32 are drawn"):
+        DATASETS.get("published-sample-harmless")("test")
+
+
+def test_published_losses_shuffle_alpaca_as_datasets_does(copies):
+    rows = [{"instruction": f"{n}?", "input": "" if n % 3 else "x", "output": f"{n}."} for n in range(40)]
+    write_parquet(copies / "tatsu-lab/alpaca/data/train-00000-of-00001.parquet", rows)
+    theirs = [row for row in Dataset.from_list(rows).shuffle(seed=42) if not row["input"]]
+    found = list(TEXTS.get("published-alpaca")())
+    assert [document.text for document in found] == [row["output"] for row in theirs]
+    assert [document.instruction for document in found] == [row["instruction"] for row in theirs]
 
 
 def test_sets_of_one_list_are_test_sets(copies):
@@ -415,16 +472,18 @@ def test_near_duplicates_are_those_of_plain_tf_idf(tmp_path):
     kept = {split: instructions(whole.prompts[split]) for split in SPLITS}
     vectors = TfidfVectorizer(token_pattern=r"(?u)\w+").fit([text for split in SPLITS for text in kept[split]])
     similar = {
-        split: cosine_similarity(vectors.transform(kept["test"]), vectors.transform(kept[split])) for split in SPLITS
+        (one, other): cosine_similarity(vectors.transform(kept[one]), vectors.transform(kept[other]))
+        for one, other in (("val", "train"), ("test", "train"), ("test", "val"))
     }
-    near = int((similar["train"].max(1) >= 0.6).sum())
-    assert near > 0
-    assert whole.counts["test"]["near_train"] == near
-    assert f"{near} of {len(kept['test'])} test prompts have a near-duplicate in training" in said[-1]
+    for (one, other), cosines in similar.items():
+        near = int((cosines.max(1) >= 0.6).sum())
+        assert near > 0
+        assert whole.counts[one][f"near_{other}"] == near
+        assert f"{near} of {len(kept[one])} {one} prompts have one in {other}" in said[-1]
     thinned, _ = drawn(0.6)
     for split in ("train", "val"):
-        assert instructions(thinned.prompts[split]) == list(np.array(kept[split])[similar[split].max(0) < 0.6])
-    assert thinned.counts["test"]["near_train"] == 0
+        assert instructions(thinned.prompts[split]) == list(np.array(kept[split])[similar["test", split].max(0) < 0.6])
+        assert thinned.counts["test"][f"near_{split}"] == 0
     assert thinned.prompts["test"] == whole.prompts["test"]
 
 
@@ -491,9 +550,46 @@ def test_changed_files_are_read_again_and_missing_ones_named(my_files, tiny):
         start(my_files, tiny, eval_datasets=["harmful", str(my_files / "none.csv")])
 
 
-def test_two_test_sets_of_one_name_are_refused():
-    with pytest.raises(RefusalCmpError, match="two test sets are called xstest, so rename one of the files"):
-        load_config(None, {"eval_datasets": "xstest,data/XSTest.csv"})
+@pytest.mark.parametrize(
+    ("sets", "name"),
+    [
+        ("xstest,data/XSTest.csv", "xstest"),
+        ("harmful,harmful=jailbreakbench", "harmful"),
+        ("contrast,contrast=a.txt", "contrast"),
+    ],
+)
+def test_two_test_sets_of_one_name_are_refused(sets, name):
+    with pytest.raises(RefusalCmpError, match=f"two test sets are called {name}, so rename one of the files"):
+        load_config(None, {"eval_datasets": sets})
+
+
+def test_the_source_of_a_test_set_is_separate_from_its_role():
+    sets = "harmful=jailbreakbench,harmless=data/my=own.csv,contrast,xstest,data/Contrast.csv"
+    config = load_config(None, {"eval_datasets": sets, "contrast": "tiny-contrast"})
+    assert config.test_sets == ("harmful", "harmless", "contrast", "xstest", "contrast-file")
+    assert config.other_sets == {
+        "harmful": "jailbreakbench",
+        "harmless": "data/my=own.csv",
+        "contrast": "tiny-contrast",
+        "xstest": "xstest",
+        "contrast-file": "data/Contrast.csv",
+    }
+    assert load_config(None, {"eval_datasets": "harmful,harmless"}).other_sets == {}
+
+
+def test_any_set_plays_a_role_without_what_the_run_learns_from(my_files, tiny):
+    learned_from = instructions(DATASETS.get("tiny-harmful")("train")[:100])
+    write(my_files / "others.txt", "\n".join([*learned_from, "Which cake is blue?"]))
+    session, _ = start(
+        my_files, tiny, methods="diff-in-means", eval_datasets=f"harmful={my_files / 'others.txt'},harmless", limit=999
+    )
+    assert "Which cake is blue?" in instructions(read_test_prompts(session, "harmful"))
+    drawn = session.run.read_json("infer/prompts/harmful.json")
+    assert drawn["source"] == str(my_files / "others.txt")
+    own = session.run.read_json(PROMPTS)["prompts"]
+    assert [row["instruction"] for row in own["harmless_test"]] == instructions(read_test_prompts(session, "harmless"))
+    learned = {row["instruction"] for split in ("train", "val") for row in own[f"harmful_{split}"]}
+    assert not learned & {row["instruction"] for row in drawn["prompts"]}
 
 
 def test_as_a_new_user_would_try_it(my_files):

@@ -287,22 +287,25 @@ def test_what_is_not_measured_is_said_on_the_page(data):
 
 
 def test_rank_agreement_is_on_the_page(data):
-    pool = {"n": 8, "rho": 0.5, "ci_low": -0.25, "ci_high": 0.75, "p": 0.01, "tau": 0.4, "top1_match": True,
+    pool = {"n": 8, "rho": 0.5, "rho_noise_free": 0.625, "ci_low": -0.25, "ci_high": 0.75, "says_little": False,
+            "reliability_local": 0.875, "reliability_global": 0.5, "p": 0.01, "tau": 0.4, "top1_match": True,
             "top5_overlap": 0.8}  # fmt: skip
     few = {"n": 2, "rho": None, "why": "fewer than 3 components"}
     study = {"method": "inlp", "regret": 0.25, "selected_again": 0.875, "pools": {"kept": few, "all": pool}}
     text = render(replace(data, rankings=[study]), [], {})
     assert "no correlation: fewer than 3 components" in text
-    assert "[−0.25, 0.75]" in text
+    assert '<td class="number">0.88, 0.50</td><td class="number">0.62</td><td class="number">[−0.25, 0.75]</td>' in text
     assert "components were scored locally only" not in text
 
 
 def test_a_rank_correlation_of_few_components_has_no_interval_on_the_page(data):
-    pool = {"n": 4, "rho": -0.2, "ci_low": -0.4, "ci_high": -0.2, "p": 0.8, "tau": 0.0, "top1_match": False,
+    pool = {"n": 4, "rho": -0.2, "rho_noise_free": -0.2, "ci_low": -0.4, "ci_high": -0.2, "says_little": True,
+            "reliability_local": 1.0, "reliability_global": 1.0, "p": 0.8, "tau": 0.0, "top1_match": False,
             "top5_overlap": None}  # fmt: skip
     study = {"method": "inlp", "regret": 0.25, "selected_again": 0.875, "pools": {"kept": pool}}
     text = render(replace(data, rankings=[study]), [], {})
-    assert '<td class="number">−0.20</td><td colspan="2">too few components</td>' in text
+    assert '<td class="number">−0.20</td>' in text
+    assert "ρ of so few says little" in text
     assert "−0.40" not in text
 
 

@@ -166,19 +166,44 @@ def test_every_option_that_is_named_exists():
     assert sorted((path, option) for path, option in named if option.replace("_", "-") not in known) == []
 
 
-def test_the_published_setting_is_the_one_in_the_file():
+SETTING = re.compile(r"`(--[^`]+|\w+: [^`]+)`")
+CHOICE = re.compile(r"^\| (?!choice|---)(?:[^|]+ \| ){4}[^|]+ \|$", re.MULTILINE)
+
+
+def choices() -> list[list[str]]:
+    """The rows of choices: what it is, the comparison's, the original's, where it stands, how it was verified."""
     page = (ROOT / "docs" / "published-setting.md").read_text(encoding="utf-8")
-    settings = {}
-    for row in re.findall(r"^\| (?!choice|---).*\|$", page, re.MULTILINE):
-        for code in re.findall(r"`(--[^`]+|\w+: [^`]+)`", row.split(" | ")[2]):
-            if code.startswith("--"):
-                name, _, value = code.removeprefix("--").replace("=", " ", 1).partition(" ")
-                settings[name.removeprefix("no-").replace("-", "_")] = value or not name.startswith("no-")
-            else:
-                settings |= yaml.safe_load(code)
-    published = load_config(ROOT / "examples" / "published.yaml", {})
-    named = load_config(None, {"model": published.model, **settings})
-    assert named == published
+    return [row.strip("| ").split(" | ") for row in CHOICE.findall(page)]
+
+
+def settings_in(cell: str) -> dict[str, object]:
+    """The settings that a cell names, as options or as lines of a file."""
+    found: dict[str, object] = {}
+    for code in SETTING.findall(cell):
+        if code.startswith("--"):
+            name, _, value = code.removeprefix("--").replace("=", " ", 1).partition(" ")
+            found[name.removeprefix("no-").replace("-", "_")] = value or not name.startswith("no-")
+        else:
+            found |= yaml.safe_load(code)
+    return found
+
+
+@pytest.mark.parametrize(("name", "column"), [("published", 1), ("published-arditi", 2)])
+def test_a_published_setting_is_the_one_in_the_file(name, column):
+    rows = choices()
+    assert len(rows) > 30
+    published = load_config(name, {})
+    named: dict[str, object] = {"model": published.model}
+    for row in rows:
+        named |= settings_in(row[1] if row[column] == "same" else row[column])
+    assert load_config(None, named) == published
+
+
+def test_what_verifies_a_choice_is_there():
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = {test for row in choices() for test in re.findall(r"`(test_\w+)`", row[4])}
+    assert len(named) > 15
+    assert [test for test in sorted(named) if f"def {test}(" not in tests] == []
 
 
 def test_links_are_well_formed_and_files_are_there():

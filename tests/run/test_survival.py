@@ -15,7 +15,7 @@ import pytest
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.run.directory import RunDir
 
-from support.finished_run import make_run
+from support.pipeline import start
 
 KILLS = 20
 PATIENCE = 120
@@ -34,7 +34,7 @@ QUICK = {
 
 
 def work(path, model):
-    make_run(path, model, until="report", **QUICK)
+    start(path, model, **QUICK)
 
 
 def begun(path, model):

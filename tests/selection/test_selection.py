@@ -8,11 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.special import log_softmax
 
 from refusal_cmp.api import plan_intervention
+from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model import refusal_metric
+from refusal_cmp.plan import Place
 from refusal_cmp.planning import Setting
 from refusal_cmp.selection import Rule, outcome, ranked_table, score_table, select
 from refusal_cmp.selection.rankings import agreement, regret, study
@@ -82,6 +86,19 @@ def test_global_additions_that_are_not_spread_are_those_of_the_plans(tiny, tiny_
     assert torch.equal(scores.bypass, spread.bypass)
 
 
+def test_additions_by_the_selected_norm_have_that_length_at_every_candidate(tiny, tiny_fields, prompts, tokens):
+    """As published: candidates of INLP are steered by one length, that of the selected difference in means."""
+    field, setting = some_of(tiny_fields["inlp"], 3), Setting(norm="selected")
+    scorer, unit = Scorer(tiny, *prompts, tokens, max_rows=16), 3.0
+    scores = scorer.score(field, "local", multipliers=(0.5,), setting=setting, selected_norm=unit)
+    for index, component in enumerate(field):
+        added = LowRankEdit(b=0.5 * unit * field[component].direction)
+        induce = refusal_metric(plain_logits(tiny, {Place(component.layer, "resid_pre"): added}, prompts[1]), tokens)
+        torch.testing.assert_close(scores.induce[index, 0], induce, atol=1e-4, rtol=0)
+    own = scorer.score(field, "local", multipliers=(0.5,), setting=setting)
+    assert torch.equal(own.induce, scorer.score(field, "local", multipliers=(0.5,)).induce), "it is not known yet"
+
+
 def test_kl_epsilon_is_added_inside_the_logs(tiny, tiny_fields, prompts, tokens):
     field = some_of(tiny_fields["diff-in-means"], 1)
     scores = Scorer(tiny, *prompts, tokens, kl_epsilon=0.01).score(field, "local", multipliers=(1.0,))
@@ -129,7 +146,7 @@ def test_the_best_component_that_the_filters_keep_is_selected():
     assert result.selected == Component(-1, 3)
     assert [component.layer for component in result.ranking] == [7, 6, 5, 4, 3, 2, 1, 0]
     assert len(result.kept) == 4
-    assert (result.fallback, result.missing, result.nan) == (False, 2, 0)
+    assert (result.fallback, result.kl_budget, result.missing, result.nan) == (False, 0.1, 2, 0)
 
 
 def test_global_scores_filter_and_rank_but_induce_stays_local():
@@ -146,10 +163,54 @@ def test_global_scores_filter_and_rank_but_induce_stays_local():
     assert chosen.loc[chosen["selected"], "layer"].tolist() == [1]
 
 
-def test_nothing_kept_falls_back_to_the_best_of_all_and_says_so():
-    result = outcome(select(table(local_kl=1.0), Rule(), 8), field_of(0))
-    assert result.fallback
-    assert result.selected == Component(-1, 7)
+def test_the_kl_budget_is_doubled_until_something_remains_that_meets_the_other_filters():
+    """Not the best of all by bypass, layer 7, nor the least KL, layer 2, but the best within twice the threshold."""
+    scored = table(local_kl=[9, 9, 0.15, 0.18, 0.2, 0.21, 0.01, 0.01], local_induce=[1, 1, 1, 1, -2, 1, 1, 1])
+    chosen = select(scored, Rule(), 8)
+    assert not chosen["kept"].any()
+    result = outcome(chosen, field_of(0))
+    assert (result.selected, result.fallback, result.kl_budget) == (Component(-1, 3), True, 0.2)
+    assert result.dropped == {"induce": 1, "kl": 6, "layer": 2}
+    assert result.options == "--kl-threshold 0.2"
+    assert result.note == "fallback: KL budget 0.2 nats"
+
+
+def test_the_induce_filter_is_given_up_only_where_nothing_meets_it_at_any_budget():
+    only_broken_ones_induce = table(local_induce=[-1, -1, -1, 1, -1, -1, 1, 1], local_kl=[0, 0, 0, 10.0, 0, 0, 0, 0])
+    result = outcome(select(only_broken_ones_induce, Rule(), 8), field_of(0))
+    assert (result.selected, result.kl_budget) == (Component(-1, 3), 12.8)
+    none_induces = table(local_induce=-1.234, local_kl=[0.05, 0.05, 0.05, 0.15, 0.15, 0.15, 0.01, 0.01])
+    result = outcome(select(none_induces, Rule(), 8), field_of(0))
+    assert (result.selected, result.kl_budget) == (Component(-1, 2), 0.1)
+    assert (result.fallback, result.options) == (True, "--induce-threshold -1.24")
+
+
+def test_the_layer_limit_stands_unless_there_is_one_component_and_no_choice():
+    with pytest.raises(RefusalCmpError, match=r"All 8 components of inlp are in layers that the setting prune-layers"):
+        select(table(), Rule(prune_layers=0.1), 8)
+    lone = outcome(select(table()[7:], Rule(), 8), field_of(0))
+    assert (lone.selected, lone.fallback, lone.options) == (Component(-1, 7), True, "--prune-layers 1")
+
+
+scores_of_eight = st.tuples(*[st.lists(st.floats(least, most), min_size=8, max_size=8)
+                              for least, most in ((-9, 9), (-4, 1), (0, 20))])  # fmt: skip
+
+
+@given(scores_of_eight)
+def test_under_the_settings_that_a_fallback_names_the_filters_keep_what_it_chose(scores):
+    scored = table(**dict(zip(("local_bypass", "local_induce", "local_kl"), scores, strict=True)))
+    result = outcome(select(scored, Rule(), 8), field_of(0))
+    assert result.selected.layer < 6
+    again = outcome(select(scored, Rule(**result.relaxed), 8), field_of(0))
+    assert (again.selected, again.fallback) == (result.selected, False)
+    assert scored.loc[result.selected.layer, "local_kl"] <= result.kl_budget
+    assert result.fallback == bool(result.relaxed)
+
+
+def test_a_pool_has_what_the_filters_keep_first_or_is_the_ranking():
+    result = outcome(select(table(local_kl=[0, 0.2] * 4), Rule(), 8), field_of(0))
+    assert [component.layer for component in result.pool("kept-first")] == [4, 2, 0, 7, 6, 5, 3, 1]
+    assert result.pool("all") == result.ranking
 
 
 def test_nan_scores_are_dropped_and_counted():
@@ -178,25 +239,33 @@ def test_induce_is_aggregated_as_named(tiny_fields, aggregate, expected):
     assert scored["local_induce@0.5"].tolist() == [2.0]
 
 
-def drawn_from(scored: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Two resamples of the prompts that leave the means as they are."""
-    return {reach: scored[f"{reach}_bypass"].to_numpy(float)[None].repeat(2, axis=0) for reach in ("local", "global")}
+def bypass_of(scored: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Four prompts on which every component scores as it does on average."""
+    return {
+        reach: scored[f"{reach}_bypass"].to_numpy(float)[:, None].repeat(4, axis=1) for reach in ("local", "global")
+    }
 
 
 def test_agreement_is_that_of_the_ranks():
     scored = select(table(global_bypass=[3.0, 1.0, 2.0, 0.0, -1.0, -2.0, -4.0, -3.0]), Rule(), 8)
-    found = agreement(scored, drawn_from(scored))
+    found = agreement(scored, bypass_of(scored), np.random.default_rng(0))
     assert found["rho"] == pytest.approx(1 - 6 * 4 / (8 * 63))
     assert (found["ci_low"], found["ci_high"]) == pytest.approx((found["rho"], found["rho"]))
     assert found["tau"] == pytest.approx((26 - 2) / 28)
     assert (found["top1_match"], found["top5_overlap"], found["top10_overlap"]) == (False, 1.0, None)
+    assert not found["says_little"]
     assert regret(scored) == 0.0
 
 
 def test_agreement_of_too_few_or_equal_components_is_none_and_says_why():
-    scored = select(table(global_bypass=1.0), Rule(), 8)
-    assert agreement(scored, drawn_from(scored)) == {"n": 8, "rho": None, "why": "all scores are equal"}
-    assert agreement(scored[:2], drawn_from(scored))["why"] == "fewer than 3 components"
+    scored, rng = select(table(global_bypass=1.0), Rule(), 8), np.random.default_rng(0)
+    assert agreement(scored, bypass_of(scored), rng) == {"n": 8, "rho": None, "why": "all scores are equal"}
+    assert agreement(scored[:2], bypass_of(scored), rng)["why"] == "fewer than 3 components"
+
+
+def test_agreement_of_few_components_says_little():
+    scored = select(table(global_bypass=[3.0, 1.0, 2.0, 0.0, -1.0, -2.0, -4.0, -3.0]), Rule(), 8)
+    assert agreement(scored[:4], bypass_of(scored), np.random.default_rng(0))["says_little"]
 
 
 def test_regret_is_what_the_local_choice_costs_globally():
@@ -210,7 +279,7 @@ def test_published_ranking_key_puts_accuracy_first():
     assert chosen.sort_values("rank")["layer"].tolist() == [2, 1, 7, 6, 5, 4, 3, 0]
 
 
-def test_bootstrap_interval_covers_the_correlation_and_shrinks_with_prompts(tiny_fields):
+def test_the_interval_shrinks_with_prompts(tiny_fields):
     rng = np.random.default_rng(0)
     field = some_of(tiny_fields["diff-in-means"], 12)
     widths = []
@@ -225,7 +294,7 @@ def test_bootstrap_interval_covers_the_correlation_and_shrinks_with_prompts(tiny
         scored = ranked_table(field, scores, rule)
         found = study(field, scored, scores, rule, seed=0)
         pool = found["pools"]["all"]
-        assert pool["ci_low"] <= pool["rho"] <= pool["ci_high"] or n == 8
+        assert pool["ci_low"] <= pool["rho"] <= pool["ci_high"]
         assert 0 <= found["selected_again"] <= 1
         widths.append(pool["ci_high"] - pool["ci_low"])
     assert widths[1] < widths[0] / 2

@@ -126,7 +126,7 @@ def _says(one: Selection, data: RunData) -> str:
     reach = data.rule.rank_by
     chosen = f"{one.method} selects position {one.selected.position}, layer {one.selected.layer}"
     if one.fallback:
-        chosen += f" though the filters keep none of its {len(one.ranking)} components"
+        chosen += f" though the filters keep none of its {len(one.ranking)} components ({one.note})"
     else:
         chosen += f" out of {len(one.kept)} components that the filters keep (of {len(one.ranking)})"
     before = data.baseline_metric
