@@ -73,6 +73,9 @@ class Measure:
     """The one test set that it means something on."""
     same_as: str = ""
     """A metric that says the same; where that one is there, this one needs no column."""
+    is_distance: bool = False
+    """Whether it is a distance from the baseline, which of the baseline is zero by definition and of any other plan is
+    not: no plan is tested against the baseline by it."""
 
     @classmethod
     def share(cls, name: str, heading: str, of: str, **more: Any) -> Measure:
@@ -107,9 +110,6 @@ class Metric:
     with them, plans are compared in pairs: 0 and 1 by McNemar's test, others by permutation."""
     weights: Sequence[float] | None = None
     """Of the values, if the estimate is their weighted mean: tokens of each document."""
-    against_baseline: bool = True
-    """Whether the plan is tested against the baseline; not where the metric itself is a distance from it, which of the
-    baseline is zero by definition and of any other plan is not."""
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ class KL(Evaluator):
             "nats",
             "t",
             better="lower",
+            is_distance=True,
         ),
     )
     order = 6
@@ -53,7 +54,7 @@ class KL(Evaluator):
             edited = last_log_probs(model, instructions, subject.batch_size)
         values = kl_divergence(self._baseline, edited).clamp(min=0).tolist()  # NaN stays NaN
         examples = [{"instruction": text, "kl": value} for text, value in zip(instructions, values, strict=True)]
-        return Evaluation([Metric(DATASET, "kl", mean(values), values, against_baseline=False)], {DATASET: examples})
+        return Evaluation([Metric(DATASET, "kl", mean(values), values)], {DATASET: examples})
 
 
 def last_log_probs(model: ChatModel, instructions: list[str], batch_size: int | None) -> Float[Tensor, "n vocab"]:

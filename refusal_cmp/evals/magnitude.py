@@ -36,11 +36,17 @@ class Magnitude(Evaluator):
 
     reads = ("completions", "model", "subspaces")
     measures = tuple(
-        Measure(f"magnitude_{name}:*", heading, meaning, interval="bootstrap", shown="never")
-        for name, heading, meaning in (
-            ("pearson", "r", "Pearson's r of the projection on a method's direction and the refusal metric"),
-            ("spearman", "ρ", "Spearman's ρ of the same"),
-            ("auroc", "AUROC", "AUROC of telling refused completions by the projection"),
+        Measure(
+            f"magnitude_{name}:*",
+            heading,
+            f"{what} projection on a method's direction",
+            interval="bootstrap",
+            shown="never",
+        )
+        for name, heading, what in (
+            ("pearson", "r", "Pearson's r of refusal metric and"),
+            ("spearman", "ρ", "Spearman's ρ of refusal metric and"),
+            ("auroc", "AUROC", "AUROC of telling refused completions by"),
         )
     )
     order = 8

@@ -47,7 +47,7 @@ class Column:
         return shown(value, self.measure.unit)
 
 
-BROKEN = Column("", "degenerate")
+NO_LANGUAGE = Column("", "degenerate")
 """The share of completions that are no language, over all test sets together."""
 
 
@@ -87,8 +87,8 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
     keyed = results[~results["dataset"].str.contains(PART)]
     keyed = keyed.assign(column=keyed["dataset"] + "_" + keyed["metric"])
     wide = keyed.pivot(index="plan", columns="column", values="value").reindex(labels)
-    of_degenerate = keyed[keyed["metric"] == BROKEN.metric]
+    of_degenerate = keyed[keyed["metric"] == NO_LANGUAGE.metric]
     counts = of_degenerate.assign(hits=of_degenerate["value"] * of_degenerate["n"]).groupby("plan")[["hits", "n"]].sum()
-    wide[BROKEN.name] = counts["hits"] / counts["n"]
+    wide[NO_LANGUAGE.name] = counts["hits"] / counts["n"]
     facts = keyed.drop_duplicates("plan").set_index("plan")[PLAN]
     return facts.join(wide).reindex(labels).rename_axis("plan").reset_index()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.evals import Evaluator, Subject, configured, facts
+from refusal_cmp.evals import Evaluator, Subject, configured, facts, measure_of
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.run.contents import (
     AGREEMENT,
@@ -64,7 +64,9 @@ def evaluate_stage(session: Session) -> None:
         for plan in distinct
     }
     session.run.write_table(RESULTS, _tabulate(session, plans, metrics))
-    session.run.write_table(COMPARISONS, compare_plans(plans, metrics))
+    names = {one["metric"] for of_plan in metrics.values() for one in of_plan}
+    distances = {name for name in names if measure_of(name).is_distance}
+    session.run.write_table(COMPARISONS, compare_plans(plans, metrics, distances))
     _write_agreement(session, distinct)
 
 
@@ -110,7 +112,7 @@ def _evaluate(
         run.write_lines(examples_file(plan.label, name, dataset), rows)
     metrics = [
         {"dataset": one.dataset, "metric": one.metric, **one.estimate._asdict(), "values": one.values,
-         "weights": one.weights, "against_baseline": one.against_baseline}
+         "weights": one.weights}
         for one in evaluation.metrics
     ]  # fmt: skip
     run.write_json(metrics_file(plan.label, name), metrics)

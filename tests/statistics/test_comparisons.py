@@ -69,14 +69,14 @@ def test_an_example_that_is_not_a_number_leaves_no_difference():
 
 def test_a_distance_from_the_baseline_is_not_tested_against_it():
     """Its own is zero by definition and every other above it: whatever the plan, the test could come out one way."""
-    distance = {"dataset": "harmless", "metric": "distance", "weights": None, "against_baseline": False}
+    distance = {"dataset": "harmless", "metric": "distance", "weights": None}
     plans = [(one, one.label) for one in (baseline(), plan("a"), plan("b"))]
     values = ([0.0] * 20, [0.1] * 20, [0.2] * 20)
     found = {
         one.label: [*metrics(1, 0), {**distance, "values": of_plan}]
         for (one, _), of_plan in zip(plans, values, strict=True)
     }
-    table = compare_plans(plans, found)
+    table = compare_plans(plans, found, distances={"distance"})
     assert list(table.loc[table["metric"] == "distance", ["plan", "against"]].iloc[0]) == [
         "a/ablation@all",
         "b/ablation@all",
