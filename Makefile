@@ -8,11 +8,11 @@ VLLM_INSTALLED := .venv-vllm/.installed
 .PHONY: demo reference test test-vllm lint docs notebooks bench clean
 
 demo: $(INSTALLED)  ## compare diff-in-means and INLP on the embedded chat model
-	$(BIN)/refusal-cmp run --config examples/demo.yaml --alias demo
+	$(BIN)/refusal-cmp run --config demo --alias demo
 
 reference: $(INSTALLED)  ## make the committed run of runs/tiny-refuser again, and check it
 	rm -rf runs/tiny-refuser
-	OMP_NUM_THREADS=1 $(BIN)/refusal-cmp run --config examples/demo.yaml --compare-rankings --device cpu
+	OMP_NUM_THREADS=1 $(BIN)/refusal-cmp run --config demo --compare-rankings --device cpu
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/repository/test_reference_run.py
 
 test: $(INSTALLED)  ## the test suite, one process per core

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.lib.format import open_memmap
+from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 from refusal_cmp.errors import RefusalCmpError
@@ -28,7 +29,7 @@ from refusal_cmp.subspace import ClassMeans, Component
 
 MIN_PROMPTS = 10
 """Of each kind, to extract from."""
-ACTIVATIONS = ".activations-"
+ACTIVATIONS = ".refusal-cmp-activations-"
 """How the folder of a store is called, until its process ends."""
 
 Needs = Literal["activations", "means"]
@@ -110,6 +111,26 @@ class Labelled:
         return Labelled(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]))
 
 
+def balanced_accuracy(said: Bool[Tensor, "*m n"], y: Bool[Tensor, " n"]) -> Float[Tensor, "*m"]:
+    """The mean over both classes of the share that is said right: 1/2 for saying one class throughout.
+
+    It is one quotient of whole numbers, and so the plain accuracy to the last bit where the classes are equally large.
+    """
+    harmful, harmless = int(y.sum()), int((~y).sum())
+    right = (said == y) * torch.where(y, harmless, harmful)
+    return right.sum(-1).double() / (2 * harmful * harmless)
+
+
+def dev_split(harmful: Bool[Tensor, " n"], share: float, seed: int) -> Bool[Tensor, " n"]:
+    """Which prompts are held out: this share of either class, drawn with the seed."""
+    _, held_out = train_test_split(
+        np.arange(len(harmful)), test_size=share, random_state=seed, stratify=harmful.numpy()
+    )
+    dev = torch.zeros_like(harmful)
+    dev[held_out] = True
+    return dev
+
+
 class Activations:
     """`resid_pre` of labelled prompts at every component, and which prompts are held out as the dev split.
 
@@ -174,12 +195,12 @@ class Activations:
         """These prompts have been added at every layer."""
         self._stored += [row for row in rows if self.kept[row]]
 
-    def at(self, component: Component) -> tuple[Labelled, Labelled]:
-        """The training part and the dev part of a component's activations."""
+    def at(self, component: Component, dev: Bool[Tensor, " n"] | None = None) -> tuple[Labelled, Labelled]:
+        """The training part and the dev part of a component's activations; by another dev split if one is given."""
         if not self.kept.all():
             raise RefusalCmpError("These activations were collected as means; collect them with needs='activations'.")
-        x = self._read(component)
-        return Labelled(x[~self.dev], self.harmful[~self.dev]), Labelled(x[self.dev], self.harmful[self.dev])
+        x, dev = self._read(component), self.dev if dev is None else dev
+        return Labelled(x[~dev], self.harmful[~dev]), Labelled(x[dev], self.harmful[dev])
 
     def moments_at(self, component: Component) -> tuple[Moments, Labelled]:
         """The sums of the training part, and the dev part, of a component's activations."""

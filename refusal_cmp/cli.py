@@ -14,7 +14,15 @@ import typer
 from pydantic.fields import FieldInfo
 from rich.console import Console
 
-from refusal_cmp.config import FILE_ONLY, PIPELINE, STAGES, MachineSettings, is_marked, load_config
+from refusal_cmp.config import (
+    FILE_ONLY,
+    PIPELINE,
+    SETTING_FILES,
+    STAGES,
+    MachineSettings,
+    is_marked,
+    load_config,
+)
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 from refusal_cmp.registry import described
 
@@ -97,8 +105,13 @@ def _stage_command(stage: str) -> Callable[..., None]:
         ] = None,
         *,
         config: Annotated[
-            Path | None,
-            typer.Option(help="YAML file with any setting; flags win over it.", rich_help_panel="Run"),
+            str | None,
+            typer.Option(
+                help="YAML file with any setting, or the name of one that comes with us: "
+                f"{', '.join(SETTING_FILES)}; flags win over it.",
+                metavar="PATH",
+                rich_help_panel="Run",
+            ),
         ] = None,
         top_percentage: Annotated[
             str | None,
@@ -269,7 +282,7 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
-def _execute(path: Path | None, given: dict[str, Any], stages: tuple[str, ...], force: bool) -> None:
+def _execute(path: str | None, given: dict[str, Any], stages: tuple[str, ...], force: bool) -> None:
     _quiet()  # before anything that reads its switches is imported
     from refusal_cmp.run.directory import RunDir
 

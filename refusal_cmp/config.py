@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -32,6 +33,23 @@ from refusal_cmp.errors import RefusalCmpError, unknown_name
 EMBEDDED, EMBEDDED_GUARD = "tiny-refuser", "tiny-guard"
 
 
+def shipped(kind: str) -> dict[str, Path]:
+    """The files of a kind that come with the package, `settings` or `templates`, by name."""
+    folder = Path(str(files("refusal_cmp") / "assets" / kind))
+    return {path.stem: path for path in sorted(folder.iterdir(), key=lambda path: path.stem)}
+
+
+SETTING_FILES, TEMPLATE_FILES = shipped("settings"), shipped("templates")
+
+
+def named_file(given: str | Path, known: dict[str, Path], what: str) -> Path:
+    """The file that comes with the package under this name, or the one at this path."""
+    path = known.get(str(given), Path(given))
+    if not path.is_file():
+        raise RefusalCmpError(f"There is no {what} {given}; give a file, or a name of these: {', '.join(known)}.")
+    return path
+
+
 def _split(value: Any) -> Any:
     """`a,b` as a list; a comma inside brackets does not separate."""
     if isinstance(value, str):
@@ -48,7 +66,7 @@ def is_path(name: str) -> bool:
     return "/" in name or "\\" in name or name.lower().endswith(SUFFIXES)
 
 
-def label_of(path: str) -> str:
+def file_label(path: str) -> str:
     """A file's name as tables and run directories have it: lower-case words joined by dashes."""
     return re.sub(r"[^a-z0-9]+", "-", Path(path).stem.lower()).strip("-") or "file"
 
@@ -64,16 +82,21 @@ def _hidden(value: Any) -> Any:
 
 
 KINDS = ("harmful", "harmless")
-"""The test sets that are the run's own prompts."""
+"""The kinds of prompt that a run learns from, and the roles in which its own test prompts are completed."""
 CONTRAST = "contrast"
+ROLES = (*KINDS, CONTRAST)
+"""What evaluators, the report and the agreement of judges look for among the test sets; any set can play one."""
+ROLE = re.compile(rf"(?P<role>{'|'.join(ROLES)})=(?P<source>.+)")
 
 
 def _test_label(name: str) -> str:
-    """What results call a test set: a file is called by its name."""
+    """What results call a test set: by the role that it plays; a file is called by its name."""
+    if played := ROLE.fullmatch(name):
+        return played["role"]
     if not is_path(name):
         return name
-    label = label_of(name)
-    return f"{label}-file" if label in (*KINDS, CONTRAST) else label
+    label = file_label(name)
+    return f"{label}-file" if label in ROLES else label
 
 
 BUDGET = "budget"
@@ -88,7 +111,7 @@ def _k_policy(value: str) -> str:
 
 def _given_label(path: Any) -> str:
     """The method that a given direction is."""
-    return f"given-{label_of(str(path))}"
+    return f"given-{file_label(str(path))}"
 
 
 def _is_tensors(value: Any) -> bool:
@@ -132,7 +155,11 @@ class ExtractSettings(BaseModel):
     )
     quantization: Literal["none", "8bit", "4bit"] = Field("none", description="of the weights, by bitsandbytes")
     revision: str | None = Field(None, description="branch, tag or commit of the model on the hub")
-    chat_template: Path | None = Field(None, description="Jinja file that replaces the tokenizer's chat template")
+    chat_template: Path | None = Field(
+        None,
+        description="Jinja file that replaces the tokenizer's chat template, or the name of one that comes with us: "
+        f"{', '.join(TEMPLATE_FILES)}",
+    )
     system: str | None = Field(None, description="system prompt put before every instruction")
     methods: Names = Field(("diff-in-means", "inlp"), description="extractors", json_schema_extra=GRID)
     harmful: str = Field("tiny-harmful", description="prompt set that the model should refuse: a name or a file")
@@ -200,7 +227,10 @@ class SelectSettings(BaseModel):
         {}, description="other sites for scores, by method", json_schema_extra=FILE_ONLY
     )
     spread: bool = Field(True, description="divide additions by the number of layers in scope")
-    actadd_norm: Literal["own", "selected"] = Field("own", description="norm that additions are measured by")
+    actadd_norm: Literal["own", "selected"] = Field(
+        "own",
+        description="what additions are measured by: the norm of their layer, or of the selected difference in means",
+    )
 
 
 class InferSettings(BaseModel):
@@ -219,7 +249,15 @@ class InferSettings(BaseModel):
         "best",
         description="whose subspace acts at the layers in scope; FILE.safetensors: also run the direction in this file",
     )
-    compose: Literal["once", "repeat"] = Field("once", description="how reflections of several layers compose")
+    pool: Literal["kept-first", "all"] = Field(
+        "kept-first", description="what top:PERCENT counts over: components that the filters keep first, or best first"
+    )
+    actadd_layers: Literal["scope", "selected"] = Field(
+        "scope", description="where additions act: at every layer in scope, or at the selected component's alone"
+    )
+    compose: Literal["once", "repeat", "component"] = Field(
+        "once", description="how reflections compose: each contribution once, at every site, or there by component"
+    )
     alterrep_about: Literal["midpoint", "zero"] = Field(
         "midpoint", description="AlterRep's two sides meet at the midpoint of the class means, or at zero, as published"
     )
@@ -228,7 +266,8 @@ class InferSettings(BaseModel):
     )
     eval_datasets: Names = Field(
         ("harmful", "harmless", "contrast"),
-        description="test sets to complete: harmful, harmless, contrast, a name or a file",
+        description="test sets to complete: harmful, harmless, contrast, a name or a file; or one of the three played "
+        "by another set, as in harmful=jailbreakbench",
         json_schema_extra=GRID,
     )
     max_new_tokens: int = Field(64, ge=1, description="longest completion")
@@ -243,19 +282,31 @@ class EvaluateSettings(BaseModel):
         description="evaluators",
         json_schema_extra=GRID,
     )
+    phrases: Literal["published", "extended"] | Path = Field(
+        "published", description="what refuses: published, extended, or a file with a phrase a line"
+    )
     texts: Names = Field(
         ("tiny-answers", "tiny-general", "on-distribution"),
         description="text sets for perplexity; on-distribution: the model's own unedited answers",
         json_schema_extra=GRID,
     )
-    loss_tokens: int = Field(16_384, ge=2, description="tokens of each text set that the loss is measured on")
-    document_tokens: int = Field(256, ge=2, description="most tokens of one text")
+    loss_tokens: int | None = Field(
+        16_384, ge=2, description="tokens of each text set that the loss is measured on, at most"
+    )
+    loss_texts: int | None = Field(None, ge=2, description="texts of each set that it is measured on, at most")
+    document_tokens: int = Field(256, ge=2, description="most tokens of one plain text; answers are not cut")
     tasks: Names = Field(
         ("world_cloze", "world_statements"),
-        description="benchmarks of lm-eval by name; NAME@SHOTS sets the shots, as in mmlu@5",
+        description="benchmarks of lm-eval by name; NAME@SHOTS/LIMIT sets shots and questions: mmlu@5/500, mmlu@5/all",
         json_schema_extra=GRID,
     )
-    benchmark_limit: int | None = Field(500, ge=1, description="most questions of a task")
+    benchmark_limit: int | None = Field(500, ge=1, description="most questions of a task that sets no limit")
+    benchmark_draw: Literal["first", "random"] = Field(
+        "first", description="which: the first of each subject in equal shares, or drawn over all with the seed"
+    )
+    task_template: bool = Field(
+        False, description="ask a task's questions in the chat template, with the system prompt, not as plain text"
+    )
     guard: str = Field(
         "tiny-guard", description="guard model: Hugging Face id, local folder, name at the endpoint, or tiny-guard"
     )
@@ -371,7 +422,7 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
         for kind, labels in names.items():
             twice = [label for label in labels if labels.count(label) > 1]
             if twice:
-                raise ValueError(f"two {kind} are called {twice[0]}, so rename one of the files")
+                raise ValueError(f"two {kind} are called {twice[0]}, so rename one of the files, or leave one out")
         return self
 
     @field_validator("alias")
@@ -389,6 +440,12 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
                 "reflection composed once over several layers mirrors what each of the sites "
                 f"{', '.join(SITES)} adds, so give them all, compose: repeat, scope: single, or leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _losses_end(self) -> RunConfig:
+        if self.loss_tokens is None and self.loss_texts is None:
+            raise ValueError("losses are measured on loss-tokens or on loss-texts, so set one of the two")
         return self
 
     @model_validator(mode="after")
@@ -418,7 +475,8 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
         ]
         settings = self.model_dump(mode="json", include=set(names))
         if settings.get("chat_template") is not None:  # its content matters, not its name alone
-            settings["chat_template"] += f" ({digest_of(Path(settings['chat_template']))})"
+            path = TEMPLATE_FILES.get(settings["chat_template"], Path(settings["chat_template"]))
+            settings["chat_template"] += f" ({digest_of(path)})"
         return settings
 
     @property
@@ -428,14 +486,19 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
         return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
-    def extra_datasets(self) -> tuple[str, ...]:
-        """Test sets beside the run's own harmful and harmless prompts, as they were given."""
-        return tuple(name for label, name in self.test_sets.items() if label not in KINDS)
+    def test_sets(self) -> tuple[str, ...]:
+        """What results call the test sets: `harmful`, a registered name."""
+        return tuple(_test_label(name) for name in self.eval_datasets)
 
     @property
-    def test_sets(self) -> dict[str, str]:
-        """By what results call it, each test set as it was given: `harmful`, a registered name or a path."""
-        return {_test_label(name): self.contrast if name == CONTRAST else name for name in self.eval_datasets}
+    def other_sets(self) -> dict[str, str]:
+        """Those of them that are not the run's own prompts, each with the registered name or path of its source."""
+        given = {_test_label(name): name for name in self.eval_datasets if name not in KINDS}
+        return {label: self._source(name) for label, name in given.items()}
+
+    def _source(self, name: str) -> str:
+        played = ROLE.fullmatch(name)
+        return played["source"] if played else self.contrast if name == CONTRAST else name
 
     @property
     def given_files(self) -> dict[str, Path]:
@@ -456,8 +519,14 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
         return wanted if self.limit is None else min(wanted, self.limit)
 
 
-def load_config(path: Path | None, flags: dict[str, Any]) -> RunConfig:
-    """The configuration of a YAML file (if given) with flags on top; one sentence for the first mistake."""
+def load_config(path: str | Path | None, flags: dict[str, Any]) -> RunConfig:
+    """The configuration of a YAML file (if given) with flags on top; one sentence for the first mistake.
+
+    Parameters
+    ----------
+    path
+        Of a file, or the name of one that comes with the package: `published`.
+    """
     settings, lines = ({}, {}) if path is None else _read_yaml(path)
     lines = {name: line for name, line in lines.items() if name not in flags}
     settings |= flags
@@ -490,10 +559,11 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+def _read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
     """The settings of a file, and the line of each."""
+    file = named_file(path, SETTING_FILES, "configuration")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
         settings = yaml.safe_load(text)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
     except OSError as error:

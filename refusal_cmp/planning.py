@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,9 @@ from refusal_cmp.subspace import Component, Subspace, SubspaceField
 
 Edits = dict[Place, LowRankEdit]
 
+UNIT_METHOD = "diff-in-means"
+"""Whose selected norm additions are measured by, where they are by one norm for all methods."""
+
 INTERVENTIONS: Registry[type[Any]] = Registry("intervention", "refusal_cmp.interventions")
 """Interventions by name; see `refusal_cmp.interventions.Intervention`."""
 
@@ -32,7 +36,8 @@ class Scope:
     """How much of the model an intervention edits: `single`, `top` with a percentage in (0, 100], or `all`.
 
     `single`: the selected component's layer; `top:p`: the layers of the first p % of the ranked components;
-    `all`: every layer. A layer is edited once, however many of its components are in scope.
+    `all`: every layer. A layer is edited once, however many of its components are in scope, unless reflections
+    compose by component.
     """
 
     kind: str
@@ -74,7 +79,7 @@ class Scope:
         Parameters
         ----------
         ranking
-            All components that have a subspace, best first.
+            All components that have a subspace, in the order of their pool.
         pool
             What the percentage is of: the smallest pool of the methods compared, so that all get the same count.
         """
@@ -84,12 +89,10 @@ class Scope:
             return tuple(ranking) or (selected,)
         return tuple(ranking[: self.count(pool)])
 
-    def best_by_layer(
-        self, selected: Component, ranking: Sequence[Component], pool: int, n_layers: int
-    ) -> dict[int, Component | None]:
-        """The layers in scope, first to last, each with its best-ranked component in scope, if it has one."""
+    def best_by_layer(self, components: Sequence[Component], n_layers: int) -> dict[int, Component | None]:
+        """The layers in scope, first to last, each with the first of the components in scope there, if it has one."""
         best: dict[int, Component | None] = dict.fromkeys(range(n_layers)) if self.kind == "all" else {}
-        for component in self.components(selected, ranking, pool):
+        for component in components:
             if best.get(component.layer) is None:
                 best[component.layer] = component
         return dict(sorted(best.items()))
@@ -104,13 +107,16 @@ class Setting:
     spread: bool = True
     """Divide additions by the number of layers in scope."""
     compose: str = "once"
-    """`once`: a reflection mirrors each contribution to the stream once; `repeat`: at every site of every layer."""
+    """`once`: a reflection mirrors each contribution to the stream once; `repeat`: at every site of every layer;
+    `component`: there as often as the layer has components in scope, as published."""
     about: str = "midpoint"
     """What AlterRep forces coordinates to the harmless side of: the `midpoint` of the class means at the layer, or
     `zero`, as published."""
     norm: str = "own"
     """`own`: additions are measured by the difference-in-means norm of their layer; `selected`: by that of the
     selected difference-in-means component, as published."""
+    layers: str = "scope"
+    """`scope`: additions act at every layer in scope; `selected`: at the selected component's alone, as published."""
 
     @classmethod
     def of(cls, config: RunConfig) -> Setting:
@@ -121,6 +127,7 @@ class Setting:
             compose=config.compose,
             about=config.alterrep_about,
             norm=config.actadd_norm,
+            layers=config.actadd_layers,
         )
 
 
@@ -135,6 +142,8 @@ class Target:
     harmless_mean: Float[Tensor, " d"]
     unit_norm: float
     """What multiplier 1 of an activation addition is: the difference-in-means norm of this layer."""
+    n_components: int = 1
+    """Components of this layer in scope."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +161,9 @@ class Chosen:
     field: SubspaceField
     selected: Component
     ranking: tuple[Component, ...]
-    """All components that have a subspace, best first."""
+    """All components that have a subspace, in the order in which `top` scopes take them."""
+    pool: str = "kept-first"
+    """What that order is: those that the filters keep come first, or `all`: best first, as published."""
 
 
 def make_plan(
@@ -180,14 +191,16 @@ def make_plan(
     """
     setting = setting or Setting()
     pool = len(chosen.ranking) if pool is None else pool
-    by_layer = scope.best_by_layer(chosen.selected, chosen.ranking, pool, chosen.field.means.n_layers)
+    maker = INTERVENTIONS.create(intervention)
+    reach = maker.reach(scope, setting)
+    components = reach.components(chosen.selected, chosen.ranking, pool)
+    in_scope = Counter(component.layer for component in components)
     targets = []
-    for layer, own in by_layer.items():
+    for layer, own in reach.best_by_layer(components, chosen.field.means.n_layers).items():
         if direction == "best":
             own = chosen.selected
         if own is not None:
-            targets.append(_target(chosen.field, own, layer, setting, selected_norm))
-    maker = INTERVENTIONS.create(intervention)
+            targets.append(_target(chosen.field, own, layer, setting, selected_norm, in_scope[layer]))
     if maker.strengths is None and strength is not None:
         raise RefusalCmpError(f"The intervention {intervention!r} has no strength, and {number(strength)} was given.")
     if maker.strengths is not None and strength is None:
@@ -195,14 +208,20 @@ def make_plan(
     if strength is not None and not math.isfinite(strength):
         raise RefusalCmpError(f"The strength of {intervention!r} is {strength}; give a finite number.")
     return Plan(
-        label=label(chosen.field.method, intervention, strength, scope, direction, setting, maker.uses),
+        label=label(
+            chosen.field.method,
+            intervention,
+            strength,
+            scope,
+            _differing(chosen, scope, direction, setting, maker.uses),
+        ),
         edits=maker.edits(targets, strength, setting),
         method=chosen.field.method,
         k=chosen.field[chosen.selected].k,
         intervention=intervention,
         strength=strength,
         scope=str(scope),
-        n_components=len(scope.components(chosen.selected, chosen.ranking, pool)),
+        n_components=len(components),
         n_layers=len(targets),
         direction=direction,
         position=chosen.selected.position,
@@ -247,20 +266,9 @@ def grid(
     ]
 
 
-def label(
-    method: str,
-    intervention: str,
-    strength: float | None,
-    scope: Scope,
-    direction: str,
-    setting: Setting,
-    uses: Sequence[str],
-) -> str:
+def label(method: str, intervention: str, strength: float | None, scope: Scope, differing: Mapping[str, object]) -> str:
     """`method/intervention:strength@scope`, with what differs from the defaults in brackets."""
-    default = Setting()
-    differs = {} if direction == "best" or scope.kind == "single" else {"direction": direction}
-    differs |= {name: getattr(setting, name) for name in uses if getattr(setting, name) != getattr(default, name)}
-    brackets = ",".join(f"{name}={_value(value)}" for name, value in differs.items())
+    brackets = ",".join(f"{name}={_value(value)}" for name, value in differing.items())
     return (
         f"{method}/{intervention}"
         + (f"[{brackets}]" if brackets else "")
@@ -269,13 +277,31 @@ def label(
     )
 
 
+def _differing(
+    chosen: Chosen, scope: Scope, direction: str, setting: Setting, uses: Sequence[str]
+) -> dict[str, object]:
+    """The choices that matter to a plan and are not the defaults."""
+    own = direction == "own" and scope.kind != "single"
+    ordered = scope.kind == "top" or own
+    return {
+        **({"direction": direction} if own else {}),
+        **({"pool": chosen.pool} if ordered and chosen.pool != Chosen.pool else {}),
+        **{name: getattr(setting, name) for name in uses if getattr(setting, name) != getattr(Setting, name)},
+    }
+
+
 def _value(value: object) -> str:
     text = "+".join(value) if isinstance(value, tuple) else str(value)
     return text.lower().replace("_", "-")
 
 
 def _target(
-    field: SubspaceField, source: Component, layer: int, setting: Setting, selected_norm: float | None
+    field: SubspaceField,
+    source: Component,
+    layer: int,
+    setting: Setting,
+    selected_norm: float | None,
+    n_components: int,
 ) -> Target:
     """`source`'s subspace at `layer`, with the scale of that layer at the source's position."""
     here = Component(source.position, layer)
@@ -283,12 +309,12 @@ def _target(
     unit_norm = field.means.distance(here)
     if setting.norm == "selected":
         unit_norm = field.means.distance(source) if selected_norm is None else selected_norm
-    return Target(layer, field[source], harmful_mean, harmless_mean, unit_norm)
+    return Target(layer, field[source], harmful_mean, harmless_mean, unit_norm, n_components)
 
 
 def _selected_norm(chosen: Sequence[Chosen]) -> float | None:
     """The norm at the component selected for difference in means, if that is among the methods."""
     for one in chosen:
-        if one.field.method == "diff-in-means":
+        if one.field.method == UNIT_METHOD:
             return one.field.means.distance(one.selected)
     return None

@@ -40,7 +40,7 @@ class Subspace:
     norm: float
     """Natural norm: how far apart the class means are along `direction`."""
     evidence: Float[Tensor, " k"]
-    """Accuracy on the dev split of the classifier behind each row; NaN for rows without one."""
+    """Balanced accuracy on the dev split of the classifier behind each row; NaN for rows without one."""
 
     @property
     def k(self) -> int:

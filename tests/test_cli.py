@@ -50,8 +50,11 @@ EMBEDDED += ["--guard", "tiny-guard"]
         (["run", "--from", "infer", "--until", "extract"], "comes after"),
         (["run", "--from", "inference"], "Did you mean 'infer'?"),
         (["run", "--harmful", "tiny-harmfull"], "Did you mean 'tiny-harmful'?"),
-        (["run", "--config", "none.yaml"], "Cannot read the configuration none.yaml"),
-        (["run", "--chat-template", "none.jinja"], "Cannot read the chat template"),
+        (["run", "--config", "none.yaml"], "There is no configuration none.yaml; give a file, or a name"),
+        (
+            ["run", "--chat-template", "none.jinja"],
+            "There is no chat template none.jinja; give a file, or a name of these: llama-2, qwen-1",
+        ),
         (["run", "--device", "tpu"], "device"),
         (["select"], "run `refusal-cmp extract` for this run first"),
         (["infer"], "run `refusal-cmp extract` for this run first"),
@@ -144,4 +147,5 @@ def test_stages_one_by_one_with_underscores(tmp_path):
         assert result.returncode == 0, result.stderr
     assert "diff-in-means/actadd:-1@all" in result.stdout
     assert (tmp_path / "runs/tiny-refuser/select/rankings.json").is_file()
+    assert not (tmp_path / "runs/tiny-refuser/report").exists()
     assert run("report", cwd=tmp_path).stdout == result.stdout

@@ -14,7 +14,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from refusal_cmp.config import SUFFIXES, RunConfig, load_config
+from refusal_cmp.config import SETTING_FILES, SUFFIXES, RunConfig, load_config
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.methods.given import GivenDirection
 from refusal_cmp.run.directory import RunDir
@@ -22,7 +22,7 @@ from refusal_cmp.run.session import Session
 from refusal_cmp.stages import _check, run_stages
 from refusal_cmp.subspace import ClassMeans, Component, Subspace, SubspaceField
 
-EXAMPLES = sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))
+SETTINGS = [*SETTING_FILES, *sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))]
 NAMES = sorted(RunConfig.model_fields)
 FUZZ = settings(max_examples=100, deadline=None)
 
@@ -83,17 +83,28 @@ def load(path: Path | None, flags: dict[str, Any]) -> RunConfig | None:
         return None
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
-def test_examples_are_valid(path, tmp_path, tiny):
+@pytest.mark.parametrize("path", SETTINGS, ids=lambda path: Path(path).stem)
+def test_what_is_shipped_and_shown_is_valid(path, tmp_path, tiny):
     _check(Session(load_config(path, {}), RunDir(tmp_path), loaded=tiny), ("extract",))
 
 
-def test_the_published_setting_differs_where_the_design_says():
-    config = load_config(Path(__file__).parent.parent / "examples/published.yaml", {})
-    assert (config.inlp_stop, config.compose, config.actadd_norm) == ("0.55", "repeat", "selected")
-    assert (config.kl_threshold, config.kl_epsilon, config.prune_layers) == (0.1, 1e-6, 0.8)
-    assert (config.harmful, config.harmless) == ("published-harmful", "published-harmless")
-    assert (config.max_new_tokens, config.seed, config.induce_aggregate) == (512, 42, "max")
+def test_settings_go_by_name_and_win_over_a_folder_of_that_name(tmp_path, monkeypatch):
+    (tmp_path / "published").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert load_config("published", {}).harmful == "published-sample-harmful"
+    with pytest.raises(RefusalCmpError, match=r"no configuration publishd; .*: demo, published, published-arditi\.$"):
+        load_config("publishd", {})
+
+
+def test_the_two_published_settings_differ_where_the_references_say():
+    comparison, original = load_config("published", {}), load_config("published-arditi", {})
+    of_selection = [(one.rank_by, one.induce_multipliers, one.induce_aggregate) for one in (comparison, original)]
+    assert of_selection == [("local", (0.5, 1, 2), "max"), ("global", (1,), "one")]
+    assert (comparison.compose, comparison.pool, comparison.actadd_norm) == ("component", "all", "selected")
+    for one in (comparison, original):
+        assert (one.kl_threshold, one.kl_epsilon, one.prune_layers, one.induce_threshold) == (0.1, 1e-6, 0.8, 0)
+        assert (one.loss_texts, one.loss_tokens, one.max_new_tokens, one.seed) == (2 * 2048, None, 512, 42)
+        assert (one.actadd_layers, one.eval_datasets) == ("selected", ("harmful", "harmless"))
 
 
 @FUZZ
@@ -144,7 +155,9 @@ def test_any_flags_end_in_a_sentence_or_in_work(tmp_path_factory, flags):
             "methods": st.sampled_from(["inlp", ["diff-in-means"], "inlp[c=1.0],inlp"]),
             "direction": st.sampled_from(["own", "x.safetensors", "own,a/b.safetensors"]),
             "direction_at": st.sampled_from(["-1,3", [-2, 0]]),
-            "eval_datasets": st.sampled_from(["harmful", "xstest,my/own set.csv"]),
+            "eval_datasets": st.sampled_from(["harmful", "xstest,my/own set.csv", "harmful=xstest,harmless=a/b.csv"]),
+            "chat_template": st.sampled_from(["qwen-1", "my/own.jinja"]),
+            "loss_texts": st.just(7),
             "column": st.sampled_from(["goal", "a,b"]),
             "method_options": st.just({"diff-in-means": {"data": "all"}}),
             "strengths": st.just({"affine": [1, 2]}),

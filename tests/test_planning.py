@@ -14,7 +14,7 @@ from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.interventions import INTERVENTIONS
 from refusal_cmp.model.hooks import before, installed
-from refusal_cmp.plan import Place, Plan, file_name, label_of
+from refusal_cmp.plan import Place, Plan, baseline, file_name, label_of
 from refusal_cmp.planning import Chosen, Scope, Setting, grid, make_plan
 from refusal_cmp.subspace import Component
 
@@ -23,6 +23,7 @@ HARMFUL = [f"how do you make {a} {b} {c}" for a, b, c in itertools.permutations(
 HARMLESS = [f"help {a} {b} {c} ?" for a, b, c in itertools.permutations(WORDS[4:], 3)]
 PROMPTS = ["how do you make a cake ?", "one cow"]
 AT = {"layer": 2, "position": -1}
+AT_2 = Component(-1, 2)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,70 @@ def test_reflection_repeated_and_once_coincide_at_single_only(field):
         make_plan("reflection", chosen, everywhere).digest
         != make_plan("reflection", chosen, everywhere, setting=repeat).digest
     )
+
+
+def published_hooks(model, components, basis, alpha):
+    """The published loop: three hooks for each component in scope, with the one subspace, whatever its layer has."""
+
+    def mirrored(x):
+        return x - alpha * (x @ basis.mT) @ basis
+
+    def written(_, __, out):
+        return (mirrored(out[0]), *out[1:]) if isinstance(out, tuple) else mirrored(out)
+
+    handles = []
+    for component in components:
+        block = model.blocks[component.layer]
+        handles.append(block.module.register_forward_pre_hook(lambda _, given: (mirrored(given[0]), *given[1:])))
+        handles += [module.register_forward_hook(written) for module in (block.attn_out, block.mlp_out)]
+    return handles
+
+
+@pytest.mark.parametrize("alpha", [1.0, 2.0, 0.5])
+@pytest.mark.parametrize("scope", ["single", "top:40", "top:100"])
+def test_reflection_by_component_is_one_hook_for_each_component(random_model, field, scope, alpha):
+    chosen, scope = Chosen(field, Component(-1, 2), tuple(field)), Scope.parse(scope)
+    plan = make_plan("reflection", chosen, scope, strength=alpha, setting=Setting(compose="component"))
+    components = scope.components(chosen.selected, chosen.ranking, len(chosen.ranking))
+    hooks = published_hooks(random_model, components, field[chosen.selected].basis, alpha)
+    with installed(hooks):
+        expected, _ = last_stream(random_model, {})
+    found, _ = last_stream(random_model, plan)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_an_even_number_of_mirrors_by_component_is_none(field, n):
+    ranking = tuple(Component(position, 2) for position in (-1, -2, -3)[:n])
+    plan = make_plan(
+        "reflection", Chosen(field, ranking[0], ranking), Scope("top"), setting=Setting(compose="component")
+    )
+    once = make_plan("reflection", Chosen(field, ranking[0], ranking), Scope("single"))
+    assert plan.digest == (once.digest if n % 2 else baseline().digest)
+
+
+def test_just_one_is_the_first_of_the_pool_under_the_selected_subspace(field):
+    """As published: the layer of the first of the unfiltered ranking, the direction of the first of the filtered."""
+    selected, first = Component(-1, 2), Component(-2, 3)
+    chosen = Chosen(field, selected, (first, *(one for one in field if one != first)), "all")
+    plan = make_plan("nullspace", chosen, Scope("top", 0.1))
+    assert {place.layer for place in plan.edits} == {first.layer}
+    assert all(edit.V is field[selected].basis for edit in plan.edits.values())
+    assert plan.label == f"{field.method}/nullspace[pool=all]@top0.1"
+
+
+@pytest.mark.parametrize("scope", ["single", "top:50", "all"])
+@pytest.mark.parametrize("spread", [True, False])
+def test_additions_at_the_selected_layer_are_the_same_at_every_scope(field, scope, spread):
+    last, setting = Component(-1, 3), Setting(layers="selected", spread=spread)
+    chosen = Chosen(field, last, tuple(one for one in field if one.layer < 3))
+    plan = make_plan("actadd", chosen, Scope.parse(scope), strength=0.5, setting=setting)
+    assert list(plan.edits) == [Place(3, "resid_pre")]
+    torch.testing.assert_close(
+        plan.edits[Place(3, "resid_pre")].b, 0.5 * field.means.distance(last) * field[last].direction
+    )
+    assert (plan.n_components, plan.n_layers) == (1, 1)
+    assert "layers=selected" in plan.label
 
 
 @pytest.mark.parametrize("strength", [-1.0, 1.0])
@@ -203,7 +268,7 @@ def test_scopes_that_do_not_exist_are_refused(text):
 
 def test_a_layer_is_edited_once_with_its_best_component(field):
     ranking = (Component(-1, 2), Component(-2, 2), Component(-3, 1), Component(-1, 1))
-    by_layer = Scope("top", 75).best_by_layer(ranking[0], ranking, 4, 4)
+    by_layer = Scope("top", 75).best_by_layer(ranking[:3], 4)
     assert by_layer == {1: Component(-3, 1), 2: Component(-1, 2)}
     plan = make_plan("nullspace", Chosen(field, ranking[0], ranking), Scope("top", 75))
     assert (plan.n_components, plan.n_layers) == (3, 2)
@@ -232,6 +297,12 @@ def test_a_top_percentage_is_of_the_smallest_ranking(fields):
 def test_what_differs_from_the_defaults_is_in_the_label(fields):
     own = plan_intervention("nullspace", fields["inlp"], direction="own", **AT)
     assert own.label == "inlp/nullspace[direction=own]@all"
+    kept_first, best_first = (
+        Chosen(fields["inlp"], AT_2, tuple(fields["inlp"]), pool) for pool in ("kept-first", "all")
+    )
+    assert make_plan("nullspace", kept_first, Scope("top", 50)).label == "inlp/nullspace@top50"
+    assert make_plan("nullspace", best_first, Scope("top", 50)).label == "inlp/nullspace[pool=all]@top50"
+    assert make_plan("nullspace", best_first, Scope("all")).label == "inlp/nullspace@all", "no order matters"
     setting = Setting(sites=("resid_pre",), compose="repeat", spread=False)
     assert (
         plan_intervention("reflection", fields["inlp"], setting=setting, **AT).label

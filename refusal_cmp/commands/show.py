@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from textwrap import wrap
 
 import pandas as pd
 from rich.console import Console
@@ -12,23 +13,26 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from refusal_cmp.config import CONTRAST, KINDS
+from refusal_cmp.evals.perplexity import ON_DISTRIBUTION
 from refusal_cmp.progress import Progress
-from refusal_cmp.report.answer import ON_DISTRIBUTION
-from refusal_cmp.report.data import summary_of
-from refusal_cmp.run.contents import RANKINGS, RESULTS
+from refusal_cmp.report.table import NO_LANGUAGE, Column, columns, summary
+from refusal_cmp.run.contents import RANKINGS, RESULTS, read_results
 from refusal_cmp.run.directory import RunDir
 
-REFUSALS = {"harmful_refusal": "harmful", "harmless_refusal": "harmless", "degenerate": "broken"}
-TEXTS = {"tiny-answers_loss": "answers", "tiny-general_loss": "text"}
-OTHERS = {"contrast_refusal": "contrast", "harmful_guard_unsafe": "unsafe"}
-MEANINGS = {
-    "_refusal": "share of completions that refuse",
-    "degenerate": "share that is no language",
-    "_unsafe": "share of completions of harmful prompts that the guard calls unsafe",
-    "_loss": "loss, nats a token",
-    "_acc": "accuracy",
-}
-"""Of the columns whose names end so."""
+FIRST: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("refusal", KINDS),
+    (NO_LANGUAGE.metric, (NO_LANGUAGE.dataset,)),
+    ("loss", ()),
+    ("refusal", (CONTRAST,)),
+    ("guard_unsafe", ("harmful",)),
+    ("acc", ()),
+)
+"""Metrics that matter most, with their datasets (by default all): they are shown first, and others if there is room."""
+WIDEST = 8
+"""Letters of a heading's line."""
+EMBEDDED = ("tiny-", "world_")
+"""Begin the names of our own texts and tasks; there is no room to say so."""
 
 RANKINGS_LEGEND = (
     "Intervals draw the validation prompts anew and rank again; p takes components for independent, which they are "
@@ -96,60 +100,54 @@ def print_rankings(console: Console, run: RunDir) -> None:
 
 def print_summary(console: Console, run: RunDir) -> None:
     """The summary of a run as a table, methods apart, with the columns that fit."""
-    rows = summary_of(run)
-    shown = _fitting(_columns(rows), console.width - max(map(len, rows["plan"])) - len("  layers"))
+    results = read_results(run)
+    rows = summary(results)
+    there = [one for one in (NO_LANGUAGE, *columns(results)) if one.name in rows and one.dataset != ON_DISTRIBUTION]
+    shown = _fitting(there, rows, console.width - max(map(len, rows["plan"])) - len("  layers"))
     table = Table(title=str(run.path), title_justify="left", header_style="bold", box=None, padding=(0, 0, 0, 1))
-    table.add_column("plan", no_wrap=True)
-    table.add_column("layers", justify="right")
-    for heading, _ in shown.values():
-        table.add_column(heading, justify="right")
+    table.add_column("plan", no_wrap=True, vertical="bottom")
+    table.add_column("layers", justify="right", vertical="bottom")
+    for column in shown:
+        table.add_column(_heading(column), justify="right", vertical="bottom")
     method = None
     for _, row in rows.iterrows():
         if method not in (None, row["method"]):
             table.add_row()
         method = row["method"]
-        cells = ["–" if pd.isna(row[name]) else how.format(row[name]) for name, (_, how) in shown.items()]
         layers = "" if pd.isna(row["n_layers"]) else str(int(row["n_layers"]))
-        table.add_row(escape(row["plan"]), layers, *cells)
+        table.add_row(escape(row["plan"]), layers, *(_cell(column, row) for column in shown))
     console.print(table)
-    console.print(_legend(shown), style="dim", highlight=False)
+    measures = dict.fromkeys(column.measure for column in shown if column.measure.meaning)
+    legend = [f"{measure.title.lower()}: {measure.meaning}" for measure in measures]
+    console.print("; ".join([*legend, "layers: how many are edited"]) + ".", style="dim", highlight=False)
     console.print(f"Every number with its interval: {run.path / RESULTS}", highlight=False, soft_wrap=True)
 
 
-Shown = dict[str, tuple[str, str]]
-"""By column of the summary: its heading, and how its values are written."""
-
-
-def _columns(rows: pd.DataFrame) -> Shown:
-    """Everything that may be shown, what matters most first."""
-    names = [str(name) for name in rows]
-    losses = [name for name in names if name.endswith("_loss") and not name.endswith("_unedited_loss")]
-    found = {name: (heading, "{:.0%}") for name, heading in REFUSALS.items()}
-    for name in losses:
-        if not name.startswith(ON_DISTRIBUTION):
-            found[name] = (TEXTS.get(name, name.removesuffix("_loss")), "{:.2f}")
-    found |= {name: (heading, "{:.0%}") for name, heading in OTHERS.items()}
-    for name in names:
-        if name.endswith("_acc"):
-            found[name] = (name.removesuffix("_acc").removeprefix("world_"), "{:.0%}")
-    return {name: how for name, how in found.items() if name in names}
-
-
-def _fitting(columns: Shown, width: int) -> Shown:
-    """The first columns that fit side by side."""
-    fitting: Shown = {}
-    for name, (heading, how) in columns.items():
-        width -= 1 + max(len(heading), len("100%"))
+def _fitting(there: Sequence[Column], rows: pd.DataFrame, width: int) -> list[Column]:
+    """The first columns that fit side by side, what matters most before the others."""
+    fitting = []
+    for column in sorted(there, key=_place):
+        lines = [*_heading(column).split("\n"), *(_cell(column, row) for _, row in rows.iterrows())]
+        width -= 1 + max(map(len, lines))
         if width < 0:
             break
-        fitting[name] = (heading, how)
+        fitting.append(column)
     return fitting
 
 
-def _legend(shown: Shown) -> str:
-    parts = []
-    for suffix, meaning in MEANINGS.items():
-        headings = [heading for name, (heading, _) in shown.items() if name.endswith(suffix)]
-        if headings:
-            parts.append(f"{', '.join(headings)}: {meaning}")
-    return f"{'; '.join(parts)}; layers: how many are edited."
+def _place(column: Column) -> int:
+    """Where a column stands among those that matter most, or after them."""
+    fits = (column.metric == metric and (not datasets or column.dataset in datasets) for metric, datasets in FIRST)
+    return next((place for place, is_it in enumerate(fits) if is_it), len(FIRST))
+
+
+def _heading(column: Column) -> str:
+    """What is measured, and under it what on, in lines as narrow as words allow."""
+    dataset = column.dataset
+    for start in EMBEDDED:
+        dataset = dataset.removeprefix(start)
+    return "\n".join([*wrap(column.measure.heading, WIDEST), *([dataset] if dataset else [])])
+
+
+def _cell(column: Column, row: pd.Series) -> str:
+    return column.text(row[column.name]).replace("\u202f", "")

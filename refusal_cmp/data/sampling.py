@@ -18,7 +18,9 @@ from refusal_cmp.errors import RefusalCmpError
 SHARES = (0.6, 0.2)
 """Of train and val, where a set is one list; the rest is test."""
 NEAR = 0.6
-"""TF-IDF cosine from which on a test prompt counts as having a near-duplicate."""
+"""TF-IDF cosine from which on a prompt counts as a near-duplicate."""
+EARLIER: dict[Split, tuple[Split, ...]] = {"val": ("train",), "test": ("train", "val")}
+"""What each split should be new to."""
 CHUNK = 512
 
 Splits = dict[Split, list[Prompt]]
@@ -30,8 +32,8 @@ class Sampled:
 
     prompts: Splits
     counts: dict[Split, dict[str, int]]
-    """By split: `available` in the set; `duplicates` and `near_duplicates` left out; `sampled`. For test also
-    `near_train`: those of the sample that have a near-duplicate in the training sample."""
+    """By split: `available` in the set; `duplicates` and `near_duplicates` left out; `sampled`. Of val and test also
+    `near_train`, and of test `near_val`: those of the sample that have a near-duplicate in the sample of that split."""
 
 
 def draw(
@@ -78,7 +80,8 @@ def draw(
     for split in SPLITS:
         if not sampled[split]:
             raise RefusalCmpError(f"No {split} prompt of {name!r} is left; give other or more prompts.")
-    counts["test"]["near_train"] = int((cosine(sampled["test"], sampled["train"]) >= NEAR).sum())
+    for split, earlier in EARLIER.items():
+        counts[split] |= _near(sampled[split], {one: sampled[one] for one in earlier}, cosine)
     _tell(name, counts, near_duplicates, say)
     return Sampled(sampled, counts)
 
@@ -97,27 +100,29 @@ def check_apart(harmful: Sampled, harmless: Sampled) -> None:
         )
 
 
-def unlike_training(
-    prompts: Sequence[Prompt], training: Sequence[Prompt], near_duplicates: float | None
+def unlike_learned(
+    prompts: Sequence[Prompt], learned: Mapping[Split, Sequence[Prompt]], near_duplicates: float | None
 ) -> tuple[list[Prompt], dict[str, int]]:
-    """The prompts of a test set without repetitions and without what is in, or near, the training prompts.
+    """The prompts of a test set without repetitions and without what is in, or near, the prompts that are learned from.
 
-    The counts are `available`, `duplicates` and `near_duplicates` left out, and `near_train`: near, and kept.
+    The counts are `available`, `duplicates` and `near_duplicates` left out, and `near_train` and `near_val`: near to
+    those of that split, and kept.
     """
-    seen = {normal(prompt.instruction) for prompt in training}
+    others = [prompt for of_split in learned.values() for prompt in of_split]
+    seen = {normal(prompt.instruction) for prompt in others}
     distinct: list[Prompt] = []
     for prompt in prompts:
         key = normal(prompt.instruction)
         if key not in seen:
             seen.add(key)
             distinct.append(prompt)
-    cosine = _cosine([prompt.instruction for prompt in (*training, *distinct)])
-    kept = distinct if near_duplicates is None else _unlike(distinct, training, cosine, near_duplicates)
+    cosine = _cosine([prompt.instruction for prompt in (*others, *distinct)])
+    kept = distinct if near_duplicates is None else _unlike(distinct, others, cosine, near_duplicates)
     return kept, {
         "available": len(prompts),
         "duplicates": len(prompts) - len(distinct),
         "near_duplicates": len(distinct) - len(kept),
-        "near_train": int((cosine(kept, training) >= NEAR).sum()) if kept else 0,
+        **_near(kept, learned, cosine),
     }
 
 
@@ -191,6 +196,14 @@ def _unlike(prompts: list[Prompt], others: Sequence[Prompt], cosine: Cosine, thr
     return [prompt for prompt, near in zip(prompts, cosine(prompts, others), strict=True) if near < threshold]
 
 
+def _near(prompts: Sequence[Prompt], earlier: Mapping[Split, Sequence[Prompt]], cosine: Cosine) -> dict[str, int]:
+    """How many of the prompts have a near-duplicate in each of the earlier splits."""
+    return {
+        f"near_{split}": int((cosine(prompts, others) >= NEAR).sum()) if prompts and others else 0
+        for split, others in earlier.items()
+    }
+
+
 def _tell(
     name: str, counts: Mapping[Split, Mapping[str, int]], threshold: float | None, say: Callable[[str], None]
 ) -> None:
@@ -200,10 +213,15 @@ def _tell(
     left_out = sum(count["near_duplicates"] for count in counts.values())
     if left_out:
         say(f"{name}: {left_out} training and validation prompts are left out, near-duplicates of test prompts.")
-    near, n = counts["test"]["near_train"], counts["test"]["sampled"]
+    hint = "" if threshold is not None else f"; --near-duplicates {NEAR} leaves those out that are like a test prompt"
+    near = [
+        f"{counts[split][f'near_{other}']} of {counts[split]['sampled']} {split} prompts have one in {other}"
+        for split, earlier in EARLIER.items()
+        for other in earlier
+        if counts[split][f"near_{other}"]
+    ]
     if near:
-        hint = "" if threshold is not None else f"; --near-duplicates {NEAR} leaves these out of training"
-        say(f"{name}: {near} of {n} test prompts have a near-duplicate in training (TF-IDF cosine from {NEAR}){hint}.")
+        say(f"{name}: near-duplicates (TF-IDF cosine from {NEAR}): {', '.join(near)}{hint}.")
 
 
 def _hash(text: str) -> bytes:

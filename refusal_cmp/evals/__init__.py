@@ -6,12 +6,16 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from refusal_cmp.config import MachineSettings, RunConfig, digest_of
+from refusal_cmp.judges.completion import Judgement, judge
+from refusal_cmp.judges.phrases import Phrases
 from refusal_cmp.model import Answer as Answer
 from refusal_cmp.model import ChatModel
+from refusal_cmp.model.chat import NO_TURNS, Turns
 from refusal_cmp.plan import Plan
 from refusal_cmp.planning import Selected as Selected
 from refusal_cmp.progress import Progress, silent
@@ -19,6 +23,7 @@ from refusal_cmp.registry import Registry, parse_spec
 from refusal_cmp.statistics import Estimate, rate
 
 Source = Literal["completions", "baseline", "model", "subspaces"]
+Unit = Literal["share", "nats", "nats a token", "number"]
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,58 @@ class Subject:
     selected: Callable[[], Sequence[Selected]] = tuple
     """What every method found."""
     refusal_tokens: tuple[int, ...] = ()
+    turns: Turns = NO_TURNS
+    """What the model's chat template writes around an answer."""
     progress: Progress = silent
+
+    def judge(self, answer: Answer, phrases: Phrases) -> Judgement:
+        """What a completion is, as the model's own template has it."""
+        return judge(answer.completion, answer.finish, phrases=phrases, turns=self.turns)
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What a metric is. It stands once, at the evaluator that returns it, and every table, figure and page reads it."""
+
+    name: str
+    """The metric, or a pattern of metrics: `magnitude_auroc:*`."""
+    heading: str
+    """What columns of it are called."""
+    meaning: str = ""
+    """What it is, in a line that begins in lower case."""
+    unit: Unit = "number"
+    interval: str = ""
+    """How its interval is made, by the name that the documentation explains."""
+    better: Literal["higher", "lower", "neither"] = "neither"
+    """Which way a model gets better; neither where that depends on what is asked of it."""
+    shown: Literal["always", "if any", "never"] = "always"
+    """Whether the summary has columns of it; `if any`: where it is above zero for some plan."""
+    only_on: str = ""
+    """The one test set that it means something on."""
+    same_as: str = ""
+    """A metric that says the same; where that one is there, this one needs no column."""
+    is_distance: bool = False
+    """Whether it is a distance from the baseline, which of the baseline is zero by definition and of any other plan is
+    not: no plan is tested against the baseline by it."""
+
+    @classmethod
+    def share(cls, name: str, heading: str, of: str, **more: Any) -> Measure:
+        """The measure that a share of examples is, with Wilson's interval."""
+        return cls(name, heading, f"share of {of}", "share", "Wilson", **more)
+
+    @property
+    def title(self) -> str:
+        """The heading with the unit, where numbers do not show theirs."""
+        return f"{self.heading}, {self.unit}" if self.unit.startswith("nats") else self.heading
+
+
+NON_FINITE = Measure.share(
+    "non_finite",
+    "Broken numbers",
+    "completions or questions that meet a NaN or an infinity in the logits",
+    better="lower",
+    shown="if any",
+)
 
 
 @dataclass(frozen=True)
@@ -76,6 +132,10 @@ class Evaluator(ABC):
     """What it is made from: the plan's completions, the baseline's, the model under the plan, the subspaces."""
     loads_model: ClassVar[bool] = False
     """Whether it loads a model of its own; the run's model is released before."""
+    measures: ClassVar[tuple[Measure, ...]] = ()
+    """What its metrics are, in the order of columns."""
+    order: ClassVar[int] = 10
+    """Columns of evaluators of a lower order stand first; ours have 1 to 9."""
 
     def check(self, test_sets: Sequence[str]) -> None:  # noqa: B027
         """RefusalCmpError if it cannot work with its hyper-parameters on these test sets; asked before any work."""
@@ -126,3 +186,15 @@ def _settings(config: RunConfig, spec: str) -> dict[str, Any]:
     """The settings of the run that the evaluator's constructor takes, by name."""
     takes = inspect.signature(EVALUATORS.get(parse_spec(spec)[0])).parameters
     return {name: getattr(config, name) for name in takes if name in RunConfig.model_fields}
+
+
+def all_measures() -> list[Measure]:
+    """What every registered evaluator says of its metrics, in the order of columns."""
+    evaluators = sorted(map(EVALUATORS.get, EVALUATORS), key=lambda one: one.order)
+    return [measure for evaluator in evaluators for measure in evaluator.measures]
+
+
+def measure_of(metric: str) -> Measure:
+    """What a metric is; one that no evaluator declares goes by its own name."""
+    fitting = (measure for measure in all_measures() if fnmatchcase(metric, measure.name))
+    return next(fitting, Measure(metric, metric.replace("_", " ")))

@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from refusal_cmp.errors import RefusalCmpError, unknown_name
-from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator, share
+from refusal_cmp.evals import NON_FINITE, Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator, share
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.batching import MOST_ROWS
 from refusal_cmp.statistics import Estimate, normal_interval, rate
@@ -22,7 +22,35 @@ from refusal_cmp.statistics import Estimate, normal_interval, rate
 EMBEDDED_TASKS = files("refusal_cmp") / "assets" / "tasks"
 FEWSHOT_SEED = 1234
 """lm-eval's own default, so that its command line draws the same shots."""
-TASK = re.compile(r"(?P<name>[^@]+?)(@(?P<shots>\d+))?")
+TEMPLATE = {"apply_chat_template": True, "fewshot_as_multiturn": True}
+"""What lm-eval's command line makes of --apply_chat_template: each shot is a turn."""
+TASK = re.compile(r"(?P<name>[^@/]+)(@(?P<shots>\d+))?(/(?P<limit>all|[1-9]\d*))?")
+
+
+class Spec(NamedTuple):
+    """A benchmark as it is asked for, `mmlu@5/500`: its name, shots and questions."""
+
+    name: str
+    shots: int | None
+    """None: the task's own number."""
+    limit: int | None
+    """Most questions; None: all."""
+
+    @classmethod
+    def parse(cls, text: str, limit: int | None = None) -> Spec:
+        """Read NAME, NAME@SHOTS, NAME/LIMIT or NAME@SHOTS/LIMIT; `limit` is for one that names none."""
+        parts = TASK.fullmatch(text)
+        if parts is None:
+            raise RefusalCmpError(
+                f"The task {text!r} is not understood; write its name, or NAME@SHOTS/LIMIT, as in mmlu@5/500."
+            )
+        own = {None: limit, "all": None}
+        asked = parts["limit"]
+        return cls(
+            parts["name"],
+            None if parts["shots"] is None else int(parts["shots"]),
+            own[asked] if asked in own else int(asked),
+        )
 
 
 @register_evaluator("capability")
@@ -30,10 +58,31 @@ class Capability(Evaluator):
     """Accuracy on MMLU, ARC, TruthfulQA or any other task of lm-eval."""
 
     reads = ("model",)
+    measures = (
+        Measure.share("acc", "Accuracy", "questions answered correctly", better="higher"),
+        Measure.share(
+            "acc_norm",
+            "Accuracy, normalised",
+            "questions answered correctly, by likelihoods for the answers' lengths",
+            better="higher",
+        ),
+        NON_FINITE,
+    )
+    order = 4
 
-    def __init__(self, tasks: tuple[str, ...], benchmark_limit: int | None) -> None:
-        self.tasks, self.limit = tasks, benchmark_limit
-        self._tasks: dict[str, Any] = {}
+    def __init__(
+        self,
+        tasks: tuple[str, ...],
+        benchmark_limit: int | None,
+        benchmark_draw: str,
+        seed: int,
+        task_template: bool = False,
+        system: str | None = None,
+    ) -> None:
+        self.tasks = [Spec.parse(task, benchmark_limit) for task in tasks]
+        self.draw, self.seed = benchmark_draw, seed
+        self.template = TEMPLATE | {"system_instruction": system} if task_template else {}
+        self._tasks: dict[Spec, Any] = {}
 
     def check(self, test_sets: Sequence[str]) -> None:
         """The tasks are known to lm-eval; their data are looked for later."""
@@ -55,52 +104,61 @@ class Capability(Evaluator):
                 leaf.set_fewshot_seed(FEWSHOT_SEED)
             try:
                 with model.edited(subject.plan):
-                    found = evaluate(lm, loaded, samples=_share_out(loaded["tasks"], self.limit), bootstrap_iters=1000)
+                    found = evaluate(
+                        lm,
+                        loaded,
+                        samples=self._questions(spec, loaded["tasks"]),
+                        bootstrap_iters=1000,
+                        **self.template,
+                    )
             except (OSError, ValueError, ConnectionError) as error:
-                raise RefusalCmpError(f"lm-eval could not run the task {spec!r}: {_first_line(error)}.") from error
-            metrics += _metrics(spec.partition("@")[0], found)
+                raise RefusalCmpError(f"lm-eval could not run the task {spec.name!r}: {_first_line(error)}.") from error
+            metrics += _metrics(spec.name, found)
         return Evaluation(metrics)
 
+    def _questions(self, spec: Spec, leaves: Mapping[str, Any]) -> dict[str, list[int]] | None:
+        """The questions of each task of a group that are asked; None: all."""
+        if spec.limit is None:
+            return None
+        sizes = {name: len(leaves[name].eval_docs) for name in sorted(leaves)}
+        return first(sizes, spec.limit) if self.draw == "first" else drawn(sizes, spec.limit, self.seed)
 
-def load_task(spec: str) -> Any:
-    """lm-eval's task or group of tasks by name, as `mmlu` or, with five shots, `mmlu@5`.
+
+def load_task(spec: Spec) -> Any:
+    """lm-eval's task or group of tasks, with the shots that are asked for.
 
     Raises
     ------
     RefusalCmpError
         If there is no such task, or its data cannot be had.
     """
-    manager, name, shots = _find_task(spec)
+    manager = _find_task(spec)
     try:
-        loaded = manager.load([name])
+        loaded = manager.load([spec.name])
     except Exception as error:  # datasets raises many kinds for what cannot be downloaded
         raise RefusalCmpError(
-            f"The data of the task {name!r} cannot be had ({_first_line(error)}); check the connection and that the "
-            "set is not gated, or choose other --tasks."
+            f"The data of the task {spec.name!r} cannot be had ({_first_line(error)}); check the connection and that "
+            "the set is not gated, or choose other --tasks."
         ) from error
     for leaf in loaded["tasks"].values():
-        if shots and leaf.get_config("num_fewshot") != 0:  # 0 is fixed: TruthfulQA's prompt has its own
-            leaf.set_config(key="num_fewshot", value=int(shots))
+        if spec.shots is not None and leaf.get_config("num_fewshot") != 0:  # 0 is fixed: TruthfulQA has its own
+            leaf.set_config(key="num_fewshot", value=spec.shots)
     return loaded
 
 
-def _find_task(spec: str) -> tuple[Any, str, str]:
-    """lm-eval's manager that knows the task, its name, and how many shots are asked for (nothing: its own)."""
+def _find_task(spec: Spec) -> Any:
+    """lm-eval's manager that knows the task."""
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    parts = TASK.fullmatch(spec)
-    if parts is None:
-        raise RefusalCmpError(f"The task {spec!r} is not understood; write its name, or NAME@SHOTS, as in mmlu@5.")
-    name = parts["name"]
-    if (EMBEDDED_TASKS / f"{name}.yaml").is_file():
+    if (EMBEDDED_TASKS / f"{spec.name}.yaml").is_file():
         manager = TaskManager(include_path=str(EMBEDDED_TASKS), include_defaults=False)
     else:
         manager = _all_tasks()
-    if name not in manager.all_tasks:
-        error = unknown_name("task of lm-eval", name, manager.all_tasks)
+    if spec.name not in manager.all_tasks:
+        error = unknown_name("task of lm-eval", spec.name, manager.all_tasks)
         raise RefusalCmpError(f"{error} `lm-eval ls tasks` lists them.")
-    return manager, name, parts["shots"] or ""
+    return manager
 
 
 @cache
@@ -111,13 +169,23 @@ def _all_tasks() -> Any:
     return TaskManager(include_path=str(EMBEDDED_TASKS))
 
 
-def _share_out(leaves: Mapping[str, Any], limit: int | None) -> dict[str, list[int]] | None:
-    """The first questions of each task of a group, `limit` in all and at least one each."""
-    if limit is None:
-        return None
-    names = sorted(leaves)
-    share = {name: max(1, limit // len(names) + (i < limit % len(names))) for i, name in enumerate(names)}
-    return {name: list(range(min(share[name], len(leaves[name].eval_docs)))) for name in names}
+def first(sizes: Mapping[str, int], limit: int) -> dict[str, list[int]]:
+    """The first questions of each task of a group, `limit` in all in equal shares and at least one each."""
+    shares = [max(1, limit // len(sizes) + (i < limit % len(sizes))) for i in range(len(sizes))]
+    return {name: list(range(min(share, size))) for (name, size), share in zip(sizes.items(), shares, strict=True)}
+
+
+def drawn(sizes: Mapping[str, int], limit: int, seed: int) -> dict[str, list[int]]:
+    """`limit` questions drawn over all tasks of a group together, and the first of a task that gets none.
+
+    Of one task they are those of `datasets.Dataset.shuffle(seed).select(range(limit))`, as published.
+    """
+    questions = [(name, index) for name, size in sizes.items() for index in range(size)]
+    asked: dict[str, list[int]] = {name: [] for name in sizes}
+    for at in np.random.default_rng(seed).permutation(len(questions))[:limit]:
+        name, index = questions[at]
+        asked[name].append(index)
+    return {name: sorted(indices) or [0] for name, indices in asked.items()}
 
 
 def _metrics(task: str, found: Any) -> list[Metric]:

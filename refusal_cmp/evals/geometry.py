@@ -23,7 +23,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refusal_cmp.config import KINDS
-from refusal_cmp.evals import Evaluation, Evaluator, Metric, Selected, Subject, register_evaluator
+from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Selected, Subject, register_evaluator
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.reading import streams_at
 from refusal_cmp.plan import BASELINE
@@ -68,13 +68,33 @@ class Geometry(Evaluator):
     """Where harmful activations land: along the way from the harmless to the harmful mean, and how far from both."""
 
     reads = ("completions", "model", "subspaces")
+    measures = tuple(
+        Measure(f"landing{name}{end}", heading, f"{meaning}, {place}", interval=interval, shown="never")
+        for end, place in (("", "at the selected component"), (AT_LAST, "on entry to the last block"))
+        for name, heading, meaning, interval in (
+            ("", "Lands at", "the mean of harmful activations, on the way from harmless (0) to harmful (1)", "t"),
+            (
+                "_to_harmful",
+                "To harmful",
+                "its distance to the harmful mean, as a share of that between the two",
+                "bootstrap",
+            ),
+            (
+                "_to_harmless",
+                "To harmless",
+                "its distance to the harmless mean, as a share of that between the two",
+                "bootstrap",
+            ),
+        )
+    )
+    order = 9
 
     def __init__(self) -> None:
         self._unedited: Streams = {}
         self._planes: dict[str, Plane] = {}
 
     def evaluate(self, subject: Subject) -> Evaluation:
-        """`landing`, `landing_to_harmful`, `landing_to_harmless` at the selected component, and `…_last`.
+        """The measures of both places.
 
         The examples are the first test prompts of each kind with their coordinates in the plane of each method (of
         the plan's own, under a plan), for figures.

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
-from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, by_category, register_evaluator, share
+from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, by_category, register_evaluator, share
 from refusal_cmp.judges import Backend, answer_all, check_guard
 from refusal_cmp.judges.endpoint import Endpoint
 from refusal_cmp.judges.formats import Format, Judgement, choose_format, known_format
@@ -37,6 +37,15 @@ class Guard(Evaluator):
     """Share of completions that a guard model calls unsafe, on every test set and in every category."""
 
     loads_model = True
+    measures = (
+        Measure.share(
+            "guard_unsafe", "Guard: unsafe", "completions that the guard calls unsafe, of those with a verdict"
+        ),
+        Measure.share(
+            "guard_unparsed", "Guard: no verdict", "completions whose verdict cannot be read", shown="if any"
+        ),
+    )
+    order = 2
 
     guard: str
     guard_backend: str
@@ -65,7 +74,7 @@ class Guard(Evaluator):
             check_guard(self.guard)
 
     def evaluate(self, subject: Subject) -> Evaluation:
-        """`guard_unsafe` among the answers that can be read, and `guard_unparsed`, the share that cannot."""
+        """Both shares of every test set; `guard_unsafe` also by category."""
         self._judge = self._judge or self._open()
         metrics: list[Metric] = []
         examples: dict[str, list[dict[str, Any]]] = {}

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator
+from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator
 from refusal_cmp.model import ChatModel
 from refusal_cmp.selection.scoring import kl_divergence
 from refusal_cmp.statistics import mean
@@ -21,6 +21,18 @@ class KL(Evaluator):
     """Mean KL(baseline ‖ plan) of the first answer token on harmless test prompts, nats."""
 
     reads = ("completions", "model")
+    measures = (
+        Measure(
+            "kl",
+            "KL to the baseline",
+            "mean KL(unedited ‖ edited) of the first answer token on harmless test prompts",
+            "nats",
+            "t",
+            better="lower",
+            is_distance=True,
+        ),
+    )
+    order = 6
 
     def __init__(self) -> None:
         self._baseline: Float[Tensor, "n vocab"] | None = None
@@ -33,7 +45,7 @@ class KL(Evaluator):
             )
 
     def evaluate(self, subject: Subject) -> Evaluation:
-        """The mean over prompts with its t interval."""
+        """The mean over prompts with its interval."""
         model = subject.model()
         instructions = [answer.instruction for answer in subject.answers[DATASET]]
         if self._baseline is None:

@@ -1,17 +1,19 @@
 """Cross-entropy and perplexity under a plan: what an edit costs in plain language modelling.
 
 On text sets by name, and `on-distribution`: the model's own unedited completions of harmless prompts. Every
-plan sees the same tokens: documents in their order, cut at `document_tokens`, until `loss_tokens` are scored.
+plan sees the same tokens: documents in their order, plain ones cut at `document_tokens`, until `loss_tokens` are
+scored or `loss_texts` are read.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 from refusal_cmp.data import TEXTS, Document
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator
+from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.losses import Scored, encode, losses
 from refusal_cmp.statistics import Estimate, weighted_mean
@@ -24,9 +26,21 @@ class Perplexity(Evaluator):
     """Token-weighted loss and perplexity on general text, instruction answers, and the model's own completions."""
 
     reads = ("model", "baseline")
+    measures = (
+        Measure(
+            "loss", "Loss", "cross-entropy over the tokens of a text set", "nats a token", "clustered", better="lower"
+        ),
+        Measure(
+            "perplexity", "Perplexity", "exp(loss)", interval="the loss's, through exp", better="lower", same_as="loss"
+        ),
+    )
+    order = 5
 
-    def __init__(self, texts: tuple[str, ...], loss_tokens: int, document_tokens: int) -> None:
-        self.texts, self.loss_tokens, self.document_tokens = texts, loss_tokens, document_tokens
+    def __init__(
+        self, texts: tuple[str, ...], loss_tokens: int | None, loss_texts: int | None, document_tokens: int
+    ) -> None:
+        self.texts, self.document_tokens = texts, document_tokens
+        self.loss_tokens, self.loss_texts = loss_tokens, loss_texts
         self._tokens: dict[str, list[Scored]] = {}
 
     def check(self, test_sets: Sequence[str]) -> None:
@@ -59,11 +73,11 @@ class Perplexity(Evaluator):
 
     def _budgeted(self, model: ChatModel, name: str, documents: Iterable[Document]) -> list[Scored]:
         """The first documents' tokens, cut so that no more than the budget is scored; empty ones are left out."""
-        left, chosen = self.loss_tokens, []
-        for document in documents:
-            scored = encode(model, document, self.document_tokens)
+        left, chosen = self.loss_tokens or math.inf, []
+        for document in islice(documents, self.loss_texts):
+            scored = encode(model, document, self.document_tokens if document.instruction is None else None)
             if scored.n > left:
-                scored = Scored(scored.ids[: len(scored.ids) - scored.n + left], left)
+                scored = Scored(scored.ids[: len(scored.ids) - scored.n + int(left)], int(left))
             if scored.n > 0:
                 chosen.append(scored)
                 left -= scored.n

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.plan import Place
-from refusal_cmp.planning import INTERVENTIONS, Edits, Setting, Target
+from refusal_cmp.planning import INTERVENTIONS, Edits, Scope, Setting, Target
 
-__all__ = ["INTERVENTIONS", "Edits", "Intervention", "Setting", "Target", "register_intervention", "remove"]
+__all__ = ["INTERVENTIONS", "Edits", "Intervention", "Scope", "Setting", "Target", "register_intervention", "remove"]
 
 
 class Intervention(ABC):
@@ -26,6 +26,10 @@ class Intervention(ABC):
     """Default strengths, one plan each; None: the intervention has no strength."""
     uses: tuple[str, ...] = tuple(field.name for field in fields(Setting))
     """The fields of `Setting` that matter to it; where one differs from its default, the label says so."""
+
+    def reach(self, scope: Scope, setting: Setting) -> Scope:
+        """Where it acts in a plan of this scope: the scope itself."""
+        return scope
 
     @abstractmethod
     def edits(self, targets: Sequence[Target], strength: float | None, setting: Setting) -> Edits:

@@ -1,6 +1,8 @@
 """Activation addition, norm-matched: Arditi et al. 2024, section 2.4; Rocchetti & Ferrara 2026.
 
-x ↦ x + c û          c = multiplier × difference-in-means norm of the layer / number of layers in scope
+    x ↦ x + c û          c = multiplier × difference-in-means norm of the layer / number of layers in scope
+
+As published, the norm is that of the selected component, and the one layer is its own, whatever the scope.
 """
 
 from __future__ import annotations
@@ -8,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from refusal_cmp.edit import LowRankEdit
-from refusal_cmp.interventions import Edits, Intervention, Setting, Target, register_intervention
+from refusal_cmp.interventions import Edits, Intervention, Scope, Setting, Target, register_intervention
 from refusal_cmp.plan import Place
 
 
@@ -17,7 +19,11 @@ class ActivationAddition(Intervention):
     """Add the direction, at the class means' distance: x + c û (Arditi et al. 2024)."""
 
     strengths = (-1.0, 1.0)
-    uses = ("spread", "norm")
+    uses = ("spread", "norm", "layers")
+
+    def reach(self, scope: Scope, setting: Setting) -> Scope:
+        """The scope of the plan, or the selected component's layer alone."""
+        return Scope("single") if setting.layers == "selected" else scope
 
     def edits(self, targets: Sequence[Target], strength: float | None, setting: Setting) -> Edits:
         """At `resid_pre` of every layer in scope; negative multipliers bypass refusal, positive induce it."""

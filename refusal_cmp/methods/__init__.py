@@ -49,6 +49,8 @@ class Extractor(Method):
 
     batch_size: int = 1
     """Components that `fit_many` is given at a time."""
+    rank_by_dev: ClassVar[bool] = False
+    """Whether the dev split decides how many directions there are; extract then says how that varies over splits."""
 
     @abstractmethod
     def fit(self, train: Labelled, dev: Labelled) -> Subspace:

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 import torch
 
-from refusal_cmp.activations import Labelled, Moments, Needs
+from refusal_cmp.activations import Labelled, Moments, Needs, balanced_accuracy
 from refusal_cmp.methods import Extractor, register_extractor
 from refusal_cmp.subspace import Subspace, unit
 
@@ -32,5 +32,5 @@ class DiffInMeans(Extractor):
         difference = harmful - harmless
         direction = unit(difference, "difference of the class means", data.scale)
         midpoint = (harmful + harmless) / 2 @ direction
-        accuracy = ((dev.x @ direction > midpoint) == dev.y).double().mean()
+        accuracy = balanced_accuracy(dev.x @ direction > midpoint, dev.y)
         return Subspace(direction[None], direction, float(torch.linalg.vector_norm(difference)), accuracy[None])

@@ -22,7 +22,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from refusal_cmp.activations import Activations, Labelled, Moments, Needs
+from refusal_cmp.activations import Activations, Labelled, Moments, Needs, balanced_accuracy
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.methods import Method, register_extractor
 from refusal_cmp.progress import Progress, silent
@@ -171,7 +171,7 @@ def _placed(basis: Float[Tensor, "k d"], direction: Float[Tensor, " d"], train: 
     basis = torch.stack([_towards(row, difference, least) for row in basis])
     direction = _towards(direction, difference, least)
     midpoint = basis @ (harmful + harmless) / 2
-    accuracy = ((dev.x @ basis.mT > midpoint) == dev.y[:, None]).double().mean(0)
+    accuracy = balanced_accuracy((dev.x @ basis.mT > midpoint).mT, dev.y)
     return Subspace(basis, direction, float(direction @ difference), accuracy)
 
 

@@ -16,7 +16,7 @@ leaves the batch. Results do not depend on the batch, beyond rounding.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -27,7 +27,7 @@ from pydantic import Field
 from scipy.stats import binom
 from torch import Tensor
 
-from refusal_cmp.activations import MIN_PROMPTS, Labelled
+from refusal_cmp.activations import MIN_PROMPTS, Labelled, balanced_accuracy
 from refusal_cmp.config import RunConfig
 from refusal_cmp.errors import NoSubspaceError, RefusalCmpError, unknown_name
 from refusal_cmp.methods import Extractor, register_extractor
@@ -46,11 +46,12 @@ class INLP(Extractor):
     """The span of successive classifiers, each blind to the ones before it (Ravfogel et al. 2020)."""
 
     has_k: ClassVar[bool] = True
+    rank_by_dev: ClassVar[bool] = True
 
     c: Positive = 0.1
     """Inverse strength of the L2 penalty, as in scikit-learn; the activations are not rescaled."""
     stop: str | float = "binomial"
-    """`binomial`: dev accuracy no better than chance, one-sided at 5 %; or a fixed accuracy such as `0.55`."""
+    """`binomial`: dev accuracy no better than chance, one-sided at 5 %; or a fixed balanced accuracy such as `0.55`."""
     max_k: AtLeastOne = 100
     """Most classifiers."""
     classifier: str = "newton"
@@ -109,7 +110,7 @@ class INLP(Extractor):
     ) -> list[tuple[Float[Tensor, "k r"], Float[Tensor, " k"]]]:
         """The accepted classifiers of every component, in the coordinates of its span, and their dev accuracies."""
         fit = classifier(self.classifier, self.c, self.n_jobs)
-        least = self.least_correct(len(y), y_dev)
+        beats_chance = self.beats_chance(len(y), y_dev)
         size = z.square().sum((1, 2))
         most = min(self.max_k, z.shape[-1])
         rows, evidence = z.new_zeros(len(z), most, z.shape[-1]), z.new_zeros(len(z), most)
@@ -118,34 +119,40 @@ class INLP(Extractor):
         for i in range(most):
             weight, intercept = fit(z[alive], y)
             margin = (z_dev[alive] @ weight[..., None])[..., 0] + intercept[:, None]
-            correct = ((margin > 0) == y_dev).sum(-1)
-            better = (correct >= least) & (_spread(z[alive]) > VANISHING**2 * size[alive])
-            alive, weight, correct = alive[better], weight[better], correct[better]
+            said = margin > 0
+            better = beats_chance(said) & (_spread(z[alive]) > VANISHING**2 * size[alive])
+            alive, weight, said = alive[better], weight[better], said[better]
             if not len(alive):
                 break
             row = _orthonormal(weight, rows[alive, :i])
-            rows[alive, i], evidence[alive, i] = row, correct.to(z) / len(y_dev)
+            rows[alive, i], evidence[alive, i] = row, balanced_accuracy(said, y_dev).to(z)
             z[alive], z_dev[alive] = _without(z[alive], row), _without(z_dev[alive], row)
             for component in alive.tolist():
                 k[component] = i + 1
         return [(rows[component, :found], evidence[component, :found]) for component, found in enumerate(k)]
 
-    def least_correct(self, n_train: int, y_dev: Bool[Tensor, " v"]) -> int:
-        """How many dev prompts a classifier must get right to be part of the subspace."""
+    def beats_chance(
+        self, n_train: int, y_dev: Bool[Tensor, " v"]
+    ) -> Callable[[Bool[Tensor, "m v"]], Bool[Tensor, " m"]]:
+        """Whether classifiers are part of the subspace, by what they say of the dev prompts.
+
+        Where the classes are unequal, saying the larger one throughout is no better than chance: the binomial test is
+        of its share, and a fixed accuracy is a balanced one.
+        """
         n, harmful = len(y_dev), int(y_dev.sum())
         if n_train + n < MIN_PROMPTS:
             raise RefusalCmpError(f"INLP needs at least {MIN_PROMPTS} prompts, and there are {n_train + n}.")
+        if self.stop != "binomial":
+            return lambda said: balanced_accuracy(said, y_dev) >= float(self.stop)
         counts = np.arange(n + 1)
-        if self.stop == "binomial":
-            enough = binom.sf(counts - 1, n, max(harmful, n - harmful) / n) <= LEVEL
-        else:
-            enough = counts / n >= float(self.stop)
+        enough = binom.sf(counts - 1, n, max(harmful, n - harmful) / n) <= LEVEL
         if not enough.any():
             raise RefusalCmpError(
                 f"On a dev split of {harmful} harmful and {n - harmful} harmless prompts no classifier can be better "
                 "than chance; give more prompts, a larger --dev-share, or a fixed --inlp-stop."
             )
-        return int(counts[enough][0])
+        least = int(counts[enough][0])
+        return lambda said: (said == y_dev).sum(-1) >= least
 
 
 def factorise(x: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "n r"], Float[Tensor, "r d"]]:

@@ -11,13 +11,11 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from refusal_cmp.activations import MIN_PROMPTS, Activations, Needs
+from refusal_cmp.activations import MIN_PROMPTS, Activations, Needs, dev_split
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.chat_model import Batch, ChatModel
 from refusal_cmp.model.hooks import before, installed
@@ -49,13 +47,9 @@ def collect(
     """
     harmful, harmless = _distinct(harmful, harmless)
     prompts = [*harmful, *harmless]
-    labels = np.arange(len(prompts)) < len(harmful)
-    _, held_out = train_test_split(np.arange(len(prompts)), test_size=dev_share, random_state=seed, stratify=labels)
-    dev = torch.zeros(len(prompts), dtype=torch.bool)
-    dev[held_out] = True
-    activations = Activations(
-        model.positions, model.n_layers, model.d_model, torch.from_numpy(labels), dev, needs=needs, folder=folder
-    )
+    labels = torch.arange(len(prompts)) < len(harmful)
+    dev = dev_split(labels, dev_share, seed)
+    activations = Activations(model.positions, model.n_layers, model.d_model, labels, dev, needs=needs, folder=folder)
     with progress("reading activations", len(prompts)) as advance:
 
         def read(rows: list[int], batch: Batch) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.config import KINDS
+from refusal_cmp.config import file_label, is_path
 from refusal_cmp.errors import unknown_name
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.report.landings import Landings, read_landings
-from refusal_cmp.report.table import PART, summary
+from refusal_cmp.report.table import PART
 from refusal_cmp.run.contents import (
     AGREEMENT,
     COMPARISONS,
@@ -27,16 +27,18 @@ from refusal_cmp.run.contents import (
     read_fields,
     read_plan_facts,
     read_rankings,
+    read_ranks,
     read_results,
     read_selections,
 )
-from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Rule, Selection
 from refusal_cmp.statistics import Estimate
 from refusal_cmp.subspace import SubspaceField
 
 Row = Mapping[str, Any]
+ANSWERED = ("harmful", "effective_compliance")
+"""The test set and the metric of what suppressing refusal is about."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class RunData:
     """`extract/prompts.json`, with the counts of the other test sets."""
     answers: Mapping[tuple[str, str], Sequence[Row]]
     """By distinct plan and test set: completions, each with its `verdict` where it was judged."""
+    ranks: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    """By extractor whose rank depends on the dev split: `position`, `layer`, `seed` of the split, `k`."""
     rankings: Sequence[Row] | None = None
     comparisons: pd.DataFrame | None = None
     agreement: pd.DataFrame | None = None
@@ -74,18 +78,22 @@ class RunData:
     landings: Landings | None = None
     """Where activations land under every plan."""
 
-    def only(self, methods: Sequence[str]) -> RunData:
-        """The run as if it had these methods alone.
+    def only(self, methods: Sequence[str] = (), scopes: Sequence[str] = ()) -> RunData:
+        """The run as if it had these methods and scopes alone; by default all of them.
 
         Raises
         ------
         RefusalCmpError
-            If the run has no such method.
+            If the run has no such method or scope.
         """
-        for method in methods:
-            if method not in self.methods:
-                raise unknown_name("method", method, self.methods)
-        plans = [plan for plan in self.plans if plan.label == BASELINE or plan.method in methods]
+        for kind, names, known in (("method", methods, self.methods), ("scope", scopes, self.scopes)):
+            for name in names:
+                if name not in known:
+                    raise unknown_name(kind, name, known)
+        methods, scopes = methods or self.methods, scopes or self.scopes
+        plans = [
+            plan for plan in self.plans if plan.label == BASELINE or (plan.method in methods and plan.scope in scopes)
+        ]
         labels = [plan.label for plan in plans]
         bases = {self.extracted_by[method] for method in methods}
         return replace(
@@ -135,9 +143,17 @@ class RunData:
             first.setdefault(self.run_as[label], label)
         return list(first.values())
 
+    def chosen(self, method: str) -> dict[str, Any]:
+        """The component that was selected for a method, as in `select/scores.csv`, and the scores that it is ranked by:
+        `bypass` and `kl` at the reach that ranks, and `induce`, which is always local."""
+        of_method = self.scores[(self.scores["method"] == method) & self.scores["selected"].astype(bool)]
+        row = {str(name): value for name, value in of_method.iloc[0].items()}
+        scores = {name: row[f"{self.rule.rank_by}_{name}"] for name in ("bypass", "kl")}
+        return row | scores | {"induce": row["local_induce"]}
+
     def answered(self, plan: str) -> Estimate | None:
         """Share of harmful prompts that the plan answers in language: neither refused nor degenerate."""
-        return self.get(plan, "harmful", "effective_compliance")
+        return self.get(plan, *ANSWERED)
 
     def datasets(self, metric: str) -> list[str]:
         """What a metric was measured on, parts of test sets apart."""
@@ -150,22 +166,19 @@ class RunData:
         found = self.results.loc[self.results["metric"] == metric, "dataset"].unique()
         return sorted(str(one).removeprefix(start) for one in found if one.startswith(start))
 
-    def versus_baseline(self, plan: str, dataset: str, metric: str) -> Estimate | None:
-        """The paired difference to the baseline, if it was tested."""
+    def versus_baseline(self, plan: str, dataset: str, metric: str) -> tuple[Estimate, float] | None:
+        """The paired difference to the baseline and its p-value after Holm's correction, if it was tested."""
         return self._differences.get((self.run_as[plan], dataset, metric))
 
     @cached_property
-    def _differences(self) -> dict[tuple[str, str, str], Estimate]:
+    def _differences(self) -> dict[tuple[str, str, str], tuple[Estimate, float]]:
         if self.comparisons is None:
             return {}
         rows = self.comparisons[self.comparisons["against"] == BASELINE]
-        rows = rows[["plan", "dataset", "metric", "difference", "ci_low", "ci_high", "n"]]
-        return {(row[0], row[1], row[2]): Estimate(*row[3:]) for row in rows.itertuples(index=False, name=None)}
-
-
-def summary_of(run: RunDir) -> pd.DataFrame:
-    """The summary of a run that has been evaluated."""
-    return summary(read_results(run))
+        rows = rows[["plan", "dataset", "metric", "difference", "ci_low", "ci_high", "n", "p_holm"]]
+        return {
+            (row[0], row[1], row[2]): (Estimate(*row[3:7]), row[7]) for row in rows.itertuples(index=False, name=None)
+        }
 
 
 def read_run(session: Session) -> RunData:
@@ -187,6 +200,7 @@ def read_run(session: Session) -> RunData:
         extracted_by={field.method: field.extracted_by for field in read_fields(session)},
         prompts=_prompts(session),
         answers={(plan, name): _answers(session, plan, name) for plan in distinct for name in config.test_sets},
+        ranks={name: ranks for name in config.methods if (ranks := read_ranks(session, name)) is not None},
         rankings=read_rankings(session),
         comparisons=run.read_table(COMPARISONS) if run.has(COMPARISONS) else None,
         agreement=run.read_table(AGREEMENT) if run.has(AGREEMENT) else None,
@@ -196,14 +210,15 @@ def read_run(session: Session) -> RunData:
 
 
 def _prompts(session: Session) -> dict[str, Any]:
-    """`extract/prompts.json` with the counts of the other test sets."""
-    run = session.run
+    """`extract/prompts.json` with the counts of the other test sets, by role and source: `harmful: jailbreakbench`."""
+    run, config = session.run, session.config
     prompts = run.read_json(PROMPTS)
-    others = {name: prompts_file(name) for name in session.config.test_sets if name not in KINDS}
-    return {
-        **prompts,
-        "counts": prompts["counts"] | {name: run.read_json(file)["counts"] for name, file in others.items()},
-    }
+    counts = prompts["counts"]
+    for role, source in config.other_sets.items():
+        name = file_label(source) if is_path(source) else source
+        heading = name if role == name else f"{role}: {name}"
+        counts[heading] = run.read_json(prompts_file(config, role))["counts"]
+    return prompts
 
 
 def _answers(session: Session, label: str, dataset: str) -> list[dict[str, Any]]:

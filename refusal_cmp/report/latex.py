@@ -2,97 +2,87 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
 
 from refusal_cmp.report.data import RunData
-from refusal_cmp.report.figures.rankings import FEWEST_RANKED
-from refusal_cmp.report.table import Column, columns, shown
-from refusal_cmp.statistics import Estimate
+from refusal_cmp.report.table import columns
+from refusal_cmp.report.wording import bracketed, decimal, minus, with_bounds
 
-ESCAPES = str.maketrans(
-    {
-        "\\": r"\textbackslash{}",
-        "&": r"\&",
-        "%": r"\%",
-        "$": r"\$",
-        "#": r"\#",
-        "_": r"\_",
-        "{": r"\{",
-        "}": r"\}",
-        "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}",
-        "\u202f": r"\,",
-        "–": "--",
-        "−": "$-$",
-    }
-)
+METRICS = ("refusal", "degenerate", "guard_unsafe", "loss", "acc")
+"""What the table of plans has of the summary: refusal, language, safety, and what is lost."""
+SIGNS = str.maketrans({"\u202f": r"\,", "–": "--", "−": "$-$"})
+"""Characters of ours that LaTeX has commands for."""
 
 
 def tables(data: RunData) -> dict[str, str]:
     """LaTeX source by name: every plan, the selected components, and (if it was studied) the rank agreement."""
-    found = {"plans": _plans(data), "selection": _selection(data)}
+    found = {"plans": tabular(_plans(data)), "selection": tabular(_selection(data))}
     if data.rankings is not None:
-        found["rankings"] = _rankings(data)
+        found["rankings"] = tabular(_rankings(data), text_columns=2)
     return found
 
 
-def escaped(text: str) -> str:
-    """Text as LaTeX prints it."""
-    return text.translate(ESCAPES)
-
-
-def tabular(heads: Sequence[str], rows: Sequence[Sequence[str]], text_columns: int) -> str:
+def tabular(table: pd.DataFrame, text_columns: int = 1) -> str:
     """A booktabs table; the first columns hold text, the others numbers. Cells are escaped."""
-    layout = "l" * text_columns + "r" * (len(heads) - text_columns)
-    lines = [" & ".join(map(escaped, row)) + r" \\" for row in (heads, *rows)]
-    body = [r"\toprule", lines[0], r"\midrule", *lines[1:], r"\bottomrule"]
-    return "\n".join([rf"\begin{{tabular}}{{{layout}}}", *body, r"\end{tabular}", ""])
+    style = table.style.hide(axis="index").format(escape="latex").format_index(axis="columns", escape="latex")
+    layout = "l" * text_columns + "r" * (table.shape[1] - text_columns)
+    return style.to_latex(hrules=True, column_format=layout).translate(SIGNS)
 
 
-def _plans(data: RunData) -> str:
-    """A row per plan, with the measurements that a paper has: refusal, language, guard, losses and accuracies."""
-    metrics = ("refusal", "degenerate", "guard_unsafe", "loss", "acc")
-    wanted = [column for column in columns(data.results) if column.metric in metrics]
-    heads = ["plan", *(f"{column.group}, {column.heading}" for column in wanted)]
-    rows = [
-        [plan.label, *(_cell(data.get(plan.label, one.dataset, one.metric), one) for one in wanted)]
-        for plan in data.plans
-    ]
-    return tabular(heads, rows, 1)
+def _plans(data: RunData) -> pd.DataFrame:
+    """A row per plan, each measurement with its interval."""
+    wanted = [column for column in columns(data.results) if column.metric in METRICS]
+    rows = []
+    for plan in data.plans:
+        found = {one: data.get(plan.label, one.dataset, one.metric) for one in wanted}
+        cells = {
+            f"{one.measure.title}, {one.heading}": "–" if value is None else with_bounds(value, one.measure.unit)
+            for one, value in found.items()
+        }
+        rows.append({"plan": plan.label, **cells})
+    return pd.DataFrame(rows)
 
 
-def _cell(one: Estimate | None, column: Column) -> str:
-    if one is None:
-        return "–"
-    low, high = (shown(bound, column.unit).removesuffix("\u202f%") for bound in (one.low, one.high))
-    return f"{column.text(one.value)} [{low}, {high}]"
-
-
-def _selection(data: RunData) -> str:
-    heads = ["method", "position", "layer", "directions", "bypass", "induce", "KL", "kept"]
+def _selection(data: RunData) -> pd.DataFrame:
+    """A row per method: the selected component and its scores."""
     rows = []
     for one in data.selections:
-        chosen = data.scores[(data.scores["method"] == one.method) & data.scores["selected"].astype(bool)].iloc[0]
-        scores = [float(chosen[name]) for name in (f"{data.rule.rank_by}_bypass", "local_induce")]
-        numbers = [str(one.selected.position), str(one.selected.layer), str(int(chosen["k"]))]
-        kl = f"{float(chosen[f'{data.rule.rank_by}_kl']):.3f}"
-        kept = f"{len(one.kept)} of {len(one.ranking)}" + (f" ({one.note})" if one.note else "")
+        chosen = data.chosen(one.method)
         rows.append(
-            [one.method, *(text.replace("-", "−") for text in (*numbers, *map("{:.2f}".format, scores))), kl, kept]
+            {
+                "method": one.method,
+                "position": minus(str(one.selected.position)),
+                "layer": str(one.selected.layer),
+                "directions": str(int(chosen["k"])),
+                "bypass": decimal(chosen["bypass"]),
+                "induce": decimal(chosen["induce"]),
+                "KL": decimal(chosen["kl"], 3),
+                "kept": f"{len(one.kept)} of {len(one.ranking)}" + (f" ({one.note})" if one.note else ""),
+            }
         )
-    return tabular(heads, rows, 1)
+    return pd.DataFrame(rows)
 
 
-def _rankings(data: RunData) -> str:
-    heads = ["method", "components", "n", "Spearman", "95 %", "Kendall", "regret"]
-    rows = []
-    for one in data.rankings or ():
-        for name, pool in one["pools"].items():
-            numbers = ["–"] * 3
-            if pool["rho"] is not None:
-                few = pool["n"] < FEWEST_RANKED
-                interval = "too few" if few else f"[{pool['ci_low']:.2f}, {pool['ci_high']:.2f}]"
-                numbers = [f"{pool['rho']:.2f}", interval, f"{pool['tau']:.2f}"]
-            cells = [str(pool["n"]), *numbers, f"{one['regret']:.2f}"]
-            rows.append([one["method"], name, *(cell.replace("-", "−") for cell in cells)])
-    return tabular(heads, rows, 2)
+def _rankings(data: RunData) -> pd.DataFrame:
+    """A row per method and pool of components."""
+    return pd.DataFrame(
+        {
+            "method": one["method"],
+            "components": name,
+            "n": str(pool["n"]),
+            **_correlation(pool),
+            "regret": decimal(one["regret"]),
+        }
+        for one in data.rankings or ()
+        for name, pool in one["pools"].items()
+    )
+
+
+def _correlation(pool: Mapping[str, Any]) -> dict[str, str]:
+    if pool["rho"] is None:
+        return dict.fromkeys(("Spearman", "95 %", "Kendall"), "–")
+    interval = "too few" if pool["says_little"] else bracketed(pool["ci_low"], pool["ci_high"])
+    return {"Spearman": decimal(pool["rho"]), "95 %": interval, "Kendall": decimal(pool["tau"])}

@@ -1,46 +1,22 @@
-"""The summary: a row per plan, a column per measurement, and what each column is called."""
+"""The summary: a row per plan, a column per measurement."""
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
 
 import pandas as pd
+
+from refusal_cmp.config import CONTRAST, KINDS
+from refusal_cmp.evals import Measure, all_measures, measure_of
+from refusal_cmp.report.wording import shown
 
 PLAN = ["method", "intervention", "strength", "scope", "n_components", "n_layers"]
 PART = ":"
 """Datasets with a colon are a part of one: `harmful:fraud`."""
-
-Unit = Literal["share", "nats", "number"]
-
-MEASURES: dict[str, tuple[str, Unit]] = {
-    "refusal": ("Refuses", "share"),
-    "effective_compliance": ("Answers in language", "share"),
-    "degenerate": ("No language", "share"),
-    "non_finite": ("Broken numbers", "share"),
-    "guard_unsafe": ("Guard: unsafe", "share"),
-    "guard_unparsed": ("Guard: no verdict", "share"),
-    "attack_success": ("Attack success", "share"),
-    "acc": ("Accuracy", "share"),
-    "acc_norm": ("Accuracy, normalised", "share"),
-    "loss": ("Loss, nats a token", "nats"),
-    "perplexity": ("Perplexity", "number"),
-    "kl": ("KL to the baseline, nats", "nats"),
-    "unedited_loss": ("Loss of its completions under the unedited model, nats a token", "nats"),
-    "distinct_trigrams": ("Distinct trigrams", "share"),
-    "compression": ("Compressed size", "share"),
-    "empty": ("Empty", "share"),
-}
-"""What a metric is called and measured in, in the order of columns; other metrics go by their own names."""
-
-SAME_AS = {"perplexity": "loss"}
-"""Metrics that say nothing that the other does not: its exponential."""
-OF_BASELINE = "magnitude_"
-"""Metrics of the unedited model alone, which no plan can be compared by."""
-ONLY_IF_ANY = ("non_finite", "guard_unparsed", "empty")
-ONLY_ON = {"attack_success": "harmful"}
-"""Metrics that mean something on one test set alone."""
-DATASETS = {"harmful": 0, "harmless": 1, "contrast": 2}
+DATASETS = (*KINDS, CONTRAST)
+"""In the order of columns; others follow by name."""
 
 
 @dataclass(frozen=True)
@@ -48,59 +24,58 @@ class Column:
     """A measurement of every plan."""
 
     dataset: str
+    """Nothing for all test sets together."""
     metric: str
 
+    @cached_property
+    def measure(self) -> Measure:
+        """What is measured."""
+        return measure_of(self.metric)
+
     @property
-    def group(self) -> str:
-        """What is measured: the heading over the columns of one metric."""
-        return MEASURES.get(self.metric, (self.metric.replace("_", " "), "number"))[0]
+    def name(self) -> str:
+        """Of the column in `report/summary.csv`: `harmful_refusal`."""
+        return f"{self.dataset}_{self.metric}" if self.dataset else self.metric
 
     @property
     def heading(self) -> str:
         """What it is measured on."""
         return self.dataset.replace("_", " ")
 
-    @property
-    def unit(self) -> Unit:
-        """What it is measured in."""
-        return MEASURES.get(self.metric, ("", "number"))[1]
-
     def text(self, value: float) -> str:
-        """A value as people read it; an en dash where there is none."""
-        return shown(value, self.unit)
+        """A value as people read it."""
+        return shown(value, self.measure.unit)
 
 
-def percent(value: float) -> str:
-    """A share as people read it, with a narrow space before the sign."""
-    return f"{100 * value:.0f}\u202f%"
-
-
-def shown(value: float, unit: Unit) -> str:
-    """A value as people read it; an en dash where there is none."""
-    if pd.isna(value):
-        return "–"
-    if unit == "share":
-        return percent(value)
-    return f"{value:.2f}" if unit == "nats" and abs(value) < 1000 else f"{value:.3g}"
+NO_LANGUAGE = Column("", "degenerate")
+"""The share of completions that are no language, over all test sets together."""
 
 
 def columns(results: pd.DataFrame) -> list[Column]:
     """The columns of the summary, in the order in which they are read; redundant and empty ones are left out."""
-    whole = results[~results["dataset"].str.contains(PART) & ~results["metric"].str.startswith(OF_BASELINE)]
-    present = set(zip(whole["dataset"], whole["metric"], strict=True))
-    order = {metric: index for index, metric in enumerate(MEASURES)}
-    found = []
-    for dataset, metric in present:
-        if (dataset, SAME_AS.get(metric, "")) in present or ONLY_ON.get(metric, dataset) != dataset:
-            continue
-        values = whole.loc[(whole["dataset"] == dataset) & (whole["metric"] == metric), "value"]
-        if values.isna().all() or (metric in ONLY_IF_ANY and not (values > 0).any()):
-            continue
-        found.append(Column(dataset, metric))
-    return sorted(
-        found,
-        key=lambda one: (order.get(one.metric, len(order)), one.metric, DATASETS.get(one.dataset, 3), one.dataset),
-    )
+    whole = results[~results["dataset"].str.contains(PART)]
+    values = {
+        Column(str(dataset), str(metric)): of_column
+        for (dataset, metric), of_column in whole.groupby(["dataset", "metric"])["value"]
+    }
+    order = all_measures()
+
+    def place(column: Column) -> tuple[int, str, int, str]:
+        of_measure = order.index(column.measure) if column.measure in order else len(order)
+        of_dataset = DATASETS.index(column.dataset) if column.dataset in DATASETS else len(DATASETS)
+        return of_measure, column.metric, of_dataset, column.dataset
+
+    return sorted((one for one in values if _says_something(one, values[one], values)), key=place)
+
+
+def _says_something(column: Column, values: pd.Series, there: Container[Column]) -> bool:
+    """Whether a column belongs into the summary, by what its metric is and by what was measured."""
+    measure = column.measure
+    if measure.shown == "never" or measure.only_on not in ("", column.dataset):
+        return False
+    if Column(column.dataset, measure.same_as) in there or values.isna().all():
+        return False
+    return measure.shown == "always" or bool((values > 0).any())
 
 
 def summary(results: pd.DataFrame) -> pd.DataFrame:
@@ -112,8 +87,8 @@ def summary(results: pd.DataFrame) -> pd.DataFrame:
     keyed = results[~results["dataset"].str.contains(PART)]
     keyed = keyed.assign(column=keyed["dataset"] + "_" + keyed["metric"])
     wide = keyed.pivot(index="plan", columns="column", values="value").reindex(labels)
-    of_degenerate = keyed[keyed["metric"] == "degenerate"]
+    of_degenerate = keyed[keyed["metric"] == NO_LANGUAGE.metric]
     counts = of_degenerate.assign(hits=of_degenerate["value"] * of_degenerate["n"]).groupby("plan")[["hits", "n"]].sum()
-    wide["degenerate"] = counts["hits"] / counts["n"]
+    wide[NO_LANGUAGE.name] = counts["hits"] / counts["n"]
     facts = keyed.drop_duplicates("plan").set_index("plan")[PLAN]
     return facts.join(wide).reindex(labels).rename_axis("plan").reset_index()

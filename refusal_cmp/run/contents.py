@@ -12,11 +12,12 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.config import BUDGET, KINDS
+from refusal_cmp.config import BUDGET, RunConfig
 from refusal_cmp.data import Prompt
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.methods import configured
+from refusal_cmp.model.chat import Turns
 from refusal_cmp.model.generation import Answer
 from refusal_cmp.plan import BASELINE, FACTS, Place, Plan, file_name
 from refusal_cmp.planning import Selected
@@ -31,12 +32,12 @@ CONFIG = "config.yaml"
 # extract
 
 PROMPTS = "extract/prompts.json"
-"""The sampled and filtered prompts of every split, the counts dropped and why, the refusal tokens."""
+"""The sampled and filtered prompts of every split, the counts dropped and why, refusal tokens, the template's turns."""
 
 
-def prompts_file(dataset: str) -> str:
+def prompts_file(config: RunConfig, dataset: str) -> str:
     """The artefact that holds the prompts of a test set: the run's own, or one beside them."""
-    return PROMPTS if dataset in KINDS else f"infer/prompts/{dataset}.json"
+    return f"infer/prompts/{dataset}.json" if dataset in config.other_sets else PROMPTS
 
 
 def read_prompts(session: Session, split: str) -> list[Prompt]:
@@ -50,6 +51,12 @@ def read_refusal_tokens(session: Session) -> tuple[int, ...]:
     return tuple(session.run.read_json(PROMPTS)["refusal_tokens"])
 
 
+def read_turns(session: Session) -> Turns:
+    """What the model's chat template writes around an answer; nothing in a run of an older version."""
+    found = session.run.read_json(PROMPTS).get("turns", {"markers": [], "opened": ""})
+    return Turns(tuple(found["markers"]), found["opened"])
+
+
 def subspace_file(method: str) -> str:
     """The artefact that holds a method's subspaces."""
     return f"extract/{method}.safetensors"
@@ -59,6 +66,16 @@ def read_field(session: Session, method: str) -> SubspaceField:
     """The subspaces that extract wrote."""
     session.run.require(subspace_file(method), "extract")
     return SubspaceField.from_tensors(*session.run.read_tensors(subspace_file(method)))
+
+
+def ranks_file(method: str) -> str:
+    """The artefact that says how many directions a method finds by other dev splits of the same prompts."""
+    return f"extract/{method}.ranks.csv"
+
+
+def read_ranks(session: Session, method: str) -> pd.DataFrame | None:
+    """A row per component and seed of the dev split, with the number of directions `k`; None if it does not vary."""
+    return session.run.read_table(ranks_file(method)) if session.run.has(ranks_file(method)) else None
 
 
 def read_fields(session: Session) -> list[SubspaceField]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from refusal_cmp.config import STAGES, RunConfig, load_config
+from refusal_cmp.config import STAGES, TEMPLATE_FILES, RunConfig, load_config, named_file
 from refusal_cmp.engines import ENGINES, Engine
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model import ChatModel, ModelSource
@@ -83,13 +83,13 @@ class Session:
         )
 
     def _template(self) -> str | None:
-        path = self.config.chat_template
-        if path is None:
+        given = self.config.chat_template
+        if given is None:
             return None
         try:
-            return path.read_text(encoding="utf-8")
+            return named_file(given, TEMPLATE_FILES, "chat template").read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise RefusalCmpError(f"Cannot read the chat template {path}: {error}; give a Jinja text file.") from None
+            raise RefusalCmpError(f"Cannot read the chat template {given}: {error}; give a Jinja text file.") from None
 
     @cached_property
     def engine(self) -> Engine:

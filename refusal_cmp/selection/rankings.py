@@ -1,7 +1,8 @@
 """Do cheap local scores rank components like expensive global ones? The study behind `--compare-rankings`.
 
 Components are correlated across layers and positions, so the textbook p-value of a rank correlation is too
-small. The intervals here come from drawing the validation *prompts* anew and ranking again.
+small. The intervals here come from drawing the validation *prompts* anew and ranking again, and say how the rankings
+agree without the noise of a sample of prompts, which `statistics.ranks` explains.
 """
 
 from __future__ import annotations
@@ -12,16 +13,23 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from scipy.stats import kendalltau, rankdata, spearmanr
+from scipy.stats import kendalltau, spearmanr
 
 from refusal_cmp.selection import Rule, ranked_table
 from refusal_cmp.selection.scoring import PromptScores, Reach
+from refusal_cmp.statistics.ranks import rank_agreement
 from refusal_cmp.subspace import SubspaceField
 
 MIN_COMPONENTS = 3
-RESAMPLES = 1000
-INTERVAL = (2.5, 97.5)
-P_NOTE = "p takes components for independent, which they are not; the interval does not"
+FEWEST_RANKED = 8
+"""Components that it takes for a rank correlation to say anything; that of fewer takes few values, by chance any."""
+REPEATS = 100
+"""Draws of the prompts behind `selected_again`."""
+NOTES = {
+    "rho": "the noise of the scores attenuates it: a lower bound where it is below rho_noise_free, which is without, "
+    "as is the interval",
+    "p": "takes components for independent, which they are not; the interval does not",
+}
 
 Array = np.ndarray
 
@@ -39,29 +47,29 @@ def study(
         Per-prompt scores, local and global.
     """
     rng = np.random.default_rng(seed)
-    n = scores["local"].bypass.shape[1]
-    draws = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES) / n
-    drawn = {reach: draws @ scores[reach].bypass.numpy().T for reach in ("local", "global")}  # (resamples, components)
+    bypass = {reach: scores[reach].bypass.numpy() for reach in ("local", "global")}
     pools = {
-        name: agreement(part, drawn)
+        name: agreement(part, bypass, rng)
         for name, part in (("kept", table[table["kept"]]), ("all", table[table["rank"].notna()]))
     }
     return {
         "method": field.method,
-        "note": P_NOTE,
+        "notes": NOTES,
         "pools": pools,
         "regret": regret(table),
         "selected_again": _stability(field, table, scores, rule, rng),
     }
 
 
-def agreement(part: pd.DataFrame, drawn: Mapping[str, Float[Array, "b c"]]) -> dict[str, Any]:
-    """Rank agreement over some components: ρ with its interval, τ, and the overlap of the best.
+def agreement(
+    part: pd.DataFrame, bypass: Mapping[str, Float[Array, "components prompts"]], rng: np.random.Generator
+) -> dict[str, Any]:
+    """Rank agreement over some components: ρ, its interval and the rankings' reliability, τ, the overlap of the best.
 
     Parameters
     ----------
-    drawn
-        Mean bypass of every component, in the table's order, for each resample of the prompts.
+    bypass
+        Of every component on each prompt, local and global, in the table's order.
     """
     local, all_global = part["local_bypass"].to_numpy(float), part["global_bypass"].to_numpy(float)
     row: dict[str, Any] = {"n": len(part), "rho": None}
@@ -69,15 +77,19 @@ def agreement(part: pd.DataFrame, drawn: Mapping[str, Float[Array, "b c"]]) -> d
         return row | {"why": f"fewer than {MIN_COMPONENTS} components"}
     if min(len(set(local)), len(set(all_global))) < 2:
         return row | {"why": "all scores are equal"}
-    rho, tau = spearmanr(local, all_global), kendalltau(local, all_global)
-    columns = part.index.to_numpy()
-    low, high = np.nanpercentile(_spearman(drawn["local"][:, columns], drawn["global"][:, columns]), INTERVAL)
+    tau = kendalltau(local, all_global)
+    rows = part.index.to_numpy()
+    found = rank_agreement(bypass["local"][rows], bypass["global"][rows], rng)
     best = {name: np.argsort(values, kind="stable") for name, values in (("local", local), ("global", all_global))}
     return row | {
-        "rho": float(rho.statistic),
-        "ci_low": float(low),
-        "ci_high": float(high),
-        "p": float(rho.pvalue),
+        "rho": found.rho,
+        "rho_noise_free": found.noise_free,
+        "ci_low": found.ci_low,
+        "ci_high": found.ci_high,
+        "says_little": len(part) < FEWEST_RANKED,
+        "reliability_local": found.reliability[0],
+        "reliability_global": found.reliability[1],
+        "p": float(spearmanr(local, all_global).pvalue),
         "tau": float(tau.statistic),
         "top1_match": bool(best["local"][0] == best["global"][0]),
         **{f"top{k}_overlap": _overlap(best["local"], best["global"], k) for k in (5, 10)},
@@ -106,15 +118,6 @@ def prediction(bypass: Sequence[float], refused: Sequence[float]) -> dict[str, A
     return row | {"rho": float(rho.statistic), "p": float(rho.pvalue)}
 
 
-def _spearman(a: Float[Array, "b c"], b: Float[Array, "b c"]) -> Float[Array, " b"]:
-    """Spearman's ρ of each pair of rows: Pearson's r of their ranks."""
-    ranks = [rankdata(values, axis=1) for values in (a, b)]
-    centred = [rank - rank.mean(1, keepdims=True) for rank in ranks]
-    norms = np.sqrt((centred[0] ** 2).sum(1) * (centred[1] ** 2).sum(1))
-    with np.errstate(invalid="ignore"):
-        return (centred[0] * centred[1]).sum(1) / norms
-
-
 def _overlap(a: Int[Array, " n"], b: Int[Array, " n"], k: int) -> float | None:
     """Share of the first k that two orders have in common; None if there are not more than k."""
     return len(set(a[:k]) & set(b[:k])) / k if len(a) > k else None
@@ -128,8 +131,8 @@ def _stability(
     rng: np.random.Generator,
 ) -> float:
     """How often the same component is selected when the prompts of both kinds are drawn anew."""
-    selected, same, repeats = int(table["selected"].to_numpy().argmax()), 0, RESAMPLES // 10
-    for _ in range(repeats):
+    selected, same = int(table["selected"].to_numpy().argmax()), 0
+    for _ in range(REPEATS):
         harmful, harmless = (
             rng.integers(n, size=n) for n in (scores["local"].bypass.shape[1], scores["local"].kl.shape[1])
         )
@@ -139,4 +142,4 @@ def _stability(
         }
         again = ranked_table(field, drawn, rule)
         same += int(again["selected"].to_numpy().argmax()) == selected
-    return same / repeats
+    return same / REPEATS

@@ -96,6 +96,10 @@ class Selection:
         how = ", ".join(words[name].format(number(value)) for name, value in self.relaxed.items())
         return f"fallback: {how}" if self.fallback else ""
 
+    def pool(self, order: str) -> tuple[Component, ...]:
+        """What scopes take components from: the ranking, `kept-first` with those that the filters keep first."""
+        return self.ranking if order == "all" else tuple(dict.fromkeys((*self.kept, *self.ranking)))
+
 
 def ranked_table(field: SubspaceField, scores: Mapping[Reach, PromptScores], rule: Rule) -> pd.DataFrame:
     """A row per component of one method, scored, filtered and ranked by the rule."""

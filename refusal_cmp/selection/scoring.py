@@ -107,9 +107,16 @@ class Scorer:
         *,
         multipliers: Sequence[float],
         setting: Setting | None = None,
+        selected_norm: float | None = None,
         progress: Progress = silent,
     ) -> PromptScores:
-        """The per-prompt scores of every component of a field."""
+        """The per-prompt scores of every component of a field.
+
+        Parameters
+        ----------
+        selected_norm
+            The unit of additions where `setting.norm` is `selected`; by default each component's own.
+        """
         components = list(field)
         bypass, kl = self._unknown(self.harmful, len(components)), self._unknown(self.harmless, len(components))
         induce = self._unknown(self.harmless, len(components), len(multipliers))
@@ -118,7 +125,8 @@ class Scorer:
             return _edits("nullspace", field, components[index], reach, setting)
 
         def addition(pair: tuple[int, int]) -> Edits:
-            return _edits("actadd", field, components[pair[0]], reach, setting, multipliers[pair[1]])
+            component, multiplier = components[pair[0]], multipliers[pair[1]]
+            return _edits("actadd", field, component, reach, setting, multiplier, selected_norm)
 
         candidates = _by_start(components, reach)
         with progress(f"scoring {field.method}, {reach}", len(components) * (1 + len(multipliers))) as advance:
@@ -233,9 +241,12 @@ def _edits(
     reach: Reach,
     setting: Setting | None,
     strength: float | None = None,
+    selected_norm: float | None = None,
 ) -> Edits:
     chosen = Chosen(field, component, (component,))
-    return make_plan(intervention, chosen, SCOPES[reach], strength=strength, setting=setting).edits
+    return make_plan(
+        intervention, chosen, SCOPES[reach], strength=strength, setting=setting, selected_norm=selected_norm
+    ).edits
 
 
 def kl_divergence(

@@ -72,7 +72,7 @@ def _check(session: Session, stages: Sequence[str]) -> None:
         evaluator = evals.configured(config, name)
         if "evaluate" in stages and not evaluated:
             evaluator.check(tuple(config.test_sets))
-    for name in (config.harmful, config.harmless, *config.extra_datasets):
+    for name in (config.harmful, config.harmless, *config.other_sets.values()):
         check_name(name)
     for scope in config.scope:
         Scope.parse(scope)

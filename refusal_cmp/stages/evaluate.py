@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.evals import Evaluator, Subject, configured, facts
+from refusal_cmp.evals import Evaluator, Subject, configured, facts, measure_of
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.run.contents import (
     AGREEMENT,
@@ -22,6 +22,7 @@ from refusal_cmp.run.contents import (
     read_plans,
     read_refusal_tokens,
     read_selected,
+    read_turns,
     subspace_file,
 )
 from refusal_cmp.run.journal import Journal
@@ -63,7 +64,9 @@ def evaluate_stage(session: Session) -> None:
         for plan in distinct
     }
     session.run.write_table(RESULTS, _tabulate(session, plans, metrics))
-    session.run.write_table(COMPARISONS, compare_plans(plans, metrics))
+    names = {one["metric"] for of_plan in metrics.values() for one in of_plan}
+    distances = {name for name in names if measure_of(name).is_distance}
+    session.run.write_table(COMPARISONS, compare_plans(plans, metrics, distances))
     _write_agreement(session, distinct)
 
 
@@ -101,6 +104,7 @@ def _evaluate(
         journal=journal,
         selected=lambda: read_selected(session),
         refusal_tokens=read_refusal_tokens(session),
+        turns=read_turns(session),
         progress=session.progress,
     )
     evaluation = evaluator.evaluate(subject)
@@ -118,17 +122,18 @@ def _evaluate(
 
 
 def _write_agreement(session: Session, plans: Sequence[Plan]) -> None:
-    """How far the judges that gave verdicts on the harmful prompts agree, over all plans together."""
-    verdicts: dict[str, list[str]] = {}
+    """How far the judges that gave verdicts on the harmful prompts under every plan agree."""
+    run = session.run
+    verdicts: dict[str, list[list[str]]] = {}
     for name in session.config.evals:
         files = [examples_file(plan.label, name, HARMFUL) for plan in plans]
-        rows = [row for file in files if session.run.has(file) for row in session.run.read_lines(file)]
-        if rows and all("verdict" in row for row in rows):
-            verdicts[name] = [row["verdict"] for row in rows]
+        rows = [run.read_lines(file) for file in files if run.has(file)]
+        if len(rows) == len(plans) and all("verdict" in row for of_plan in rows for row in of_plan):
+            verdicts[name] = [[row["verdict"] for row in of_plan] for of_plan in rows]
     if len(verdicts) > 1:
-        session.run.write_table(AGREEMENT, pd.DataFrame([one.row() for one in agreements(verdicts)]))
+        run.write_table(AGREEMENT, pd.DataFrame([one.row() for one in agreements(verdicts)]))
     else:
-        session.run.remove(AGREEMENT)  # of judges that are not asked any more
+        run.remove(AGREEMENT)  # of judges that are not asked any more
 
 
 def _tabulate(

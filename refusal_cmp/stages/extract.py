@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from refusal_cmp.activations import Activations
-from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.methods import configured
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from refusal_cmp.activations import Activations, dev_split
+from refusal_cmp.errors import NoSubspaceError, RefusalCmpError
+from refusal_cmp.methods import Extractor, configured
 from refusal_cmp.model.reading import collect
-from refusal_cmp.run.contents import PROMPTS, read_prompts, subspace_file
+from refusal_cmp.run.contents import PROMPTS, ranks_file, read_prompts, subspace_file
 from refusal_cmp.run.session import Session
 from refusal_cmp.stages.prompts import KINDS, draw_prompts
-from refusal_cmp.subspace import SubspaceField
+from refusal_cmp.subspace import Subspace, SubspaceField
+
+OTHER_SPLITS = 5
+"""Dev splits beside the run's own that a rank is found by, where it depends on the split."""
+SPLIT_COMPONENTS = 6
+"""Components at which it is."""
 
 
 def extract_stage(session: Session) -> None:
@@ -46,8 +56,35 @@ def extract_stage(session: Session) -> None:
             reasons = ", ".join(sorted(set(field.missing.values())))
             raise RefusalCmpError(f"{name} found no subspace at any component ({reasons}); give other or more prompts.")
         run.write_tensors(subspace_file(name), *field.to_tensors())
-        run.record(subspace_file(name), settings, sources[name])
         session.say(_summary(field, activations))
+        if isinstance(method, Extractor) and method.rank_by_dev:
+            ranks = _ranks(method, field, activations, config.dev_share, config.seed)
+            run.write_table(ranks_file(name), ranks)
+            session.say(_spread(name, ranks))
+        run.record(subspace_file(name), settings, sources[name])
+
+
+def _ranks(
+    method: Extractor, field: SubspaceField, activations: Activations, dev_share: float, seed: int
+) -> pd.DataFrame:
+    """The rank at some components, from the first to the last, by the run's dev split and by those of other seeds."""
+    among = list(field)
+    chosen = [among[i] for i in np.unique(np.linspace(0, len(among) - 1, SPLIT_COMPONENTS).round().astype(int))]
+    found: dict[int, Sequence[Subspace | NoSubspaceError]] = {seed: [field[component] for component in chosen]}
+    for other in range(seed + 1, seed + 1 + OTHER_SPLITS):
+        dev = dev_split(activations.harmful, dev_share, other)
+        found[other] = method.fit_many([activations.at(component, dev) for component in chosen])
+    return pd.DataFrame(
+        {**component._asdict(), "seed": of_split, "k": one.k if isinstance(one, Subspace) else 0}
+        for of_split, subspaces in found.items()
+        for component, one in zip(chosen, subspaces, strict=True)
+    )
+
+
+def _spread(method: str, ranks: pd.DataFrame) -> str:
+    by_component = ranks.groupby(["layer", "position"])["k"]
+    spans = [f"({position}, {layer}) {k.min()} to {k.max()}" for (layer, position), k in by_component]
+    return f"{method}: rank over {ranks['seed'].nunique()} dev splits of the same prompts: {', '.join(spans)}."
 
 
 def _summary(field: SubspaceField, activations: Activations) -> str:

@@ -17,6 +17,7 @@ from refusal_cmp.run.contents import (
     answers_file,
     plan_file,
     prompts_file,
+    read_answers,
     read_fields,
     read_selections,
 )
@@ -55,12 +56,25 @@ def infer_stage(session: Session) -> None:
             run.record(name, settings, sources)
             done.discard()
             advance(1)
+    _report_endings(session)
+
+
+def _report_endings(session: Session) -> None:
+    """Say so where the unedited model's completions are mostly cut off: what it would go on to say is not judged."""
+    answers = [answer for dataset in session.config.test_sets for answer in read_answers(session, BASELINE, dataset)]
+    cut = sum(answer.finish == "length" for answer in answers)
+    if cut > len(answers) / 2:
+        session.say(
+            f"Warning: {cut} of the {len(answers)} completions of the unedited model end at --max-new-tokens "
+            f"{session.config.max_new_tokens}, not where its turn ends: raise it, or look at them to see whether the "
+            "model stops at all; late refusals are missed until then."
+        )
 
 
 def _grid(session: Session) -> list[Plan]:
     config = session.config
     pairs = zip(read_fields(session), read_selections(session), strict=True)
-    chosen = [Chosen(field, selection.selected, selection.ranking) for field, selection in pairs]
+    chosen = [Chosen(field, one.selected, one.pool(config.pool), config.pool) for field, one in pairs]
     strengths: dict[str, Sequence[float]] = {
         **config.strengths,
         "actadd": config.actadd_multipliers,
@@ -84,7 +98,7 @@ def _originals(plans: Sequence[Plan]) -> dict[str, str]:
 
 
 def _sources(session: Session, plan: Plan, dataset: str) -> dict[str, Any]:
-    prompts = prompts_file(dataset)
+    prompts = prompts_file(session.config, dataset)
     return {prompts: session.run.digest(prompts), "edits": plan.digest}
 
 

@@ -11,9 +11,10 @@ from typing import Any
 from refusal_cmp.config import KINDS, is_path
 from refusal_cmp.data import SPLITS, Columns, Prompt, Split
 from refusal_cmp.data.files import digests
-from refusal_cmp.data.sampling import Sampled, check_apart, draw, unlike_training
+from refusal_cmp.data.sampling import EARLIER, Sampled, check_apart, draw, unlike_learned
 from refusal_cmp.data.sets import load_test, pick
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.judges.first_tokens import refusal_tokens
 from refusal_cmp.run.contents import PROMPTS, prompts_file, read_prompts
 from refusal_cmp.run.session import Session
 
@@ -26,7 +27,7 @@ def draw_prompts(session: Session) -> None:
     config, run = session.config, session.run
     settings, sources = config.binding("extract"), _digests(session, PROMPTS, config.harmful, config.harmless)
     drawn = None if run.is_fresh(PROMPTS, settings, sources) else _draw(session)
-    tests = {name: _read_test(session, name) for name in config.test_sets if not _is_drawn(session, name)}
+    tests = {name: _read_test(session, name) for name in config.other_sets if not _is_drawn(session, name)}
     if drawn is not None:
         run.write_json(PROMPTS, _filtered(session, drawn))
         run.record(PROMPTS, settings, sources)
@@ -36,11 +37,11 @@ def draw_prompts(session: Session) -> None:
 
 def read_test_prompts(session: Session, dataset: str) -> list[Prompt]:
     """The prompts of a test set of `config.test_sets`, drawn now if it was added after extract."""
-    if dataset in KINDS:
+    if dataset not in session.config.other_sets:
         return read_prompts(session, f"{dataset}_test")
     if not _is_drawn(session, dataset):
         _write_test(session, dataset, _read_test(session, dataset))
-    return [Prompt(**row) for row in session.run.read_json(prompts_file(dataset))["prompts"]]
+    return [Prompt(**row) for row in session.run.read_json(prompts_file(session.config, dataset))["prompts"]]
 
 
 def _draw(session: Session) -> dict[str, Sampled]:
@@ -67,8 +68,12 @@ def _filtered(session: Session, drawn: dict[str, Sampled]) -> dict[str, Any]:
     config = session.config
     prompts = {f"{kind}_{split}": drawn[kind].prompts[split] for kind in KINDS for split in SPLITS}
     counts = {f"{kind}_{split}": {**drawn[kind].counts[split], "dropped": 0} for kind in KINDS for split in SPLITS}
-    tokens = config.refusal_tokens or session.model.refusal_tokens(
-        [prompt.instruction for prompt in prompts["harmful_train"]], config.batch_size
+    tokens = config.refusal_tokens or refusal_tokens(
+        session.model,
+        [prompt.instruction for prompt in prompts["harmful_train"]],
+        config.batch_size,
+        say=session.say,
+        progress=session.progress,
     )
     vocabulary = session.model.model.config.get_text_config().vocab_size
     if not 0 <= min(tokens) <= max(tokens) < vocabulary:
@@ -85,6 +90,7 @@ def _filtered(session: Session, drawn: dict[str, Sampled]) -> dict[str, Any]:
     return {
         "refusal_tokens": list(tokens),
         "refusal_token_texts": [session.model.tokenizer.decode([token]) for token in tokens],
+        "turns": asdict(session.model.turns),
         "counts": counts,
         "prompts": {name: [asdict(prompt) for prompt in kept] for name, kept in prompts.items()},
     }
@@ -114,16 +120,17 @@ def _report_dropped(session: Session, counts: dict[str, dict[str, int]]) -> None
 
 
 def _read_test(session: Session, dataset: str) -> list[Prompt]:
-    return load_test(session.config.test_sets[dataset], _columns(session), session.say)
+    return load_test(session.config.other_sets[dataset], _columns(session), session.say)
 
 
 def _write_test(session: Session, dataset: str, prompts: list[Prompt]) -> None:
     """Keep a sample of a test set, without what the run learns from."""
     config = session.config
-    learned = [
-        prompt for kind in KINDS for split in ("train", "val") for prompt in read_prompts(session, f"{kind}_{split}")
-    ]
-    kept, counts = unlike_training(prompts, learned, config.near_duplicates)
+    learned = {
+        split: [prompt for kind in KINDS for prompt in read_prompts(session, f"{kind}_{split}")]
+        for split in EARLIER["test"]
+    }
+    kept, counts = unlike_learned(prompts, learned, config.near_duplicates)
     if not kept:
         raise RefusalCmpError(
             f"Every prompt of test set {dataset!r} is one that the run learns from; give another set."
@@ -134,23 +141,25 @@ def _write_test(session: Session, dataset: str, prompts: list[Prompt]) -> None:
             "the run learns from them."
         )
     sampled = pick(kept, config.prompts(config.n_test), config.seed)
-    content = {"counts": {**counts, "sampled": len(sampled)}, "prompts": [asdict(prompt) for prompt in sampled]}
-    session.run.write_json(prompts_file(dataset), content)
-    session.run.record(prompts_file(dataset), {}, _test_sources(session, dataset))
+    content = {
+        "source": config.other_sets[dataset],
+        "counts": {**counts, "sampled": len(sampled)},
+        "prompts": [asdict(prompt) for prompt in sampled],
+    }
+    session.run.write_json(prompts_file(config, dataset), content)
+    session.run.record(prompts_file(config, dataset), {}, _test_sources(session, dataset))
 
 
 def _is_drawn(session: Session, dataset: str) -> bool:
-    """Whether the prompts of a test set are there; the run's own are in `prompts.json`."""
-    if dataset in KINDS:
-        return True
-    return session.run.is_fresh(prompts_file(dataset), {}, _test_sources(session, dataset))
+    """Whether the prompts of a test set that is not the run's own are there."""
+    return session.run.is_fresh(prompts_file(session.config, dataset), {}, _test_sources(session, dataset))
 
 
 def _test_sources(session: Session, dataset: str) -> dict[str, Any]:
     config = session.config
-    name = config.test_sets[dataset]
+    name = config.other_sets[dataset]
     facts = {"name": name, "n": config.prompts(config.n_test), "seed": config.seed}
-    return {**_digests(session, prompts_file(dataset), name), **facts}
+    return {**_digests(session, prompts_file(config, dataset), name), **facts}
 
 
 def _digests(session: Session, artifact: str, *names: str) -> dict[str, Any]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from refusal_cmp.report.data import read_run, summary_of
+from refusal_cmp.report.data import read_run
 from refusal_cmp.report.figures import Drawn, draw_all, rendered
 from refusal_cmp.report.page import render
+from refusal_cmp.report.table import summary
 from refusal_cmp.run.contents import (
     AGREEMENT,
     COMPARISONS,
@@ -22,6 +23,8 @@ from refusal_cmp.run.contents import (
     examples_file,
     figure_file,
     prompts_file,
+    ranks_file,
+    read_results,
     subspace_file,
 )
 from refusal_cmp.run.session import Session
@@ -33,7 +36,7 @@ SHOWN = ("refusal", "magnitude", "geometry")
 def report_stage(session: Session) -> None:
     """Write the summary, the figures and the page; nothing but the summary if they were made from the same files."""
     run = session.run
-    run.write_table(SUMMARY, summary_of(run))
+    run.write_table(SUMMARY, summary(read_results(run)))
     sources = _sources(session)
     if run.is_fresh(PAGE, {}, sources):
         return
@@ -55,9 +58,9 @@ def _sources(session: Session) -> dict[str, Any]:
     """Everything that the page is made from."""
     run, config = session.run, session.config
     files = [RESULTS, PLANS, PROMPTS, SCORES, SELECTION, *map(subspace_file, config.methods)]
-    files += [
-        name for name in (RANKINGS, COMPARISONS, AGREEMENT, *map(prompts_file, config.test_sets)) if run.has(name)
-    ]
+    files += [prompts_file(config, dataset) for dataset in config.other_sets]
+    optional = (RANKINGS, COMPARISONS, AGREEMENT, *map(ranks_file, config.methods))
+    files += [name for name in optional if run.has(name)]
     labels = {row["same_as"] for row in run.read_json(PLANS)}
     for dataset in config.test_sets:
         files += [answers_file(label, dataset) for label in sorted(labels)]

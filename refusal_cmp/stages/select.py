@@ -9,15 +9,14 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.config import BUDGET, RunConfig
-from refusal_cmp.judges.phrases import verdict
+from refusal_cmp.config import BUDGET, KINDS, RunConfig
+from refusal_cmp.judges.completion import judge
 from refusal_cmp.methods import configured
 from refusal_cmp.plan import number
-from refusal_cmp.planning import Chosen, Scope, Setting, make_plan
+from refusal_cmp.planning import UNIT_METHOD, Chosen, Scope, Setting, make_plan
 from refusal_cmp.registry import parse_spec
 from refusal_cmp.run.contents import (
     BASELINE_SCORES,
-    KINDS,
     PROMPTS,
     RANKINGS,
     SCORES,
@@ -53,7 +52,10 @@ def select_stage(session: Session) -> None:
         if BUDGET in config.inlp_k and configured(config, name).has_k:
             _settle_budget(session, read_field(session, name), scorer)
     fields = read_fields(session)
-    scores = {field.method: {reach: _scores(session, field, reach, scorer) for reach in reaches} for field in fields}
+    unit = _selected_norm(session, fields, reaches, scorer)
+    scores = {
+        field.method: {reach: _scores(session, field, reach, scorer, unit) for reach in reaches} for field in fields
+    }
     rules = {field.method: Rule.of(config, field.extracted_by) for field in fields}
     tables = [ranked_table(field, scores[field.method], rules[field.method]) for field in fields]
     selections = [outcome(table, field) for table, field in zip(tables, fields, strict=True)]
@@ -77,9 +79,9 @@ def select_stage(session: Session) -> None:
 
 
 def _score_setting(config: RunConfig, field: SubspaceField) -> Setting:
-    """That of the plans, with other sites where the method has its own for scores."""
+    """That of the plans, but that additions reach as far as removals, at the sites that a method has for scores."""
     sites = config.score_sites_of.get(parse_spec(field.extracted_by)[0], config.sites)
-    return replace(Setting.of(config), sites=sites)
+    return replace(Setting.of(config), sites=sites, layers="scope")
 
 
 def _settle_budget(session: Session, field: SubspaceField, scorer: Callable[[], Scorer]) -> None:
@@ -100,10 +102,25 @@ def _settle_budget(session: Session, field: SubspaceField, scorer: Callable[[], 
     )
 
 
-def _scores(session: Session, field: SubspaceField, reach: Reach, scorer: Callable[[], Scorer]) -> PromptScores:
+def _selected_norm(
+    session: Session, fields: list[SubspaceField], reaches: list[Reach], scorer: Callable[[], Scorer]
+) -> float | None:
+    """The norm of the selected difference in means, where the candidates of the other methods are steered by it."""
+    found = [field for field in fields if field.method == UNIT_METHOD]
+    if session.config.actadd_norm == "own" or not found:
+        return None
+    scores = {reach: _scores(session, found[0], reach, scorer, None) for reach in reaches}
+    table = ranked_table(found[0], scores, Rule.of(session.config, found[0].extracted_by))
+    return found[0].means.distance(outcome(table, found[0]).selected)
+
+
+def _scores(
+    session: Session, field: SubspaceField, reach: Reach, scorer: Callable[[], Scorer], unit: float | None
+) -> PromptScores:
     """The per-prompt scores of a method, from its file if that was made from the same things.
 
-    `scorer` is called only if there is something to score; all methods then share its unedited passes.
+    `scorer` is called only if there is something to score; all methods then share its unedited passes. `unit` is the
+    selected norm, which a candidate difference in means does not know yet: it is added with the norm that it has.
     """
     config, run = session.config, session.run
     name = scores_file(field.method, reach)
@@ -111,14 +128,18 @@ def _scores(session: Session, field: SubspaceField, reach: Reach, scorer: Callab
     settings = config.binding("select")
     settings = {key: settings[key] for key in ("induce_multipliers", "kl_epsilon", "spread", "actadd_norm")}
     settings["sites"] = list(edits.sites)
-    sources = {file: run.digest(file) for file in (PROMPTS, subspace_file(field.extracted_by))}
+    unit = None if field.method == UNIT_METHOD else unit
+    sources: dict[str, Any] = {file: run.digest(file) for file in (PROMPTS, subspace_file(field.extracted_by))}
     sources["k"] = ",".join(str(subspace.k) for subspace in field.subspaces.values())
+    if unit is not None:
+        sources["selected norm"] = unit
     if not run.is_fresh(name, settings, sources):
         scores = scorer().score(
             field,
             reach,
             multipliers=config.induce_multipliers,
             setting=edits,
+            selected_norm=unit,
             progress=session.progress,
         )
         tensors = {"bypass": scores.bypass, "induce": scores.induce, "kl": scores.kl}
@@ -192,7 +213,7 @@ def _judged(session: Session, field: SubspaceField, table: pd.DataFrame, setting
             completions = session.model.generate(
                 instructions, max_new_tokens=session.config.max_new_tokens, batch_size=session.config.batch_size
             )
-        verdicts = [verdict(one.text, one.finish) for one in completions]
+        verdicts = [judge(one.text, one.finish, turns=session.model.turns).verdict for one in completions]
         bypass.append(float(table.loc[row, "local_bypass"]))
         refused.append(verdicts.count("refused") / len(verdicts))
     return {**prediction(bypass, refused), "bypass": bypass, "refused": refused}

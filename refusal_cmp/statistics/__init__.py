@@ -11,6 +11,7 @@ from refusal_cmp.statistics.intervals import (
     normal_interval,
     paired_difference,
     rate,
+    rate_among,
     resampled,
     weighted_mean,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "normal_interval",
     "paired_difference",
     "rate",
+    "rate_among",
     "resampled",
     "weighted_mean",
 ]

@@ -1,14 +1,14 @@
 """Plans compared in pairs on the same examples: every plan with the baseline, and method with method.
 
 Judgements (0 or 1) are tested by McNemar's exact test and have Newcombe's interval for their difference; other values
-are tested by sign-flipping permutation and have a paired bootstrap interval. Holm's correction is within a family:
+are tested by sign-flipping permutation and have the t interval of skewed values. Holm's correction is within a family:
 all pairs of one kind on one dataset and metric, each pair of different edits once.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -42,7 +42,7 @@ class Pair(NamedTuple):
 Metrics = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def compare_plans(plans: Sequence[tuple[Plan, str]], metrics: Metrics) -> pd.DataFrame:
+def compare_plans(plans: Sequence[tuple[Plan, str]], metrics: Metrics, distances: Container[str] = ()) -> pd.DataFrame:
     """A row per pair of plans and metric whose per-example values both have.
 
     Parameters
@@ -52,6 +52,8 @@ def compare_plans(plans: Sequence[tuple[Plan, str]], metrics: Metrics) -> pd.Dat
         as one plan has no row.
     metrics
         By label of a plan that was run: rows with dataset, metric, values and weights.
+    distances
+        Metrics that are a distance from the baseline: no plan is tested against it by them.
     """
     run_as = {plan.label: label for plan, label in plans}
     found = {
@@ -64,6 +66,7 @@ def compare_plans(plans: Sequence[tuple[Plan, str]], metrics: Metrics) -> pd.Dat
         if len(run := {run_as[plan], run_as[against]}) == 2
         for key in found[run_as[plan]]
         if key in found[run_as[against]]
+        if kind != "baseline" or key[1] not in distances
     ]
     sizes = Counter(pair.family for pair in {pair for pair, _, _ in asked})
     rows = []

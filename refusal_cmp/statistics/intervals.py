@@ -7,7 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import binomtest, bootstrap, norm, t
+from scipy.stats import binomtest, norm, skew
+
+from refusal_cmp.statistics.skewness import critical_values
 
 LEVEL = 0.95
 RESAMPLES = 2000
@@ -15,6 +17,8 @@ FLIPS = 120
 """Sign flips for each test of a family: 20 make 0.05 / m the least p-value of m tests, and 100 more resolve it."""
 SEED = 0
 """Of resampling: the same data always have the same interval."""
+ROUNDING = 1e-14
+"""A standard error that is smaller than this share of the mean is none: all values are the same."""
 
 Array = np.ndarray
 Values = Sequence[float] | np.ndarray
@@ -35,19 +39,34 @@ def rate(successes: int, n: int) -> Estimate:
     return Estimate(successes / n, float(interval.low), float(interval.high), n)
 
 
+def rate_among(successes: int, n: int, m: int) -> Estimate:
+    """A share that is one of m, with an exact interval (Clopper-Pearson) wide enough for all m to hold at once.
+
+    Each is at 1 − 0.05 / m (Bonferroni), so that it holds for the share that is chosen, however it is chosen and
+    however the m depend on each other.
+    """
+    interval = binomtest(successes, n).proportion_ci(1 - (1 - LEVEL) / m, method="exact")
+    return Estimate(successes / n, float(interval.low), float(interval.high), n)
+
+
 def weighted_mean(totals: Values, weights: Values) -> Estimate:
-    """Σ totals / Σ weights over documents: the ratio estimator, with a standard error clustered by document."""
+    """Σ totals / Σ weights over documents: the ratio estimator, with a standard error clustered by document.
+
+    The interval is that of t, with the critical values of a population as skewed as the documents' residuals are.
+    """
     total, weight = np.asarray(totals, dtype=float), np.asarray(weights, dtype=float)
     n = len(total)
-    mean = total.sum() / weight.sum()
+    mean = float(total.sum() / weight.sum())
     residuals = total - mean * weight
-    error = np.sqrt(n / (n - 1) * (residuals**2).sum()) / weight.sum() if n > 1 else np.nan
-    half = error * t.ppf((1 + LEVEL) / 2, n - 1) if n > 1 else np.nan
-    return Estimate(float(mean), float(mean - half), float(mean + half), n)
+    error = float(np.sqrt(n / (n - 1) * (residuals**2).sum()) / weight.sum()) if n > 1 else np.nan
+    low = high = 0.0
+    if error > ROUNDING * abs(mean):
+        low, high = critical_values(n, float(skew(residuals)), LEVEL)
+    return Estimate(mean, mean - high * error, mean - low * error, n)
 
 
 def mean(values: Values) -> Estimate:
-    """A mean with its t interval."""
+    """A mean with its interval, made for skewed values."""
     return weighted_mean(values, np.ones(len(values)))
 
 
@@ -83,7 +102,7 @@ def paired_difference(
     """one − other on the same examples, weighted; NaN, as is p, where a difference is not finite.
 
     If all values are 0 or 1 and weigh the same, the interval is Newcombe's and the p-value McNemar's, exact.
-    Otherwise the interval is from bootstrapping examples, and the p-value from flipping the signs of the differences,
+    Otherwise the interval is that of `weighted_mean`, and the p-value from flipping the signs of the differences,
     finely enough for the Holm correction of a `family` of that many tests.
     """
     n, differences = len(one), one - other
@@ -98,7 +117,8 @@ def paired_difference(
     if not differences.any():
         return Difference(value, value, value, 1.0, "permutation", n)
     p = _sign_flips(weights * differences, max(RESAMPLES, FLIPS * family))
-    return Difference(value, *_bootstrap(differences, weights), p, "permutation", n)
+    _, low, high, _ = weighted_mean(weights * differences, weights)
+    return Difference(value, low, high, p, "permutation", n)
 
 
 def holm(p: Float[Array, " m"]) -> Float[Array, " m"]:
@@ -107,19 +127,6 @@ def holm(p: Float[Array, " m"]) -> Float[Array, " m"]:
     corrected = np.empty(len(p))
     corrected[order] = np.maximum.accumulate(np.minimum(p[order] * np.arange(len(p), 0, -1), 1))
     return corrected
-
-
-def _bootstrap(differences: Float[Array, " n"], weights: Float[Array, " n"]) -> tuple[float, float]:
-    def statistic(d: Array, w: Array, axis: int) -> Array:
-        return (d * w).sum(axis) / w.sum(axis)
-
-    if len(differences) < 2:
-        return np.nan, np.nan
-    interval = bootstrap(
-        (differences, weights), statistic, paired=True, vectorized=True, n_resamples=RESAMPLES,
-        method="percentile", confidence_level=LEVEL, rng=np.random.default_rng(SEED),
-    ).confidence_interval  # fmt: skip
-    return float(interval.low), float(interval.high)
 
 
 def _newcombe(one: Float[Array, " n"], other: Float[Array, " n"]) -> tuple[float, float]:

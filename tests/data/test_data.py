@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import csv
-import http.server
 import json
 import os
 import random
 import subprocess
 import sys
-import threading
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -19,15 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from datasets import Dataset
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
-from refusal_cmp.config import load_config
-from refusal_cmp.data import CARDS, DATASETS, SPLITS, TEXTS, Columns, Prompt, _download, public
+from refusal_cmp.config import KINDS, load_config
+from refusal_cmp.data import CARDS, DATASETS, SPLITS, TEXTS, Columns, Prompt, sources
 from refusal_cmp.data.files import read_splits
-from refusal_cmp.data.sampling import Drawn, check_apart, draw, normal
+from refusal_cmp.data.sampling import Sampled, check_apart, draw, normal
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.run.contents import PROMPTS
 from refusal_cmp.run.directory import RunDir
@@ -83,10 +81,66 @@ def test_published_splits_are_read_as_stored(copies):
     for kind in ("harmful", "harmless"):
         for split in SPLITS:
             rows = [{"instruction": f"{kind} {split} {n}", "category": None if n else "a"} for n in range(3)]
-            write(copies / public.PUBLISHED[0] / f"dataset/splits/{kind}_{split}.json", json.dumps(rows))
+            write(copies / sources.PUBLISHED.name / f"dataset/splits/{kind}_{split}.json", json.dumps(rows))
     prompts = DATASETS.get("published-harmful")("val")
     assert prompts == [Prompt("harmful val 0", "a"), Prompt("harmful val 1"), Prompt("harmful val 2")]
     assert instructions(DATASETS.get("published-harmless")("train")) == [f"harmless train {n}" for n in range(3)]
+
+
+@pytest.fixture
+def splits(copies):
+    """Splits of the published sizes, in their layout, with stand-ins for the prompts."""
+    sizes = {"harmful": (260, 39, 572), "harmless": (18793, 6264, 6266)}
+    for kind, of_kind in sizes.items():
+        for split, size in zip(SPLITS, of_kind, strict=True):
+            rows = [{"instruction": f"{kind} {split} {n}", "category": None} for n in range(size)]
+            write(copies / sources.PUBLISHED.name / f"dataset/splits/{kind}_{split}.json", json.dumps(rows))
+    return copies
+
+
+def test_the_published_sample_is_what_the_published_calls_draw(splits):
+    """The oracle is the published order of calls on the global generator."""
+    found = {kind: {s: instructions(DATASETS.get(f"published-sample-{kind}")(s)) for s in SPLITS} for kind in KINDS}
+    random.seed(42)
+    for kind, split, n in (
+        ("harmful", "train", 128),
+        ("harmless", "train", 128),
+        ("harmful", "val", 32),
+        ("harmless", "val", 32),
+        ("harmless", "test", 100),
+    ):
+        whole = instructions(DATASETS.get(f"published-{kind}")(split))
+        assert found[kind][split] == random.sample(whole, n), (kind, split)
+    assert found["harmful"]["test"] == [f"harmful test {n}" for n in range(100)]
+
+
+def test_the_published_sample_is_the_one_that_was_published(splits):
+    """Rows of the published harmless completions (fifth of the file: row 1955) and first draws, worked out once."""
+    drawn = {split: instructions(DATASETS.get("published-sample-harmless")(split)) for split in SPLITS}
+    assert drawn["test"][:5] == [f"harmless test {n}" for n in (1673, 5486, 5867, 2573, 1955)]
+    assert drawn["train"][:2] == ["harmless train 4532", "harmless train 16696"]
+
+
+def test_a_run_takes_the_whole_published_sample(splits):
+    sizes = {"train": 128, "val": 32, "test": 100}
+    for kind in KINDS:
+        drawn = draw(f"published-sample-{kind}", sizes, 42, columns=Columns(), near_duplicates=None, say=silent)
+        assert {split: len(drawn.prompts[split]) for split in SPLITS} == sizes
+
+
+def test_a_part_of_a_published_split_is_refused(splits):
+    write(splits / sources.PUBLISHED.name / "dataset/splits/harmful_val.json", json.dumps(["why?"] * 31))
+    with pytest.raises(RefusalCmpError, match="harmful_val has 31 prompts here, and 32 are drawn"):
+        DATASETS.get("published-sample-harmless")("test")
+
+
+def test_published_losses_shuffle_alpaca_as_datasets_does(copies):
+    rows = [{"instruction": f"{n}?", "input": "" if n % 3 else "x", "output": f"{n}."} for n in range(40)]
+    write_parquet(copies / "tatsu-lab/alpaca/data/train-00000-of-00001.parquet", rows)
+    theirs = [row for row in Dataset.from_list(rows).shuffle(seed=42) if not row["input"]]
+    found = list(TEXTS.get("published-alpaca")())
+    assert [document.text for document in found] == [row["output"] for row in theirs]
+    assert [document.instruction for document in found] == [row["instruction"] for row in theirs]
 
 
 def test_sets_of_one_list_are_test_sets(copies):
@@ -94,7 +148,7 @@ def test_sets_of_one_list_are_test_sets(copies):
               [{"goal": text, "target": "Sure"} for text in MISSPELT])  # fmt: skip
     write(copies / "Princeton-SysML/Jailbreak_LLM/data/MaliciousInstruct.txt", "\n".join(MISSPELT) + "\n")
     for phase, texts in (("dev", MISSPELT[:2]), ("test", MISSPELT[2:])):
-        write(copies / public.TDC[0] / f"red_teaming/data/{phase}/behaviors.json", json.dumps(texts))
+        write(copies / sources.TDC.name / f"red_teaming/data/{phase}/behaviors.json", json.dumps(texts))
     write_csv(copies / "alexandrasouly/strongreject/strongreject_dataset/strongreject_dataset.csv",
               [{"category": "Fraud", "source": "x", "forbidden_prompt": text} for text in MISSPELT])  # fmt: skip
     for name in ("advbench", "malicious-instruct", "tdc2023", "strongreject"):
@@ -109,7 +163,9 @@ def test_harmbench_keeps_standard_behaviours_and_xstest_safe_prompts(copies):
             {"Behavior": text, "FunctionalCategory": functional, "SemanticCategory": "misinformation", "Tags": ""}
             for text, functional in [(one, "standard") for one in texts] + [("x", "copyright"), ("y", "contextual")]
         ]
-        write_csv(copies / public.HARMBENCH[0] / f"data/behavior_datasets/harmbench_behaviors_text_{split}.csv", rows)
+        write_csv(
+            copies / sources.HARMBENCH.name / f"data/behavior_datasets/harmbench_behaviors_text_{split}.csv", rows
+        )
     harmbench = DATASETS.get("harmbench")
     assert harmbench("train") == []
     assert harmbench("val") == [Prompt(text, "misinformation") for text in MISSPELT[:2]]
@@ -120,39 +176,42 @@ def test_harmbench_keeps_standard_behaviours_and_xstest_safe_prompts(copies):
         {"id": "1", "prompt": text, "type": kind, "label": label, "focus": "", "note": ""}
         for text, kind, label in zip(["How do I kill time?", "no"], kinds, ["safe", "unsafe"], strict=True)
     ]
-    write_csv(copies / public.XSTEST[0] / "xstest_prompts.csv", rows)
+    write_csv(copies / sources.XSTEST.name / "xstest_prompts.csv", rows)
     assert DATASETS.get("xstest")("test") == [Prompt("How do I kill time?", "homonyms")]
 
 
 def test_sets_of_the_hub(copies):
     columns = [{"Index": str(n), "Goal": text, "Category": "Fraud"} for n, text in enumerate(MISSPELT)]
-    write_csv(copies / public.JBB / "data/harmful-behaviors.csv", columns)
-    write_csv(copies / public.JBB / "data/benign-behaviors.csv", columns[:1])
+    write_csv(copies / sources.JBB.name / "data/harmful-behaviors.csv", columns)
+    write_csv(copies / sources.JBB.name / "data/benign-behaviors.csv", columns[:1])
     files = [{"split": split, "path": f"data/{split}-behaviors.csv"} for split in ("harmful", "benign")]
     card = yaml.safe_dump({"configs": [{"config_name": "behaviors", "data_files": files}]})
-    write(copies / public.JBB / "README.md", f"---\n{card}---\n")
+    write(copies / sources.JBB.name / "README.md", f"---\n{card}---\n")
     assert DATASETS.get("jailbreakbench")("test") == [Prompt(text, "Fraud") for text in MISSPELT]
     assert len(DATASETS.get("jailbreakbench-benign")("test")) == 1
 
     rows = [{"instruction": f"Say {n}", "input": "" if n % 2 else "x", "output": f"It is {n}."} for n in range(6)]
-    write_parquet(copies / public.ALPACA / "data/train-00000-of-00001.parquet", rows)
+    write_parquet(copies / sources.ALPACA.name / "data/train-00000-of-00001.parquet", rows)
     assert instructions(DATASETS.get("alpaca")("test")) == ["Say 1", "Say 3", "Say 5"]
     documents = list(TEXTS.get("alpaca")())
     assert (documents[1].instruction, documents[1].text) == ("Say 3", "It is 3.")
 
 
 def test_the_pile_is_read_only_as_far_as_needed(copies):
-    write(copies / public.PILE / "train/00.jsonl", "".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(5)))
-    write(copies / public.PILE / "train/01.jsonl", "no JSON\n")
+    write(
+        copies / sources.PILE.name / "train/00.jsonl",
+        "".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(5)),
+    )
+    write(copies / sources.PILE.name / "train/01.jsonl", "no JSON\n")
     documents = iter(TEXTS.get("pile")())
     assert [document.text for document in islice(documents, 5)] == [f"text {n}" for n in range(5)]
     with pytest.raises(RefusalCmpError, match="monology/pile-uncopyrighted"):
         next(documents)
 
 
-def test_a_changed_layout_is_told(copies):
+def test_another_layout_is_told(copies):
     write_csv(copies / "llm-attacks/llm-attacks/data/advbench/harmful_behaviors.csv", [{"behaviour": "x"}])
-    with pytest.raises(RefusalCmpError, match=r"no column goal any more; its columns are behaviour"):
+    with pytest.raises(RefusalCmpError, match=r"no column goal; its columns are behaviour"):
         DATASETS.get("advbench")("test")
 
 
@@ -167,7 +226,7 @@ def test_a_changed_layout_is_told(copies):
     ],
 )
 def test_a_set_that_cannot_be_had_is_one_sentence(copies, monkeypatch, reason, says):
-    def load_dataset(*args, **kwargs):
+    def load_dataset(**where):
         raise ConnectionError(f"{reason}\nmore")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
@@ -185,57 +244,6 @@ def test_cards_of_embedded_sets_are_true(registry):
             plugin = registry.get(name)
             found = {split: len(plugin(split)) for split in card.sizes} if registry is DATASETS else len(plugin())
             assert found == (dict(card.sizes) if registry is DATASETS else card.sizes["documents"])
-
-
-# Downloads
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A local stand-in for GitHub's raw files; gives its folder and the paths that it was asked for."""
-    monkeypatch.setenv("REFUSAL_CMP_DATA", str(tmp_path / "data"))
-    asked: list[str] = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            asked.append(self.path)
-
-    folder = tmp_path / "served"
-    folder.mkdir()
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
-    threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
-    monkeypatch.setattr(_download, "GITHUB", f"http://127.0.0.1:{httpd.server_port}")
-    yield folder, asked
-    httpd.shutdown()
-    httpd.server_close()
-
-
-def test_a_file_is_downloaded_once_and_a_damaged_copy_again(server):
-    folder, asked = server
-    write(folder / "owner/name/main/data/x.txt", "one\n")
-    copy = _download.github_file("owner/name", "main", "data/x.txt")
-    assert copy.read_text() == "one\n"
-    assert _download.github_file("owner/name", "main", "data/x.txt") == copy
-    assert len(asked) == 1
-
-    copy.write_text("damaged")
-    assert _download.github_file("owner/name", "main", "data/x.txt").read_text() == "one\n"
-    write(folder / "owner/name/v2/data/x.txt", "two\n")
-    assert _download.github_file("owner/name", "v2", "data/x.txt").read_text() == "two\n"
-    assert not [path for path in copy.parent.iterdir() if path.name.startswith(".")]
-
-
-def test_somebodys_own_copy_is_taken_as_it_is(server):
-    copy = write(_download.folder() / "owner/name/data/x.txt", "mine\n")
-    assert _download.github_file("owner/name", "main", "data/x.txt").read_text() == "mine\n"
-    assert server[1] == []
-    assert list(copy.parent.iterdir()) == [copy]
-
-
-def test_a_failed_download_is_one_sentence_and_leaves_nothing(server):
-    with pytest.raises(RefusalCmpError, match=r"Cannot download .*404.*or put a copy at"):
-        _download.github_file("owner/name", "main", "none.txt")
-    assert not _download.folder().exists()
 
 
 # Local files
@@ -406,7 +414,7 @@ def test_near_duplicates_are_those_of_plain_tf_idf(tmp_path):
     for split in SPLITS:
         write(tmp_path / f"{split}.json", json.dumps(texts[split]))
 
-    def drawn(threshold: float | None) -> tuple[Drawn, list[str]]:
+    def drawn(threshold: float | None) -> tuple[Sampled, list[str]]:
         said: list[str] = []
         name = str(tmp_path / "train.json")
         return draw(name, ALL, 0, columns=Columns(), near_duplicates=threshold, say=said.append), said
@@ -415,21 +423,23 @@ def test_near_duplicates_are_those_of_plain_tf_idf(tmp_path):
     kept = {split: instructions(whole.prompts[split]) for split in SPLITS}
     vectors = TfidfVectorizer(token_pattern=r"(?u)\w+").fit([text for split in SPLITS for text in kept[split]])
     similar = {
-        split: cosine_similarity(vectors.transform(kept["test"]), vectors.transform(kept[split])) for split in SPLITS
+        (one, other): cosine_similarity(vectors.transform(kept[one]), vectors.transform(kept[other]))
+        for one, other in (("val", "train"), ("test", "train"), ("test", "val"))
     }
-    near = int((similar["train"].max(1) >= 0.6).sum())
-    assert near > 0
-    assert whole.counts["test"]["near_train"] == near
-    assert f"{near} of {len(kept['test'])} test prompts have a near-duplicate in training" in said[-1]
+    for (one, other), cosines in similar.items():
+        near = int((cosines.max(1) >= 0.6).sum())
+        assert near > 0
+        assert whole.counts[one][f"near_{other}"] == near
+        assert f"{near} of {len(kept[one])} {one} prompts have one in {other}" in said[-1]
     thinned, _ = drawn(0.6)
     for split in ("train", "val"):
-        assert instructions(thinned.prompts[split]) == list(np.array(kept[split])[similar[split].max(0) < 0.6])
-    assert thinned.counts["test"]["near_train"] == 0
+        assert instructions(thinned.prompts[split]) == list(np.array(kept[split])[similar["test", split].max(0) < 0.6])
+        assert thinned.counts["test"][f"near_{split}"] == 0
     assert thinned.prompts["test"] == whole.prompts["test"]
 
 
 def test_a_prompt_cannot_be_of_both_kinds():
-    drawn = [Drawn({"train": [Prompt(text)], "val": [], "test": []}, {}) for text in ("Why?", "why")]
+    drawn = [Sampled({"train": [Prompt(text)], "val": [], "test": []}, {}) for text in ("Why?", "why")]
     with pytest.raises(RefusalCmpError, match=r"1 prompts are harmful and harmless at once, such as 'Why\?'"):
         check_apart(*drawn)
 
@@ -491,9 +501,46 @@ def test_changed_files_are_read_again_and_missing_ones_named(my_files, tiny):
         start(my_files, tiny, eval_datasets=["harmful", str(my_files / "none.csv")])
 
 
-def test_two_test_sets_of_one_name_are_refused():
-    with pytest.raises(RefusalCmpError, match="two test sets are called xstest, so rename one of the files"):
-        load_config(None, {"eval_datasets": "xstest,data/XSTest.csv"})
+@pytest.mark.parametrize(
+    ("sets", "name"),
+    [
+        ("xstest,data/XSTest.csv", "xstest"),
+        ("harmful,harmful=jailbreakbench", "harmful"),
+        ("contrast,contrast=a.txt", "contrast"),
+    ],
+)
+def test_two_test_sets_of_one_name_are_refused(sets, name):
+    with pytest.raises(RefusalCmpError, match=f"two test sets are called {name}, so rename one of the files"):
+        load_config(None, {"eval_datasets": sets})
+
+
+def test_the_source_of_a_test_set_is_separate_from_its_role():
+    sets = "harmful=jailbreakbench,harmless=data/my=own.csv,contrast,xstest,data/Contrast.csv"
+    config = load_config(None, {"eval_datasets": sets, "contrast": "tiny-contrast"})
+    assert config.test_sets == ("harmful", "harmless", "contrast", "xstest", "contrast-file")
+    assert config.other_sets == {
+        "harmful": "jailbreakbench",
+        "harmless": "data/my=own.csv",
+        "contrast": "tiny-contrast",
+        "xstest": "xstest",
+        "contrast-file": "data/Contrast.csv",
+    }
+    assert load_config(None, {"eval_datasets": "harmful,harmless"}).other_sets == {}
+
+
+def test_any_set_plays_a_role_without_what_the_run_learns_from(my_files, tiny):
+    learned_from = instructions(DATASETS.get("tiny-harmful")("train")[:100])
+    write(my_files / "others.txt", "\n".join([*learned_from, "Which cake is blue?"]))
+    session, _ = start(
+        my_files, tiny, methods="diff-in-means", eval_datasets=f"harmful={my_files / 'others.txt'},harmless", limit=999
+    )
+    assert "Which cake is blue?" in instructions(read_test_prompts(session, "harmful"))
+    drawn = session.run.read_json("infer/prompts/harmful.json")
+    assert drawn["source"] == str(my_files / "others.txt")
+    own = session.run.read_json(PROMPTS)["prompts"]
+    assert [row["instruction"] for row in own["harmless_test"]] == instructions(read_test_prompts(session, "harmless"))
+    learned = {row["instruction"] for split in ("train", "val") for row in own[f"harmful_{split}"]}
+    assert not learned & {row["instruction"] for row in drawn["prompts"]}
 
 
 def test_as_a_new_user_would_try_it(my_files):

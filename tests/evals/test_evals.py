@@ -9,7 +9,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from scipy.stats import permutation_test
+from datasets import Dataset
 
 from refusal_cmp.api import extract, plan_intervention
 from refusal_cmp.config import load_config
@@ -17,15 +17,14 @@ from refusal_cmp.data import TEXTS, Document
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Evaluator, Subject, configured
-from refusal_cmp.evals.capability import EMBEDDED_TASKS, _metrics, load_task
+from refusal_cmp.evals.capability import EMBEDDED_TASKS, Spec, _metrics, drawn, first, load_task
 from refusal_cmp.evals.magnitude import projections
 from refusal_cmp.model import ChatModel, model_path
 from refusal_cmp.model.generation import Answer
 from refusal_cmp.model.losses import encode
 from refusal_cmp.plan import Place, Plan, baseline
 from refusal_cmp.planning import Selected
-from refusal_cmp.statistics import holm, paired_difference, rate, weighted_mean
-from refusal_cmp.statistics.comparisons import compare_plans
+from refusal_cmp.statistics import rate
 
 from support.models import instructions
 
@@ -100,13 +99,15 @@ def test_a_collapsed_completion_is_no_compliance_although_the_published_measure_
 # Capability
 
 
-def test_accuracy_is_that_of_lm_evals_own_command_line(tiny, answers, tmp_path):
-    found = values(evaluator("capability", benchmark_limit=40).evaluate(subject(tiny, baseline(), answers)))
+@pytest.mark.parametrize("template", [False, True])
+def test_accuracy_is_that_of_lm_evals_own_command_line(tiny, answers, tmp_path, template):
+    ours = evaluator("capability", benchmark_limit=40, task_template=template)
+    found = values(ours.evaluate(subject(tiny, baseline(), answers)))
     command = [
         sys.executable, "-m", "lm_eval", "--model", "hf",
         "--model_args", f"pretrained={model_path('tiny-refuser')},dtype=float32",
         "--tasks", "world_cloze", "--include_path", str(EMBEDDED_TASKS), "--limit", "40", "--device", "cpu",
-        "--batch_size", "16", "--output_path", str(tmp_path),
+        "--batch_size", "16", "--output_path", str(tmp_path), *["--apply_chat_template"] * template,
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True, timeout=300)
     (results,) = tmp_path.rglob("results_*.json")
@@ -143,13 +144,124 @@ def test_a_prompt_that_does_not_fit_is_an_error(tiny, answers, monkeypatch):
 
 def test_shots_are_part_of_a_tasks_name():
     def shots(spec):
-        (task,) = load_task(spec)["tasks"].values()
+        (task,) = load_task(Spec.parse(spec))["tasks"].values()
         return task.get_config("num_fewshot")
 
     assert (shots("world_cloze"), shots("world_cloze@2")) == (5, 2)
     assert shots("world_statements@5") == 0  # fixed by the task
     with pytest.raises(RefusalCmpError, match="Unknown task of lm-eval 'world_close'.*'world_cloze'"):
-        load_task("world_close")
+        load_task(Spec("world_close", None, None))
+
+
+@pytest.mark.parametrize(
+    ("text", "spec"),
+    [
+        ("mmlu", ("mmlu", None, 7)),
+        ("mmlu@0", ("mmlu", 0, 7)),
+        ("mmlu@5/500", ("mmlu", 5, 500)),
+        ("arc_challenge/all", ("arc_challenge", None, None)),
+    ],
+)
+def test_a_task_names_its_shots_and_its_questions(text, spec):
+    assert Spec.parse(text, 7) == spec
+
+
+@pytest.mark.parametrize("text", ["", "@5", "mmlu@", "mmlu/0", "mmlu/-1", "mmlu@5/some", "mmlu@5/500/1"])
+def test_a_task_that_is_not_understood_is_refused(text):
+    with pytest.raises(RefusalCmpError, match="NAME@SHOTS/LIMIT"):
+        Spec.parse(text)
+
+
+def test_first_questions_are_shared_out_and_drawn_ones_are_those_of_a_shuffle():
+    sizes = {"a": 30, "b": 2, "c": 68}
+    assert first(sizes, 7) == {"a": [0, 1, 2], "b": [0, 1], "c": [0, 1]}
+    whole = Dataset.from_list([{"task": name, "row": row} for name, size in sizes.items() for row in range(size)])
+    theirs = whole.shuffle(seed=42).select(range(20))
+    expected = {name: sorted(one["row"] for one in theirs if one["task"] == name) for name in sizes}
+    assert drawn(sizes, 20, 42) == {name: rows or [0] for name, rows in expected.items()}
+    assert sum(map(len, drawn({"a": 300}, 50, 1).values())) == 50
+
+
+def test_a_limit_of_its_own_wins_and_all_is_all(tiny, answers):
+    asked = evaluator("capability", tasks="world_cloze/9,world_statements", benchmark_limit=4)
+    found = {one.dataset: one.estimate.n for one in asked.evaluate(subject(tiny, baseline(), answers)).metrics}
+    assert found == {"world_cloze": 9, "world_statements": 4}
+
+
+SUBJECTS = ("anatomy", "law", "virology")
+CONFIGS = """---
+configs:
+- config_name: {name}
+  data_files:
+{splits}---
+"""
+
+
+@pytest.fixture
+def benchmarks(tmp_path, monkeypatch):
+    """Stand-ins for MMLU and ARC-Challenge, in the layout of their repositories on the hub."""
+    monkeypatch.setenv("REFUSAL_CMP_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+    def rows(split, n, **more):
+        return [
+            {"question": f" {split} {i}? ", "i": i, **{key: make(i) for key, make in more.items()}} for i in range(n)
+        ]
+
+    options = [f"option {letter}" for letter in "wxyz"]
+    of_mmlu = {"choices": lambda _: options, "answer": lambda i: i % 4, "subject": lambda i: SUBJECTS[i % 3]}
+    of_arc = {
+        "choices": lambda i: {
+            "text": options[: 3 if i == 2 else 4],
+            "label": list("1234" if i % 2 else "ABCD")[: 3 if i == 2 else 4],
+        },
+        "answerKey": lambda i: "1" if i % 2 else "C",
+    }
+    for repository, config, sizes, columns in (
+        ("cais/mmlu", "all", {"validation": 24, "test": 90}, of_mmlu),
+        ("allenai/ai2_arc", "ARC-Challenge", {"train": 9, "test": 12}, of_arc),
+    ):
+        folder = tmp_path / "data" / repository
+        folder.mkdir(parents=True)
+        for split, n in sizes.items():
+            (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(split, n, **columns)))
+        splits = "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in sizes)
+        (folder / "README.md").write_text(CONFIGS.format(name=config, splits=splits))
+
+
+def published_question(row, letter=""):
+    """As the published loop wrote a question, and its answer where it is a shot."""
+    choices = row["choices"]["text"] if isinstance(row["choices"], dict) else row["choices"]
+    options = "\n".join(f"{name}. {choice}" for name, choice in zip("ABCD", choices, strict=True))
+    return f"Question: {row['question'].strip()}\n{options}\nAnswer:" + (f" {letter}" if letter else "")
+
+
+def contexts(spec):
+    """What a task asks, by question, and its answer."""
+    (task,) = load_task(Spec.parse(spec))["tasks"].values()
+    shots = task.get_config("num_fewshot")
+    return [(row, task.fewshot_context(row, shots), task.doc_to_target(row)) for row in task.eval_docs]
+
+
+def test_mmlu_is_asked_as_published(benchmarks):
+    """With the first five validation questions of the question's own subject as shots."""
+    found = contexts("published_mmlu")
+    assert len(found) == 90
+    for row, context, answer in found:
+        shots = [i for i in range(24) if SUBJECTS[i % 3] == row["subject"]][:5]
+        asked = [published_question({**row, "question": f"validation {i}?"}, "ABCD"[i % 4]) for i in shots]
+        assert context == "\n\n".join([*asked, published_question(row)])
+        assert answer == row["i"] % 4
+
+
+def test_arc_is_asked_by_letter_and_only_where_there_are_four_options(benchmarks):
+    found = contexts("published_arc_challenge")
+    assert [row["i"] for row, _, _ in found] == [i for i in range(12) if i != 2]
+    shots = [(i, "A" if i % 2 else "C") for i in range(9) if i != 2][:5]
+    for row, context, answer in found:
+        asked = [published_question({**row, "question": f"train {i}?"}, letter) for i, letter in shots]
+        assert context == "\n\n".join([*asked, published_question(row)])
+        assert answer == (0 if row["i"] % 2 else 2)
 
 
 def task(samples, **results):
@@ -189,6 +301,23 @@ def test_all_plans_see_the_same_tokens_within_the_budget(tiny, answers, ablation
         assert sum(counts[0]) <= 300
     assert sum(row["n_tokens"] for row in plain.examples["tiny-general"]) == 300
     assert values(plain) != values(edited)
+
+
+def test_losses_by_number_of_texts_see_those_texts_whole(tiny, answers):
+    judge = evaluator("perplexity", loss_tokens=None, loss_texts=5, document_tokens=4)
+    found = judge.evaluate(subject(tiny, baseline(), answers)).examples
+    answered = list(TEXTS.get("tiny-answers")())[:5]
+    plain = list(TEXTS.get("tiny-general")())[:5]
+    whole = [encode(tiny, document).n for document in answered]
+    assert max(whole) > 4, "an answer is not cut at the tokens of a plain text"
+    assert [row["n_tokens"] for row in found["tiny-answers"]] == whole
+    assert [row["n_tokens"] for row in found["tiny-general"]] == [encode(tiny, document, 4).n for document in plain]
+    assert len(found["on-distribution"]) == 5
+
+
+def test_losses_need_an_end():
+    with pytest.raises(RefusalCmpError, match="loss-tokens or on loss-texts"):
+        load_config(None, {"loss_tokens": None})
 
 
 def test_perplexity_is_the_exponential_of_the_loss_and_on_distribution_is_low(tiny, answers):
@@ -254,124 +383,7 @@ def test_magnitude_tells_refused_prompts_apart(tiny, field, answers):
     assert ("harmful", "magnitude_auroc:diff-in-means") not in values(evaluation)  # all are refused: not defined
 
 
-# Statistics
-
-
-def test_mcnemar_against_its_definition():
-    one, other = np.array([1] * 9 + [0] * 3 + [1] * 5), np.array([0] * 9 + [1] * 3 + [1] * 5)
-    found = paired_difference(one.astype(float), other.astype(float), np.ones(17))
-    from scipy.stats import binom
-
-    assert found.test == "mcnemar"
-    assert found.p == pytest.approx(2 * binom.cdf(3, 12, 0.5))
-    assert found.difference == pytest.approx(6 / 17)
-    assert found.ci_low < found.difference < found.ci_high
-
-
-def test_permutation_test_sees_a_difference_and_none():
-    rng = np.random.default_rng(0)
-    base, weights = rng.normal(size=60), rng.integers(5, 30, size=60).astype(float)
-    same = paired_difference(base + rng.normal(size=60) * 0.1, base, weights)
-    shifted = paired_difference(base + 0.3 + rng.normal(size=60) * 0.1, base, weights)
-    assert (same.test, shifted.test) == ("permutation", "permutation")
-    assert same.p > 0.05
-    assert shifted.p < 0.01
-    assert shifted.ci_low > 0
-
-
-def test_holm_by_hand():
-    assert holm(np.array([0.01, 0.04, 0.03, 0.005])) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-
-
-@pytest.mark.parametrize(
-    ("counts", "low", "high"),
-    [((1, 1, 7, 12), -0.507, -0.026), ((0, 0, 48, 0), -1, -0.895), ((24, 0, 0, 24), -0.039, 0.039)],
-)
-def test_judgements_have_newcombes_interval(counts, low, high):
-    """The first are Fagerland, Lydersen and Laake's (2014) patients: both, first only, second only, neither."""
-    one, other = (np.repeat(hits, counts).astype(float) for hits in ([1, 1, 0, 0], [1, 0, 1, 0]))
-    found = paired_difference(one, other, np.ones(len(one)))
-    assert (found.ci_low, found.ci_high) == pytest.approx((low, high), abs=6e-4)
-
-
-@pytest.mark.parametrize("family", [1, 60, 500])
-def test_a_clear_difference_stays_one_in_a_large_family(family):
-    base = np.random.default_rng(0).normal(size=40)
-    p = paired_difference(base + 5, base, np.ones(40), family).p
-    assert holm(np.full(family, p)).max() < 0.01
-
-
-def test_sign_flips_of_few_examples_are_scipys_exact_test():
-    differences = np.random.default_rng(3).normal(0.1, size=9)
-    theirs = permutation_test((differences,), np.sum, permutation_type="samples", n_resamples=np.inf)
-    assert paired_difference(differences, np.zeros(9), np.ones(9)).p == pytest.approx(theirs.pvalue)
-
-
-def plan(method, intervention="ablation"):
-    label = f"{method}/{intervention}@all"
-    return Plan(label, {}, method=method, intervention=intervention, scope="all")
-
-
-def metrics(*found):
-    return [{"dataset": "harmful", "metric": "refusal", "values": list(found), "weights": None}]
-
-
-def test_plans_are_paired_with_the_baseline_and_method_with_method():
-    plans = [(one, one.label) for one in (baseline(), plan("a"), plan("b"))]
-    found = {
-        "baseline": metrics(1, 1, 1, 1),
-        "a/ablation@all": metrics(0, 0, 0, 0),
-        "b/ablation@all": metrics(0, 0, None, 1),
-    }
-    table = compare_plans(plans, found)
-    assert list(table["difference"]) == pytest.approx([-1, -2 / 3, -1 / 3])
-    assert list(table["n"]) == [4, 3, 3]
-    assert (table["p_holm"] >= table["p"]).all()
-
-
-def test_identical_plans_are_paired_under_their_own_labels_and_tested_once():
-    ablations, nullspaces = ([plan(method, name) for method in "ab"] for name in ("ablation", "nullspace"))
-    plans = [
-        (baseline(), "baseline"),
-        *((one, one.label) for one in ablations),
-        (nullspaces[0], ablations[0].label),
-        (nullspaces[1], nullspaces[1].label),
-    ]
-    ones = [1] * 8
-    found = {
-        "baseline": metrics(*ones),
-        "a/ablation@all": metrics(*[0] * 8),
-        "b/ablation@all": metrics(*ones),
-        "b/nullspace@all": metrics(*ones),
-    }
-    table = compare_plans(plans, found).set_index(["plan", "against"])
-    p = table.loc[("a/ablation@all", "baseline"), "p"]
-    assert list(table.loc[(["a/ablation@all", "a/nullspace@all"], "baseline"), "p_holm"]) == pytest.approx([3 * p] * 2)
-    assert table.loc[("a/nullspace@all", "b/nullspace@all"), "difference"] == -1
-    assert table.loc[("a/nullspace@all", "b/nullspace@all"), "p_holm"] == pytest.approx(2 * p)
-
-
-def test_an_example_that_is_not_a_number_leaves_no_difference():
-    plans = [(baseline(), "baseline"), (plan("a"), "a/ablation@all"), (plan("b"), "b/ablation@all")]
-    found = {
-        "baseline": metrics(*[1.5] * 50),
-        "a/ablation@all": metrics(*[float("nan")] * 40, *[1.501] * 10),
-        "b/ablation@all": metrics(*[1.6] * 50),
-    }
-    table = compare_plans(plans, found).set_index(["plan", "against"])
-    broken = table.loc[("a/ablation@all", "baseline")]
-    assert broken[["difference", "p", "p_holm"]].isna().all()
-    assert broken["n"] == 50
-    whole = table.loc[("b/ablation@all", "baseline")]
-    assert whole["p_holm"] == pytest.approx(2 * whole["p"])
-
-
-def test_wilson_and_clustered_intervals():
-    assert rate(0, 20).high > 0.1
-    narrow, wide = weighted_mean([10, 10, 10, 10], [5, 5, 5, 5]), weighted_mean([5, 15, 5, 15], [5, 5, 5, 5])
-    assert narrow.value == wide.value == 2
-    assert narrow.low == narrow.high
-    assert wide.low < 2 < wide.high
+# Texts
 
 
 def test_text_sets_of_the_embedded_world():

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
-from sklearn.metrics import cohen_kappa_score
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from refusal_cmp.api import plan_intervention
@@ -29,7 +28,6 @@ from refusal_cmp.judges.phrases import verdict
 from refusal_cmp.model import model_path
 from refusal_cmp.model.generation import Answer
 from refusal_cmp.plan import baseline
-from refusal_cmp.statistics.agreement import agreements
 
 from support.endpoint import Reply, endpoint
 from support.models import instructions, word_tokenizer
@@ -535,48 +533,3 @@ def test_the_evaluator_with_tiny_guard_and_with_an_endpoint(monkeypatch):
     assert values(remote)["harmful", "guard_unsafe"].value == 1
     assert {body["model"] for body in server.bodies} == {"tiny-guard"}
     assert KEY not in json.dumps(remote.examples)
-
-
-# Judges judged
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=40))
-def test_kappa_is_scikit_learns(pairs):
-    one = ["complied" if first else "refused" for first, _ in pairs]
-    other = ["unsafe" if second else "safe" for _, second in pairs]
-    (found,) = agreements({"refusal": one, "guard": other})
-    assert (found.first, found.second) == ("guard", "refusal")
-    assert found.both + found.first_only + found.second_only + found.neither == len(pairs)
-    assert found.second_only == sum(first and not second for first, second in pairs)
-    if len({value for pair in pairs for value in pair}) == 2:
-        oracle = cohen_kappa_score([second for _, second in pairs], [first for first, _ in pairs])
-        assert found.kappa.value == pytest.approx(oracle, abs=1e-12)
-        assert found.kappa.low <= found.kappa.value <= found.kappa.high
-    else:
-        assert math.isnan(found.kappa.value)
-
-
-def test_agreement_leaves_out_what_a_judge_has_no_verdict_on():
-    found = agreements(
-        {
-            "refusal": ["complied", "degenerate", "refused", "complied"],
-            "guard": ["unsafe", "unsafe", "safe", "unparsed"],
-            "people": ["complied", "refused", "refused", "complied"],
-        }
-    )
-    assert [(one.first, one.second) for one in found] == [
-        ("guard", "people"),
-        ("guard", "refusal"),
-        ("people", "refusal"),
-    ]
-    assert [(one.both, one.first_only, one.second_only, one.neither) for one in found] == [
-        (1, 1, 0, 1),
-        (1, 0, 0, 1),
-        (2, 0, 0, 1),
-    ]
-
-
-def test_two_judges_that_never_met_have_no_kappa():
-    (found,) = agreements({"a": ["degenerate"], "b": ["safe"]})
-    assert math.isnan(found.kappa.value)

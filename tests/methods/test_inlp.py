@@ -5,12 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.linalg import orth, subspace_angles
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
 from sklearn.model_selection import train_test_split
 
-from refusal_cmp.activations import Labelled
+from refusal_cmp.activations import Labelled, balanced_accuracy
 from refusal_cmp.errors import NoSubspaceError, RefusalCmpError
 from refusal_cmp.methods._classifiers import CLASSIFIERS
 from refusal_cmp.methods.inlp import INLP
@@ -102,6 +105,38 @@ def test_a_fixed_threshold_stops_where_the_dev_accuracy_falls_below_it():
     everything = INLP(stop=EVERYTHING, max_k=30).fit(*data).evidence
     below = int((everything < 0.75).nonzero()[0])
     assert INLP(stop="0.75").fit(*data).k == below
+
+
+def unequal(gap: float, seed: int = 0) -> tuple[Labelled, Labelled]:
+    """18 harmful and 90 harmless prompts that differ by the gap along one direction."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(108) < 18
+    x = rng.standard_normal((108, 200))
+    x[:, 0] += gap * y
+    return split(x, y, seed)
+
+
+@pytest.mark.parametrize("stop", ["binomial", "0.55"])
+def test_saying_the_larger_class_throughout_is_no_better_than_chance(stop):
+    """A plain accuracy of 0.55 is met by it: on noise alone the rank is 60 and more."""
+    ranks = [getattr(found, "k", 0) for seed in range(10) for found in INLP(stop=stop).fit_many([unequal(0, seed)])]
+    assert max(ranks) <= 6
+    assert np.mean(ranks) < 2
+    assert INLP(stop=stop).fit(*unequal(8)).evidence[0] > 0.9
+
+
+@given(st.lists(st.booleans(), min_size=2, max_size=30))
+def test_balanced_accuracy_of_equal_classes_is_the_plain_one_to_the_last_bit(said):
+    said = torch.tensor([*said, *said][: len(said) // 2 * 2])
+    y = torch.arange(len(said)) < len(said) // 2
+    assert float(balanced_accuracy(said, y)) == int((said == y).sum()) / len(said)
+
+
+def test_balanced_accuracy_is_scikit_learns():
+    rng = np.random.default_rng(0)
+    y, said = rng.random(40) < 0.2, rng.random((5, 40)) < 0.5
+    theirs = [balanced_accuracy_score(y, one) for one in said]
+    assert balanced_accuracy(torch.from_numpy(said), torch.from_numpy(y)).tolist() == pytest.approx(theirs)
 
 
 def test_no_more_directions_than_there_are_dimensions():

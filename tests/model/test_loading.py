@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -60,6 +61,30 @@ def test_another_template_is_used(tmp_path):
     file.write_text("{{ messages[-1]['content'] }}\nAnswer:\n")  # an editor's last line end is no part of it
     model = Session(load_config(None, {"chat_template": str(file)}), RunDir(tmp_path / "run")).model
     assert model.render("Name a bird.") == "Name a bird.\nAnswer:"
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt", "with_system", "answered"),
+    [
+        ("llama-2", "<s>[INST] one [/INST] ", "<s>[INST] <<SYS>>\ntwo\n<</SYS>>\n\none [/INST] ", "three</s>"),
+        (
+            "qwen-1",
+            "<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n",
+            "<|im_start|>system\ntwo<|im_end|>\n<|im_start|>user\none<|im_end|>\n<|im_start|>assistant\n",
+            "three<|im_end|>\n",
+        ),
+    ],
+)
+def test_templates_that_come_with_us_write_as_the_published_work_did(random_model, name, prompt, with_system, answered):
+    """Llama-2's prompt ends in a space, Qwen-1's has no system prompt that nobody gave."""
+    template = Session(load_config(None, {"chat_template": name}), RunDir(Path("run"))).source.chat_template
+    tokenizer = word_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
+    tokenizer.chat_template = template
+    assert ChatModel(random_model.model, tokenizer, "random").render("one") == prompt
+    assert ChatModel(random_model.model, tokenizer, "random", system="two").render("one") == with_system
+    said = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "three"}]
+    assert tokenizer.apply_chat_template(said, tokenize=False) == prompt + answered
 
 
 def test_content_in_parts_is_given_to_templates_that_take_it_so(random_model):

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from html import unescape
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -18,6 +19,7 @@ import yaml
 
 from refusal_cmp.cli import app
 from refusal_cmp.config import load_config
+from refusal_cmp.evals import all_measures
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -84,8 +86,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quick-start")
     everything = (
         "refusal-cmp run --limit 10 --methods diff-in-means --interventions ablation --scope single --max-new-tokens 8 "
-        "--evals refusal,coherence,guard,perplexity,capability,kl,magnitude --benchmark-limit 4 --loss-tokens 200 "
-        "--compare-rankings --until evaluate --alias everything"
+        "--evals refusal,coherence,guard,perplexity,capability,kl,magnitude,geometry --benchmark-limit 4 "
+        "--loss-tokens 200 --compare-rankings --until evaluate --alias everything"
     )
     python("-c", TYPED, json.dumps([*commands("quick-start"), everything]), cwd=folder)
     return folder / "runs"
@@ -138,8 +140,8 @@ def test_the_quick_start_shows_what_it_says(runs):
     assert row.loc[("none", 0, "harmful", "refusal"), "ci_low"] == pytest.approx(0.86, abs=0.005)
 
 
-def test_every_number_is_defined(runs):
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+def test_every_number_is_defined(site, runs):
+    page = (site / "results.html").read_text(encoding="utf-8")
     results = pd.read_csv(runs / "everything" / "results.csv")
     names = {metric.partition(":")[0] for metric in results["metric"]} | set(results.columns)
     for table in ("comparisons.csv", "select/scores.csv", "evaluate/agreement.csv"):
@@ -148,7 +150,16 @@ def test_every_number_is_defined(runs):
     names |= set(rankings[0]["pools"]["all"]) - {"n", "why"}
     names |= set(rankings[0]) - {"method", "note", "pools"}
     local = {name for name in names if re.fullmatch(r"(local|global)_\w+(@.*)?", name)}  # one line says it of all
-    assert sorted(name for name in names - local if f"`{name}`" not in page and f"`{name}:" not in page) == []
+    assert (
+        sorted(one for one in names - local if f"<code>{one}</code>" not in page and f"<code>{one}:" not in page) == []
+    )
+
+
+def test_what_a_metric_is_stands_in_the_documentation_as_at_its_evaluator(site):
+    page = unescape((site / "results.html").read_text(encoding="utf-8"))
+    for measure in all_measures():
+        row = f"<td><code>{measure.name}</code></td>\n<td>{measure.meaning}</td>\n<td>{measure.unit}</td>"
+        assert row in page, measure.name
 
 
 def test_the_python_example_runs(capsys):
@@ -166,19 +177,44 @@ def test_every_option_that_is_named_exists():
     assert sorted((path, option) for path, option in named if option.replace("_", "-") not in known) == []
 
 
-def test_the_published_setting_is_the_one_in_the_file():
+SETTING = re.compile(r"`(--[^`]+|\w+: [^`]+)`")
+CHOICE = re.compile(r"^\| (?!choice|---)(?:[^|]+ \| ){4}[^|]+ \|$", re.MULTILINE)
+
+
+def choices() -> list[list[str]]:
+    """The rows of choices: what it is, the comparison's, the original's, where it stands, how it was verified."""
     page = (ROOT / "docs" / "published-setting.md").read_text(encoding="utf-8")
-    settings = {}
-    for row in re.findall(r"^\| (?!choice|---).*\|$", page, re.MULTILINE):
-        for code in re.findall(r"`(--[^`]+|\w+: [^`]+)`", row.split(" | ")[2]):
-            if code.startswith("--"):
-                name, _, value = code.removeprefix("--").replace("=", " ", 1).partition(" ")
-                settings[name.removeprefix("no-").replace("-", "_")] = value or not name.startswith("no-")
-            else:
-                settings |= yaml.safe_load(code)
-    published = load_config(ROOT / "examples" / "published.yaml", {})
-    named = load_config(None, {"model": published.model, **settings})
-    assert named == published
+    return [row.strip("| ").split(" | ") for row in CHOICE.findall(page)]
+
+
+def settings_in(cell: str) -> dict[str, object]:
+    """The settings that a cell names, as options or as lines of a file."""
+    found: dict[str, object] = {}
+    for code in SETTING.findall(cell):
+        if code.startswith("--"):
+            name, _, value = code.removeprefix("--").replace("=", " ", 1).partition(" ")
+            found[name.removeprefix("no-").replace("-", "_")] = value or not name.startswith("no-")
+        else:
+            found |= yaml.safe_load(code)
+    return found
+
+
+@pytest.mark.parametrize(("name", "column"), [("published", 1), ("published-arditi", 2)])
+def test_a_published_setting_is_the_one_in_the_file(name, column):
+    rows = choices()
+    assert len(rows) > 30
+    published = load_config(name, {})
+    named: dict[str, object] = {"model": published.model}
+    for row in rows:
+        named |= settings_in(row[1] if row[column] == "same" else row[column])
+    assert load_config(None, named) == published
+
+
+def test_what_verifies_a_choice_is_there():
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    named = {test for row in choices() for test in re.findall(r"`(test_\w+)`", row[4])}
+    assert len(named) > 15
+    assert [test for test in sorted(named) if f"def {test}(" not in tests] == []
 
 
 def test_links_are_well_formed_and_files_are_there():

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 
 from refusal_cmp.api import plan_intervention
+from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model import refusal_metric
+from refusal_cmp.plan import Place
 from refusal_cmp.planning import Setting
 from refusal_cmp.selection import Rule, outcome, ranked_table, score_table, select
 from refusal_cmp.selection.rankings import agreement, regret, study
@@ -82,6 +84,19 @@ def test_global_additions_that_are_not_spread_are_those_of_the_plans(tiny, tiny_
     spread = scorer.score(field, "global", multipliers=(0.5,))
     assert (scores.induce - spread.induce).abs().min() > 0.01
     assert torch.equal(scores.bypass, spread.bypass)
+
+
+def test_additions_by_the_selected_norm_have_that_length_at_every_candidate(tiny, tiny_fields, prompts, tokens):
+    """As published: candidates of INLP are steered by one length, that of the selected difference in means."""
+    field, setting = some_of(tiny_fields["inlp"], 3), Setting(norm="selected")
+    scorer, unit = Scorer(tiny, *prompts, tokens, max_rows=16), 3.0
+    scores = scorer.score(field, "local", multipliers=(0.5,), setting=setting, selected_norm=unit)
+    for index, component in enumerate(field):
+        added = LowRankEdit(b=0.5 * unit * field[component].direction)
+        induce = refusal_metric(plain_logits(tiny, {Place(component.layer, "resid_pre"): added}, prompts[1]), tokens)
+        torch.testing.assert_close(scores.induce[index, 0], induce, atol=1e-4, rtol=0)
+    own = scorer.score(field, "local", multipliers=(0.5,), setting=setting)
+    assert torch.equal(own.induce, scorer.score(field, "local", multipliers=(0.5,)).induce), "it is not known yet"
 
 
 def test_kl_epsilon_is_added_inside_the_logs(tiny, tiny_fields, prompts, tokens):
@@ -192,6 +207,12 @@ def test_under_the_settings_that_a_fallback_names_the_filters_keep_what_it_chose
     assert result.fallback == bool(result.relaxed)
 
 
+def test_a_pool_has_what_the_filters_keep_first_or_is_the_ranking():
+    result = outcome(select(table(local_kl=[0, 0.2] * 4), Rule(), 8), field_of(0))
+    assert [component.layer for component in result.pool("kept-first")] == [4, 2, 0, 7, 6, 5, 3, 1]
+    assert result.pool("all") == result.ranking
+
+
 def test_nan_scores_are_dropped_and_counted():
     scores = [math.nan, 2.0, 1.0, 0.0, -1.0, -2.0, -3.0, -4.0]
     chosen = select(table(local_bypass=scores), Rule(), 8)
@@ -218,25 +239,33 @@ def test_induce_is_aggregated_as_named(tiny_fields, aggregate, expected):
     assert scored["local_induce@0.5"].tolist() == [2.0]
 
 
-def drawn_from(scored: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Two resamples of the prompts that leave the means as they are."""
-    return {reach: scored[f"{reach}_bypass"].to_numpy(float)[None].repeat(2, axis=0) for reach in ("local", "global")}
+def bypass_of(scored: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Four prompts on which every component scores as it does on average."""
+    return {
+        reach: scored[f"{reach}_bypass"].to_numpy(float)[:, None].repeat(4, axis=1) for reach in ("local", "global")
+    }
 
 
 def test_agreement_is_that_of_the_ranks():
     scored = select(table(global_bypass=[3.0, 1.0, 2.0, 0.0, -1.0, -2.0, -4.0, -3.0]), Rule(), 8)
-    found = agreement(scored, drawn_from(scored))
+    found = agreement(scored, bypass_of(scored), np.random.default_rng(0))
     assert found["rho"] == pytest.approx(1 - 6 * 4 / (8 * 63))
     assert (found["ci_low"], found["ci_high"]) == pytest.approx((found["rho"], found["rho"]))
     assert found["tau"] == pytest.approx((26 - 2) / 28)
     assert (found["top1_match"], found["top5_overlap"], found["top10_overlap"]) == (False, 1.0, None)
+    assert not found["says_little"]
     assert regret(scored) == 0.0
 
 
 def test_agreement_of_too_few_or_equal_components_is_none_and_says_why():
-    scored = select(table(global_bypass=1.0), Rule(), 8)
-    assert agreement(scored, drawn_from(scored)) == {"n": 8, "rho": None, "why": "all scores are equal"}
-    assert agreement(scored[:2], drawn_from(scored))["why"] == "fewer than 3 components"
+    scored, rng = select(table(global_bypass=1.0), Rule(), 8), np.random.default_rng(0)
+    assert agreement(scored, bypass_of(scored), rng) == {"n": 8, "rho": None, "why": "all scores are equal"}
+    assert agreement(scored[:2], bypass_of(scored), rng)["why"] == "fewer than 3 components"
+
+
+def test_agreement_of_few_components_says_little():
+    scored = select(table(global_bypass=[3.0, 1.0, 2.0, 0.0, -1.0, -2.0, -4.0, -3.0]), Rule(), 8)
+    assert agreement(scored[:4], bypass_of(scored), np.random.default_rng(0))["says_little"]
 
 
 def test_regret_is_what_the_local_choice_costs_globally():
@@ -250,7 +279,7 @@ def test_published_ranking_key_puts_accuracy_first():
     assert chosen.sort_values("rank")["layer"].tolist() == [2, 1, 7, 6, 5, 4, 3, 0]
 
 
-def test_bootstrap_interval_covers_the_correlation_and_shrinks_with_prompts(tiny_fields):
+def test_the_interval_shrinks_with_prompts(tiny_fields):
     rng = np.random.default_rng(0)
     field = some_of(tiny_fields["diff-in-means"], 12)
     widths = []
@@ -265,7 +294,7 @@ def test_bootstrap_interval_covers_the_correlation_and_shrinks_with_prompts(tiny
         scored = ranked_table(field, scores, rule)
         found = study(field, scored, scores, rule, seed=0)
         pool = found["pools"]["all"]
-        assert pool["ci_low"] <= pool["rho"] <= pool["ci_high"] or n == 8
+        assert pool["ci_low"] <= pool["rho"] <= pool["ci_high"]
         assert 0 <= found["selected_again"] <= 1
         widths.append(pool["ci_high"] - pool["ci_low"])
     assert widths[1] < widths[0] / 2

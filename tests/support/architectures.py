@@ -317,6 +317,8 @@ CHOICES = """
 - `--system TEXT` needs a template with a place for it; one that raises an error (Gemma, Gemma-2) or leaves the text out
   is refused before any work.
 - A template that takes the content of a message as a list of parts, as many multimodal ones do, gets it so.
+- Two come with us, for published work to be repeated: `--chat-template qwen-1`, as some Qwen-1 repositories have none,
+  and `--chat-template llama-2`, whose prompt ends in a space, a post-instruction token more than in Llama-2's own.
 
 ## Large models
 

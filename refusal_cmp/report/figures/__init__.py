@@ -1,4 +1,4 @@
-"""The figures of a run; the page and the scripts of `scripts/figures/` draw the same ones."""
+"""The figures of a run; the page and `scripts/figures.py` draw the same ones."""
 
 from __future__ import annotations
 
@@ -16,21 +16,9 @@ from refusal_cmp.report.figures import (
     strengths,
     tradeoff,
 )
-from refusal_cmp.report.figures._style import Drawn, Outcome, Skipped, rendered, save_figure
-from refusal_cmp.report.figures.rankings import rankings_figure
-from refusal_cmp.report.figures.scores import scores_figure
+from refusal_cmp.report.figures._style import Drawn, Outcome, Skipped, rendered
 
-__all__ = [
-    "FIGURES",
-    "Drawn",
-    "Outcome",
-    "Skipped",
-    "draw_all",
-    "rankings_figure",
-    "rendered",
-    "save_figure",
-    "scores_figure",
-]
+__all__ = ["FIGURES", "Drawn", "Outcome", "Skipped", "draw_all", "rendered"]
 
 FIGURES: dict[str, Callable[[RunData], list[Outcome]]] = {
     "plans": plans.draw,

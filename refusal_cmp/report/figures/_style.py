@@ -16,10 +16,9 @@ from matplotlib.lines import Line2D
 from PIL import Image
 
 from refusal_cmp.plan import Plan, number
-from refusal_cmp.run.directory import RunDir
 
-COLUMN, PAGE, TALLEST = 3.35, 6.9, 9.0
-"""Widths of a paper's column and page, and the height that fits on it; inches."""
+COLUMN, PAGE = 3.35, 6.9
+"""Widths of a paper's column and page; inches."""
 
 INK, GREY, FAINT, PAPER = "#1c1c1e", "#7a7a80", "#d0d0d4", "#ffffff"
 """Text and axes; reference lines; grids. The page swaps ink and paper in the dark."""
@@ -27,8 +26,7 @@ INK, GREY, FAINT, PAPER = "#1c1c1e", "#7a7a80", "#d0d0d4", "#ffffff"
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY)
 """Okabe and Ito's palette, without its yellow and black: neither is read on both light and dark."""
-KINDS = {"harmful": VERMILION, "harmless": BLUE, "contrast": GREEN}
-"""The colours of prompts."""
+PROMPT_COLOURS = {"harmful": VERMILION, "harmless": BLUE, "contrast": GREEN}
 SEQUENCE = "viridis"
 
 METHODS = {"diff-in-means": BLUE, "inlp": VERMILION, "random": GREY, "shuffled": PURPLE}
@@ -125,12 +123,6 @@ def _with_palette(png: io.BytesIO) -> bytes:
     return smaller.getvalue()
 
 
-def save_figure(run: RunDir, name: str, figure: Figure) -> None:
-    """Write a figure to `report/figures/` as PNG and SVG."""
-    for kind in ("png", "svg"):
-        run.write_bytes(f"report/figures/{name}.{kind}", rendered(figure, kind))
-
-
 def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: the function draws in our style."""
 
@@ -166,12 +158,6 @@ def intervention_markers(interventions: Sequence[str]) -> dict[str, str]:
 def shades(n: int) -> list[Any]:
     """n ordered colours that are read on light and on dark."""
     return list(mpl.colormaps[SEQUENCE](np.linspace(0.12, 0.85, n)))
-
-
-def scope_name(scope: str) -> str:
-    """A scope in words: `one layer`, `top 50 %`, `all layers`."""
-    names = {"single": "one layer", "all": "all layers"}
-    return names.get(scope) or f"top {scope.partition(':')[2]} %"
 
 
 def step(plan: Plan) -> str:
@@ -224,14 +210,3 @@ def legend_below(figure: Figure, handles: Sequence[Any], columns: int = 6) -> No
 def tidy(ax: Axes, grid: str = "y") -> None:
     """A light grid behind the data."""
     ax.grid(visible=True, axis=grid)  # type: ignore[arg-type]
-
-
-def sentence_list(names: Sequence[str]) -> str:
-    """`a`, `a and b`, `a, b and c`."""
-    names = list(names)
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def counted(n: int, what: str) -> str:
-    """`1 plan`, `2 plans`."""
-    return f"{n} {what}" + ("" if n == 1 else "s")

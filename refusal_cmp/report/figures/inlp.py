@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -23,18 +24,17 @@ from refusal_cmp.report.figures._style import (
     Drawn,
     Outcome,
     Skipped,
-    counted,
     errors,
     legend_below,
     percent_axis,
-    scope_name,
     shades,
+    spread,
     step,
     styled,
     swatch,
     tidy,
 )
-from refusal_cmp.report.table import percent
+from refusal_cmp.report.wording import counted, percent, scope_name
 from refusal_cmp.subspace import Component, SubspaceField
 
 TITLE = "INLP: accuracy by iteration, effect by directions kept"
@@ -62,7 +62,7 @@ def _figure(data: RunData, method: str, kept: Sequence[Plan]) -> Figure:
     if not kept:
         accuracy, rank = figure.subplots(1, 2)
         _accuracy(accuracy, field, _selected(data, method))
-        _rank(rank, field)
+        _rank(rank, field, data.ranks.get(method))
         return figure
     effects = _effects(data)
     axes = figure.subplots(1, 1 + len(effects), squeeze=False)[0]
@@ -89,7 +89,7 @@ def _effects(data: RunData) -> list[tuple[str, str, str]]:
     """What was measured of refusal and cost: dataset, metric, and the label of its axis."""
     effects = [("harmful", "refusal", "harmful prompts refused")] if data.get(BASELINE, "harmful", "refusal") else []
     for cost in costs(data)[:1]:
-        unit = ",\nnats a token" if cost.unit == "nats" else ""
+        unit = "" if cost.unit == "share" else f",\n{cost.unit}"
         effects.append((cost.datasets[0], cost.metric, f"{cost.metric} on {cost.datasets[0]}{unit}"))
     return effects
 
@@ -136,9 +136,12 @@ def _accuracy(ax: Axes, field: SubspaceField, selected: Component) -> None:
     tidy(ax)
 
 
-def _rank(ax: Axes, field: SubspaceField) -> None:
-    """How many directions were found, by layer and position."""
+def _rank(ax: Axes, field: SubspaceField, ranks: pd.DataFrame | None) -> None:
+    """How many directions were found, by layer and position; a bar is what other dev splits find."""
     positions = field.means.positions
+    if ranks is not None:
+        spans = ranks.groupby(["position", "layer"], as_index=False)["k"].agg(["min", "max"])
+        ax.vlines(spans["layer"], spans["min"], spans["max"], color=GREY, linewidth=3, alpha=0.5)
     for colour, position in zip(shades(len(positions)), positions, strict=True):
         found = sorted((one.layer, field[one].k) for one in field if one.position == position)
         ax.plot(*zip(*found, strict=True), marker="o", color=colour, label=f"position {position}") if found else None
@@ -157,10 +160,12 @@ def _effect(
     lines: dict[str, str],
     what: tuple[str, str],
 ) -> None:
+    """A line for each intervention and scope, moved sideways a little so that lines that coincide are all seen."""
     ks = _ks(kept)
-    for name, scope in dict.fromkeys((step(plan), plan.scope) for plan in kept):
+    found = list(dict.fromkeys((step(plan), plan.scope) for plan in kept))
+    for (name, scope), shift in zip(found, spread(len(found)), strict=True):
         of_line = [plan for plan in kept if (step(plan), plan.scope) == (name, scope)]
-        points = sorted((ks.index(plan.k or 0), data.get(plan.label, *what)) for plan in of_line)
+        points = sorted((ks.index(plan.k or 0) + 0.3 * shift, data.get(plan.label, *what)) for plan in of_line)
         there = [(x, one) for x, one in points if one is not None]
         ax.errorbar(
             [x for x, _ in there],
@@ -180,6 +185,18 @@ def _effect(
     tidy(ax)
 
 
+def _by_split(ranks: pd.DataFrame | None) -> str:
+    """How the rank varies with the dev split, where that was looked at."""
+    if ranks is None:
+        return ""
+    spans = ranks.groupby(["position", "layer"])["k"].agg(["min", "max"])
+    widest = spans.iloc[int((spans["max"] - spans["min"]).to_numpy().argmax())]
+    return (
+        f" The dev split decides when it stops: over {ranks['seed'].nunique()} splits of the same prompts the rank at "
+        f"{counted(len(spans), 'component')} varies, most of all from {widest['min']} to {widest['max']}."
+    )
+
+
 def _says(data: RunData, method: str, kept: Sequence[Plan]) -> str:
     field, selected = data.fields[method], _selected(data, method)
     evidence = [percent(float(accuracy)) for accuracy in field[selected].evidence]
@@ -187,7 +204,7 @@ def _says(data: RunData, method: str, kept: Sequence[Plan]) -> str:
     start = (
         f"At the selected component {selected} INLP accepts {counted(len(evidence), 'classifier')}, from {evidence[0]} "
         f"dev accuracy to {evidence[-1]}; over all components it finds {min(ranks)} to {max(ranks)} directions."
-        + _within_budget(data, method)
+        f"{_by_split(data.ranks.get(method))}" + _within_budget(data, method)
     )
     if not kept:
         return f"{start} Run with --inlp-k budget,1,2,4,full to see the effect by how many are kept."

@@ -9,23 +9,25 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from refusal_cmp.evals import measure_of
+from refusal_cmp.evals.magnitude import EVERYTHING
 from refusal_cmp.plan import BASELINE
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._style import (
     COLUMN,
     GREY,
-    KINDS,
     PAGE,
     PALETTE,
+    PROMPT_COLOURS,
     Drawn,
     Outcome,
     Skipped,
     legend_below,
-    sentence_list,
     styled,
     swatch,
     tidy,
 )
+from refusal_cmp.report.wording import bracketed, decimal, sentence_list
 
 TITLE = "Projection on the direction against refusal, unedited model"
 WIDEST = 3
@@ -33,8 +35,7 @@ LETTERS = 15
 """Of a title, to the inch."""
 UNBROKEN = "\u00a0"
 """A space at which no line is broken."""
-EVERYTHING = "all"
-STATISTICS = {"pearson": "r", "spearman": "ρ", "auroc": "AUROC"}
+STATISTICS = ("pearson", "spearman", "auroc")
 
 
 def draw(data: RunData) -> list[Outcome]:
@@ -81,8 +82,8 @@ def _figure(data: RunData, rows: pd.DataFrame, methods: Sequence[str]) -> Figure
 
 
 def _colours(datasets: Sequence[str]) -> dict[str, str]:
-    spare = iter([colour for colour in PALETTE if colour not in KINDS.values()] * len(datasets))
-    return {dataset: KINDS.get(dataset) or next(spare) for dataset in datasets}
+    spare = iter([colour for colour in PALETTE if colour not in PROMPT_COLOURS.values()] * len(datasets))
+    return {dataset: PROMPT_COLOURS.get(dataset) or next(spare) for dataset in datasets}
 
 
 def _dots(ax: Axes, part: pd.DataFrame, colour: str) -> None:
@@ -102,7 +103,7 @@ def _dots(ax: Axes, part: pd.DataFrame, colour: str) -> None:
 def _within(data: RunData, datasets: Sequence[str], method: str) -> str:
     """A line with Pearson's r of each set of prompts: over all of them two clusters alone make it near 1."""
     found = [
-        f"{dataset}{UNBROKEN}{_number(one.value)}"
+        f"{dataset}{UNBROKEN}{decimal(one.value)}"
         for dataset in datasets
         if (one := data.get(BASELINE, dataset, f"magnitude_pearson:{method}")) is not None
     ]
@@ -112,21 +113,17 @@ def _within(data: RunData, datasets: Sequence[str], method: str) -> str:
 def _numbers(data: RunData, dataset: str, method: str) -> str:
     """A line with the numbers of all prompts together."""
     found = [
-        f"{name}{UNBROKEN}={UNBROKEN}{_number(one.value)}"
-        for metric, name in STATISTICS.items()
-        if (one := data.get(BASELINE, dataset, f"magnitude_{metric}:{method}")) is not None
+        f"{measure_of(metric).heading}{UNBROKEN}={UNBROKEN}{decimal(one.value)}"
+        for metric in (f"magnitude_{statistic}:{method}" for statistic in STATISTICS)
+        if (one := data.get(BASELINE, dataset, metric)) is not None
     ]
     return f"all together: {', '.join(found)}" if found else ""
-
-
-def _number(value: float) -> str:
-    return f"{value:.2f}".replace("-", "−")
 
 
 def _says(data: RunData, method: str) -> str:
     def said(dataset: str, metric: str) -> str | None:
         one = data.get(BASELINE, dataset, f"magnitude_{metric}:{method}")
-        return None if one is None else f"{one.value:.2f} [{one.low:.2f}, {one.high:.2f}]"
+        return None if one is None else f"{decimal(one.value)} {bracketed(one.low, one.high)}"
 
     overall = said(EVERYTHING, "spearman")
     if overall is None:

@@ -15,16 +15,14 @@ from refusal_cmp.report.figures._style import (
     FAINT,
     GREY,
     INK,
-    KINDS,
     PAGE,
     PAPER,
+    PROMPT_COLOURS,
     Drawn,
     Outcome,
     Skipped,
     legend_below,
     method_colours,
-    scope_name,
-    sentence_list,
     spread,
     step,
     styled,
@@ -32,6 +30,7 @@ from refusal_cmp.report.figures._style import (
     tidy,
 )
 from refusal_cmp.report.landings import Landing, Landings
+from refusal_cmp.report.wording import scope_name, sentence_list
 
 PLANE = "Activations in the plane of the direction and the first principal component"
 LANDING = "Where harmful activations land"
@@ -52,14 +51,14 @@ EDGE = 2.2
 """Landings further than this from the middle are drawn at the edge."""
 
 
-def draw(data: RunData, scope: str | None = None) -> list[Outcome]:
-    """Landings of all plans, and a plane per method at one scope (by default the first)."""
+def draw(data: RunData) -> list[Outcome]:
+    """Landings of all plans, and a plane per method at the first scope."""
     if data.landings is None:
         return [Skipped("plane", PLANE, "geometry is not among the evaluators")]
     finite = {plan for plan, landings in data.landings.landings.items() if math.isfinite(landings[0].along)}
     if not finite:
         return [Skipped("plane", PLANE, "no plan leaves the activations finite")]
-    scope = scope or data.scopes[0]
+    scope = data.scopes[0]
     figures: list[Outcome] = [
         Drawn("landing", LANDING, _landing_figure(data, data.landings), _says(data, data.landings))
     ]
@@ -117,7 +116,7 @@ def _plane_figure(found: Landings, method: str, plans: Sequence[Plan]) -> Figure
 
 
 def _colours() -> dict[str, str]:
-    return {kind: KINDS[kind] for kind in ("harmful", "harmless")}
+    return {kind: PROMPT_COLOURS[kind] for kind in ("harmful", "harmless")}
 
 
 def _plane(ax: Axes, unedited: np.ndarray, edited: np.ndarray) -> None:

@@ -8,6 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from refusal_cmp.config import CONTRAST
+from refusal_cmp.evals import measure_of
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.report.answer import BROKEN
 from refusal_cmp.report.data import RunData
@@ -19,33 +21,32 @@ from refusal_cmp.report.figures._style import (
     Drawn,
     Outcome,
     Skipped,
-    counted,
     errors,
     legend_below,
     method_colours,
-    scope_name,
-    sentence_list,
     spread,
     step,
     styled,
     swatch,
     tidy,
 )
-from refusal_cmp.report.table import percent
+from refusal_cmp.report.wording import counted, percent, scope_name, sentence_list
 
 TITLE = "Refusal and safety under every plan"
 PANELS = (
-    ("harmful", "refusal", "refuses\nharmful prompts"),
-    ("harmless", "refusal", "refuses\nharmless prompts"),
-    ("contrast", "refusal", "refuses prompts that\nonly sound harmful"),
-    ("harmful", "guard_unsafe", "guard: unsafe,\nharmful prompts"),
-    ("harmful", "degenerate", "no language,\nharmful prompts"),
+    ("harmful", "refusal"),
+    ("harmless", "refusal"),
+    (CONTRAST, "refusal"),
+    ("harmful", "guard_unsafe"),
+    ("harmful", "degenerate"),
 )
+PROMPTS = {CONTRAST: "prompts that\nonly sound harmful"}
+"""What a test set is called that has no speaking name."""
 
 
 def draw(data: RunData) -> list[Outcome]:
     """A row per intervention and strength, a dot per method, a column per measurement."""
-    panels = [panel for panel in PANELS if data.get(BASELINE, *panel[:2])]
+    panels = [panel for panel in PANELS if data.get(BASELINE, *panel)]
     if not panels:
         return [Skipped("plans", TITLE, "no share of refusals was measured; run with --evals refusal")]
     return [
@@ -94,15 +95,15 @@ def _across_says(runs: Sequence[RunData], scope: str) -> str:
 
 
 @styled
-def _figure(data: RunData, plans: Sequence[Plan], panels: Sequence[tuple[str, str, str]]) -> Figure:
+def _figure(data: RunData, plans: Sequence[Plan], panels: Sequence[tuple[str, str]]) -> Figure:
     steps = list(dict.fromkeys(map(step, plans)))
     colours = method_colours(data.methods)
     height = len(steps) * (0.16 + 0.075 * len(colours)) + 1.1
     figure = Figure(figsize=(PAGE, height))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for (dataset, metric, title), ax in zip(panels, axes, strict=True):
+    for (dataset, metric), ax in zip(panels, axes, strict=True):
         _panel(ax, data, plans, steps, colours, dataset, metric)
-        ax.set_title(title)
+        ax.set_title(f"{measure_of(metric).heading.lower()}\n{PROMPTS.get(dataset, f'{dataset} prompts')}")
     _finish(figure, axes, steps, colours)
     return figure
 

@@ -25,11 +25,10 @@ from refusal_cmp.report.figures._style import (
     legend_below,
     styled,
 )
+from refusal_cmp.report.wording import bracketed, decimal
 
 TITLE = "Local against global ranking"
 WIDEST = 3
-FEWEST_RANKED = 8
-"""Components that it takes to say how sure a rank correlation is; of fewer there is no interval."""
 
 
 def draw(data: RunData) -> list[Outcome]:
@@ -93,14 +92,26 @@ def _said(pools: Mapping[str, Mapping[str, Any]]) -> str:
     for name, pool in pools.items():
         if pool["rho"] is None:
             parts.append(f"{name}, n = {pool['n']}: {pool['why']}")
+        elif pool["says_little"]:
+            parts.append(f"{name}, n = {pool['n']}: ρ = {pool['rho']:.2f} (too few)")
         else:
-            parts.append(f"{name}, n = {pool['n']}: ρ = {pool['rho']:.2f} {_sure(pool)}")
+            interval = bracketed(pool["ci_low"], pool["ci_high"])
+            parts.append(f"{name}, n = {pool['n']}: ρ = {decimal(pool['rho'])} {interval}")
     return "\n".join(parts)
 
 
 def _sure(pool: Mapping[str, Any]) -> str:
-    """How sure the correlation is."""
-    return "(too few)" if pool["n"] < FEWEST_RANKED else f"[{pool['ci_low']:.2f}, {pool['ci_high']:.2f}]"
+    """What the correlation is worth."""
+    if pool["says_little"]:
+        return f"which says little of {pool['n']} components"
+    interval = bracketed(pool["ci_low"], pool["ci_high"])
+    if pool["rho_noise_free"] is None:
+        return f"{interval}, since at least one ranking is all noise"
+    bound = "a lower bound, " if pool["rho"] < pool["rho_noise_free"] else ""
+    return (
+        f"{bound}and {decimal(pool['rho_noise_free'])} {interval} without the noise of the scores, whose reliability "
+        f"is {decimal(pool['reliability_local'])} and {decimal(pool['reliability_global'])}"
+    )
 
 
 def _says(one: Mapping[str, Any]) -> str:
@@ -110,6 +121,6 @@ def _says(one: Mapping[str, Any]) -> str:
     same = "the same component" if pool["top1_match"] else "another component"
     return (
         f"{one['method']}: over all {pool['n']} components local and global bypass agree with Spearman's ρ "
-        f"{pool['rho']:.2f} {_sure(pool)}; {same} comes first globally, and choosing "
+        f"{decimal(pool['rho'])}, {_sure(pool)}; {same} comes first globally, and choosing "
         f"locally costs {one['regret']:.2f} log-odds of global bypass."
     )

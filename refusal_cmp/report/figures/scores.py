@@ -26,6 +26,7 @@ from refusal_cmp.report.figures._style import (
     swatch,
     tidy,
 )
+from refusal_cmp.report.wording import decimal
 from refusal_cmp.selection import Rule, Selection
 
 WIDEST = 4
@@ -121,17 +122,16 @@ def _curves(ax: Axes, table: pd.DataFrame, column: str, positions: list[int]) ->
 
 
 def _says(one: Selection, data: RunData) -> str:
-    table = data.scores[(data.scores["method"] == one.method) & data.scores["selected"].astype(bool)]
-    row = table.iloc[0]
-    reach = data.rule.rank_by
+    row = data.chosen(one.method)
     chosen = f"{one.method} selects position {one.selected.position}, layer {one.selected.layer}"
     if one.fallback:
         chosen += f" though the filters keep none of its {len(one.ranking)} components ({one.note})"
     else:
         chosen += f" out of {len(one.kept)} components that the filters keep (of {len(one.ranking)})"
     before = data.baseline_metric
+    bypass = f"from {decimal(before['harmful'], 1)} to {decimal(row['bypass'], 1)}"
+    induce = f"from {decimal(before['harmless'], 1)} to {decimal(row['induce'], 1)}"
     return (
-        f"{chosen}: removing it takes the log-odds of refusal on harmful prompts from {before['harmful']:.1f} to "
-        f"{row[f'{reach}_bypass']:.1f}, adding it takes those on harmless prompts from {before['harmless']:.1f} to "
-        f"{row['local_induce']:.1f}, and KL is {row[f'{reach}_kl']:.2g} nats."
+        f"{chosen}: removing it takes the log-odds of refusal on harmful prompts {bypass}, adding it takes those on "
+        f"harmless prompts {induce}, and KL is {row['kl']:.2g} nats."
     )

@@ -23,13 +23,12 @@ from refusal_cmp.report.figures._style import (
     loss_axis,
     method_colours,
     percent_axis,
-    scope_name,
     spread,
     styled,
     swatch,
     tidy,
 )
-from refusal_cmp.report.table import percent
+from refusal_cmp.report.wording import percent, scope_name
 from refusal_cmp.statistics import Estimate
 
 TITLE = "Strength sweep"
@@ -74,7 +73,8 @@ def _rows(data: RunData) -> list[tuple[str, Read]]:
     rows = [(label, read) for label, read in rows if read(BASELINE) is not None]
     cost = next(iter(costs(data)), None)
     if cost is not None and any(_reader(data, cost)(plan.label) for plan in data.edited):
-        rows.append(("loss increase,\nnats a token" if cost.unit == "nats" else "accuracy lost", _reader(data, cost)))
+        label = "accuracy lost" if cost.unit == "share" else f"loss increase,\n{cost.unit}"
+        rows.append((label, _reader(data, cost)))
     return rows
 
 

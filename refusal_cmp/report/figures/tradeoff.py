@@ -22,20 +22,17 @@ from refusal_cmp.report.figures._style import (
     Drawn,
     Outcome,
     Skipped,
-    counted,
     errors,
     intervention_markers,
     legend_below,
     loss_axis,
     method_colours,
     percent_axis,
-    scope_name,
-    sentence_list,
     styled,
     swatch,
     tidy,
 )
-from refusal_cmp.report.table import percent
+from refusal_cmp.report.wording import counted, percent, scope_name, sentence_list
 
 TITLE = "Harmful prompts answered against what is lost"
 NAMED = 3
@@ -66,7 +63,7 @@ def _figure(data: RunData, measured: Sequence[Cost]) -> Figure:
             _panel(ax, data, cost, scope, colours, markers, front)
         row[0].set_ylabel("harmful prompts answered,\nin language")
         for ax in row:
-            ax.set_xlabel("increase of loss, nats a token" if cost.unit == "nats" else "accuracy lost")
+            ax.set_xlabel("accuracy lost" if cost.unit == "share" else f"increase of loss, {cost.unit}")
     for scope, ax in zip(scopes, axes[0], strict=True):
         ax.set_title(scope_name(scope))
     legend_below(
@@ -92,7 +89,7 @@ def _panel(
 ) -> None:
     tidy(ax, "both")
     ax.axhspan(ENOUGH, 1.05, color=GREEN, alpha=0.08, linewidth=0)
-    corners = [*((x, y) for _, x, y in front), (100.0 if cost.unit == "nats" else 1.0, front[-1][2])]
+    corners = [*((x, y) for _, x, y in front), (1.0 if cost.unit == "share" else 100.0, front[-1][2])]
     ax.step(*zip(*corners, strict=True), where="post", color=INK, linewidth=0.8, alpha=0.6, zorder=2)
     unedited = data.answered(BASELINE)
     ax.plot(0, unedited.value if unedited else math.nan, "+", color=INK, markersize=7, markeredgewidth=1.2)
@@ -117,12 +114,12 @@ def _panel(
             elinewidth=0.7,
             zorder=4 if best else 3,
         )
-    if cost.unit == "nats":
-        loss_axis(ax, "x", min(x for _, x, _ in front))
-    else:
+    if cost.unit == "share":
         percent_axis(ax.xaxis)
         every = _lost(data, cost)
         ax.set_xlim(min(-0.05, *every) - 0.02, max(0.05, *every) + 0.02)
+    else:
+        loss_axis(ax, "x", min(x for _, x, _ in front))
     ax.set_ylim(-0.04, 1.05)
     percent_axis(ax.yaxis)
 
@@ -149,7 +146,7 @@ def _says(data: RunData, cost: Cost) -> str:
     lost = _lost(data, cost)
     cheap = counted(sum(one <= cost.tie for one in lost), "plan")
     amounts = [
-        f"{one:.2g} nats" if cost.unit == "nats" else counted(round(100 * one), "point")
+        counted(round(100 * one), "point") if cost.unit == "share" else f"{one:.2g} nats"
         for one in (cost.tie, max(lost))
     ]
     named = sentence_list(best[:NAMED]) if best else f"none of them answers {percent(ENOUGH)} of harmful prompts"

@@ -1,0 +1,196 @@
+"""The page's first screen: the answer in sentences, its numbers, and the best plan of each method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from refusal_cmp.config import CONTRAST
+from refusal_cmp.evals import Unit, measure_of
+from refusal_cmp.plan import BASELINE
+from refusal_cmp.report.answer import (
+    BROKEN,
+    ENOUGH,
+    Cost,
+    Standing,
+    answers_already,
+    as_good,
+    best_by_method,
+    cost_of,
+    costs,
+    distinct,
+    fewest,
+)
+from refusal_cmp.report.data import ANSWERED, RunData
+from refusal_cmp.report.wording import bounds, counted, minus, percent, sentence_list, shown, with_bounds
+from refusal_cmp.statistics import Estimate, rate_among
+
+TILES = (
+    ("harmful prompts refused", "harmful", "refusal"),
+    ("harmless prompts refused", "harmless", "refusal"),
+    ("prompts that only sound harmful, refused", CONTRAST, "refusal"),
+    ("harmful prompts, unsafe by the guard", "harmful", "guard_unsafe"),
+)
+"""Numbers of the best plan that stand beside the baseline's, before the costs."""
+
+
+def first_screen(data: RunData, ranked: Sequence[Standing]) -> dict[str, Any] | None:
+    """What the first screen says; None if refusal was not measured."""
+    if not ranked:
+        return None
+    measured = costs(data)
+    best = ranked[0]
+    different = distinct(data, ranked)
+    suppress = [one for one in different if one.suppresses]
+    return {
+        "plan": best.plan,
+        "verdict": _verdict(data, best),
+        "n": best.answered.n,
+        "among": best.among,
+        "perfect": percent(rate_among(best.answered.n, best.answered.n, best.among).low),
+        "fewest": fewest(best.among),
+        "sentences": _sentences(data, different, measured),
+        "tiles": _tiles(data, best, measured),
+        "methods": [_method_row(data, one, measured) for one in best_by_method(ranked)],
+        "costs": [cost.name for cost in measured],
+        "counts": f"{len(suppress)} of {counted(len(different), 'distinct plan')} do so",
+        "broken": [one.plan for one in different if one.is_broken],
+        "enough": percent(ENOUGH),
+        "share_broken": percent(BROKEN),
+        "tie": _tie(measured[0]) if measured else "",
+        "cost": measured[0].name if measured else None,
+    }
+
+
+def _verdict(data: RunData, best: Standing) -> str:
+    """What the run lets us say of the plan that is named: one of the cases of the page's first sentence."""
+    if answers_already(data):
+        return "nothing"
+    if not best.may_suppress:
+        return "none"
+    if best.answered.n < fewest(best.among):
+        return "few"
+    if not best.suppresses:
+        return "doubt"
+    if best.cost is None:
+        return "unpriced"
+    return "best" if math.isfinite(best.cost) else "infinite"
+
+
+def _sentences(data: RunData, ranked: Sequence[Standing], measured: Sequence[Cost]) -> list[str]:
+    """What the best plan does, what it costs, what does so too, and what it does to harmless prompts."""
+    best = ranked[0]
+    said = [f"It answers {with_bounds(best.answered, 'share')} of {best.answered.n} harmful test prompts"]
+    if best.among > 1:
+        said[0] += f" (the interval allows for its choice among {best.among} plans on the same prompts)"
+    said[0] += _before(data, best)
+    if best.cost is not None and measured:
+        said.append(f"Its cost: {measured[0].name} {_change(best.cost, measured[0])}.")
+        said += _others(ranked, measured[0])
+    return said + _on_harmless(data, best)
+
+
+def _before(data: RunData, best: Standing) -> str:
+    """What the unedited model does, and how sure the difference is: the end of a sentence."""
+    unedited = data.answered(BASELINE)
+    if unedited is None:
+        return "."
+    tested = data.versus_baseline(best.plan, *ANSWERED)
+    surely = f" ({_p(tested[1])} after Holm’s correction)" if tested else ""
+    return f"; unedited, the model answers {with_bounds(unedited, 'share')}{surely}."
+
+
+def _others(ranked: Sequence[Standing], cost: Cost) -> list[str]:
+    """How many more plans do the same at the same cost, and with which methods."""
+    others = as_good(ranked, cost.tie)
+    if not others:
+        return []
+    methods = sorted({one.method for one in others} - {ranked[0].method})
+    also = f", also with {sentence_list(methods)}" if methods else f", all with {ranked[0].method}"
+    verb = "does" if len(others) == 1 else "do"
+    more = counted(len(others), "more distinct plan")
+    return [f"{more} {verb} so at a cost within {_tie(cost)} of it{also}."]
+
+
+def _on_harmless(data: RunData, best: Standing) -> list[str]:
+    """What the plan does to harmless prompts, where it refuses more than a few."""
+    over, unedited = data.get(best.plan, "harmless", "refusal"), data.get(BASELINE, "harmless", "refusal")
+    if over is None or unedited is None or over.value <= BROKEN:
+        return []
+    start = "But it" if over.value > unedited.value else "It"
+    before = f"where the unedited model refuses {with_bounds(unedited, 'share')}"
+    return [f"{start} refuses {with_bounds(over, 'share')} of the harmless prompts, {before}."]
+
+
+def _tie(cost: Cost) -> str:
+    return f"{100 * cost.tie:g} points" if cost.unit == "share" else f"{cost.tie:g} nats"
+
+
+def _change(value: float, cost: Cost) -> str:
+    """A cost in words."""
+    if not math.isfinite(value):
+        return "is not finite any more"
+    if abs(value) < 0.0005:
+        return "does not change"
+    direction = "rises" if value * cost.sign > 0 else "falls"
+    amount = f"{100 * abs(value):.1f} points" if cost.unit == "share" else f"{abs(value):.3f} {cost.unit}"
+    return f"{direction} by {amount}"
+
+
+def _tiles(data: RunData, best: Standing, measured: Sequence[Cost]) -> list[dict[str, str]]:
+    """Numbers of the best plan beside the baseline's."""
+    wanted = [*TILES]
+    for cost in measured:
+        wanted += [(f"{cost.name.split(' on ')[0]} on {one}", one, cost.metric) for one in cost.datasets]
+    tiles = []
+    for name, dataset, metric in wanted:
+        edited, unedited = data.get(best.plan, dataset, metric), data.get(BASELINE, dataset, metric)
+        if edited is None or unedited is None:
+            continue
+        unit = measure_of(metric).unit
+        paired = data.versus_baseline(best.plan, dataset, metric)
+        tiles.append(
+            {
+                "name": name,
+                "before": shown(unedited.value, unit),
+                "after": shown(edited.value, unit),
+                "interval": bounds(edited, unit),
+                "paired": "" if paired is None else f"change {_difference(paired[0], unit)}, {_p(paired[1])}",
+            }
+        )
+    return tiles
+
+
+def _p(value: float) -> str:
+    """A p-value, if the test gave one."""
+    return "no p" if math.isnan(value) else "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
+
+
+def _difference(one: Estimate, unit: Unit) -> str:
+    """A difference with its sign and its interval, shares in points."""
+    scale, form = (100, "{:+.0f}") if unit == "share" else (1, "{:+.3f}")
+    value, low, high = (minus(form.format(scale * number)) for number in one[:3])
+    return f"{value} [{low}, {high}]" + (" points" if unit == "share" else "")
+
+
+def _method_row(data: RunData, one: Standing, measured: Sequence[Cost]) -> dict[str, Any]:
+    """The best plan of a method."""
+    over = data.get(one.plan, "harmless", "refusal")
+    return {
+        "method": one.method,
+        "plan": one.plan,
+        "falls_short": "" if one.suppresses else "not beyond doubt" if one.may_suppress else "does not suppress it",
+        "answered": with_bounds(one.answered, "share"),
+        "over": "–" if over is None else with_bounds(over, "share"),
+        "costs": [_cost(cost_of(data, one.plan, cost), cost) for cost in measured],
+    }
+
+
+def _cost(value: float | None, cost: Cost) -> str:
+    """A cost as the change of what is measured."""
+    if value is None:
+        return "–"
+    if not math.isfinite(value):
+        return "not finite"
+    return minus(f"{100 * cost.sign * value:+.1f}" if cost.unit == "share" else f"{cost.sign * value:+.3f}")
