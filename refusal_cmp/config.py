@@ -282,6 +282,9 @@ class EvaluateSettings(BaseModel):
         description="evaluators",
         json_schema_extra=GRID,
     )
+    phrases: Literal["published", "extended"] | Path = Field(
+        "published", description="what refuses: published, extended, or a file with a phrase a line"
+    )
     texts: Names = Field(
         ("tiny-answers", "tiny-general", "on-distribution"),
         description="text sets for perplexity; on-distribution: the model's own unedited answers",

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from refusal_cmp.config import MachineSettings, RunConfig, digest_of
+from refusal_cmp.judges.completion import Judgement, judge
+from refusal_cmp.judges.phrases import Phrases
 from refusal_cmp.model import Answer as Answer
 from refusal_cmp.model import ChatModel
+from refusal_cmp.model.chat import NO_TURNS, Turns
 from refusal_cmp.plan import Plan
 from refusal_cmp.planning import Selected as Selected
 from refusal_cmp.progress import Progress, silent
@@ -40,7 +43,13 @@ class Subject:
     selected: Callable[[], Sequence[Selected]] = tuple
     """What every method found."""
     refusal_tokens: tuple[int, ...] = ()
+    turns: Turns = NO_TURNS
+    """What the model's chat template writes around an answer."""
     progress: Progress = silent
+
+    def judge(self, answer: Answer, phrases: Phrases) -> Judgement:
+        """What a completion is, as the model's own template has it."""
+        return judge(answer.completion, answer.finish, phrases=phrases, turns=self.turns)
 
 
 @dataclass(frozen=True)

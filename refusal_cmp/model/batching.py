@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -76,7 +77,7 @@ class RowBudget:
         attempt = Attempt()
         try:
             yield attempt
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             if rows <= least:
@@ -90,9 +91,9 @@ class RowBudget:
                 torch.cuda.empty_cache()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a GPU or (a RuntimeError there) on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that memory ran out: in torch on any device, or in Python itself."""
+    return isinstance(error, MemoryError) or should_reduce_batch_size(error)
 
 
 def start_peak(device: torch.device) -> int:

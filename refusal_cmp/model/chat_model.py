@@ -159,14 +159,16 @@ class ChatModel(Chat):
 
     # Refusal
 
-    def refusal_tokens(self, harmful: Sequence[str], batch_size: int = 64) -> tuple[int, ...]:
-        """The candidates to which the model really gives mass on harmful prompts; all of them if to none."""
+    def refusal_tokens(self, harmful: Sequence[str], batch_size: int | None = 64) -> tuple[int, ...]:
+        """The candidates to which the model really gives mass on harmful prompts, if to any.
+
+        Where it is to none, `refusal_cmp.judges.first_tokens` asks the model's own refusals.
+        """
         candidates = sorted(self.refusal_candidates())
         mass = self.per_prompt(
             harmful, lambda batch: self.last_logits(batch).double().softmax(-1)[:, candidates], batch_size
         ).mean(0)
-        kept = [token for token, m in zip(candidates, mass, strict=True) if m >= MIN_REFUSAL_MASS]
-        return tuple(kept or candidates)
+        return tuple(token for token, m in zip(candidates, mass, strict=True) if m >= MIN_REFUSAL_MASS)
 
     def refusal_metrics(
         self, instructions: Sequence[str], refusal_tokens: Sequence[int], batch_size: int | None = None

@@ -37,6 +37,8 @@ from refusal_cmp.statistics import Estimate
 from refusal_cmp.subspace import SubspaceField
 
 Row = Mapping[str, Any]
+ANSWERED = ("harmful", "effective_compliance")
+"""The test set and the metric of what suppressing refusal is about."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class RunData:
 
     def answered(self, plan: str) -> Estimate | None:
         """Share of harmful prompts that the plan answers in language: neither refused nor degenerate."""
-        return self.get(plan, "harmful", "effective_compliance")
+        return self.get(plan, *ANSWERED)
 
     def datasets(self, metric: str) -> list[str]:
         """What a metric was measured on, parts of test sets apart."""
@@ -164,17 +166,19 @@ class RunData:
         found = self.results.loc[self.results["metric"] == metric, "dataset"].unique()
         return sorted(str(one).removeprefix(start) for one in found if one.startswith(start))
 
-    def versus_baseline(self, plan: str, dataset: str, metric: str) -> Estimate | None:
-        """The paired difference to the baseline, if it was tested."""
+    def versus_baseline(self, plan: str, dataset: str, metric: str) -> tuple[Estimate, float] | None:
+        """The paired difference to the baseline and its p-value after Holm's correction, if it was tested."""
         return self._differences.get((self.run_as[plan], dataset, metric))
 
     @cached_property
-    def _differences(self) -> dict[tuple[str, str, str], Estimate]:
+    def _differences(self) -> dict[tuple[str, str, str], tuple[Estimate, float]]:
         if self.comparisons is None:
             return {}
         rows = self.comparisons[self.comparisons["against"] == BASELINE]
-        rows = rows[["plan", "dataset", "metric", "difference", "ci_low", "ci_high", "n"]]
-        return {(row[0], row[1], row[2]): Estimate(*row[3:]) for row in rows.itertuples(index=False, name=None)}
+        rows = rows[["plan", "dataset", "metric", "difference", "ci_low", "ci_high", "n", "p_holm"]]
+        return {
+            (row[0], row[1], row[2]): (Estimate(*row[3:7]), row[7]) for row in rows.itertuples(index=False, name=None)
+        }
 
 
 def read_run(session: Session) -> RunData:

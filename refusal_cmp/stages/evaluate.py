@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.evals import Evaluator, Subject, all_measures, configured, facts
+from refusal_cmp.evals import Evaluator, Subject, configured, facts, measure_of
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.run.contents import (
     AGREEMENT,
@@ -22,6 +22,7 @@ from refusal_cmp.run.contents import (
     read_plans,
     read_refusal_tokens,
     read_selected,
+    read_turns,
     subspace_file,
 )
 from refusal_cmp.run.journal import Journal
@@ -63,7 +64,8 @@ def evaluate_stage(session: Session) -> None:
         for plan in distinct
     }
     session.run.write_table(RESULTS, _tabulate(session, plans, metrics))
-    distances = {measure.name for measure in all_measures() if measure.is_distance}
+    names = {one["metric"] for of_plan in metrics.values() for one in of_plan}
+    distances = {name for name in names if measure_of(name).is_distance}
     session.run.write_table(COMPARISONS, compare_plans(plans, metrics, distances))
     _write_agreement(session, distinct)
 
@@ -102,6 +104,7 @@ def _evaluate(
         journal=journal,
         selected=lambda: read_selected(session),
         refusal_tokens=read_refusal_tokens(session),
+        turns=read_turns(session),
         progress=session.progress,
     )
     evaluation = evaluator.evaluate(subject)

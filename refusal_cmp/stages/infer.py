@@ -17,6 +17,7 @@ from refusal_cmp.run.contents import (
     answers_file,
     plan_file,
     prompts_file,
+    read_answers,
     read_fields,
     read_selections,
 )
@@ -55,6 +56,19 @@ def infer_stage(session: Session) -> None:
             run.record(name, settings, sources)
             done.discard()
             advance(1)
+    _report_endings(session)
+
+
+def _report_endings(session: Session) -> None:
+    """Say so where the unedited model's completions are mostly cut off: what it would go on to say is not judged."""
+    answers = [answer for dataset in session.config.test_sets for answer in read_answers(session, BASELINE, dataset)]
+    cut = sum(answer.finish == "length" for answer in answers)
+    if cut > len(answers) / 2:
+        session.say(
+            f"Warning: {cut} of the {len(answers)} completions of the unedited model end at --max-new-tokens "
+            f"{session.config.max_new_tokens}, not where its turn ends: raise it, or look at them to see whether the "
+            "model stops at all; late refusals are missed until then."
+        )
 
 
 def _grid(session: Session) -> list[Plan]:

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from refusal_cmp.config import BUDGET, KINDS, RunConfig
-from refusal_cmp.judges.phrases import verdict
+from refusal_cmp.judges.completion import judge
 from refusal_cmp.methods import configured
 from refusal_cmp.plan import number
 from refusal_cmp.planning import UNIT_METHOD, Chosen, Scope, Setting, make_plan
@@ -213,7 +213,7 @@ def _judged(session: Session, field: SubspaceField, table: pd.DataFrame, setting
             completions = session.model.generate(
                 instructions, max_new_tokens=session.config.max_new_tokens, batch_size=session.config.batch_size
             )
-        verdicts = [verdict(one.text, one.finish) for one in completions]
+        verdicts = [judge(one.text, one.finish, turns=session.model.turns).verdict for one in completions]
         bypass.append(float(table.loc[row, "local_bypass"]))
         refused.append(verdicts.count("refused") / len(verdicts))
     return {**prediction(bypass, refused), "bypass": bypass, "refused": refused}

@@ -11,10 +11,9 @@ from refusal_cmp.api import extract, plan_intervention
 from refusal_cmp.config import RunConfig
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.judges.phrases import verdict
-from refusal_cmp.methods import EXTRACTORS
+from refusal_cmp.methods import EXTRACTORS, configured
 from refusal_cmp.model.reading import collect
 from refusal_cmp.registry import parse_spec
-from refusal_cmp.stages.extract import extractor
 
 from support.models import instructions
 
@@ -39,7 +38,7 @@ def test_random_has_the_rank_that_the_runs_own_inlp_finds(tiny):
     activations = collect(tiny, instructions("tiny-harmful", "train", 20), instructions("tiny-harmless", "train", 20))
     ranks = []
     for config in (RunConfig(device="cpu", inlp_stop="0.99"), RunConfig(device="cpu")):
-        found = [extractor(config, name).fit_field(activations, name) for name in ("random", "inlp")]
+        found = [configured(config, name).fit_field(activations, name) for name in ("random", "inlp")]
         ranks.append([{component: one.k for component, one in field.subspaces.items()} for field in found])
         assert ranks[-1][0] == ranks[-1][1]
     assert ranks[0] != ranks[1]

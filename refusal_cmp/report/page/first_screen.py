@@ -12,7 +12,6 @@ from refusal_cmp.plan import BASELINE
 from refusal_cmp.report.answer import (
     BROKEN,
     ENOUGH,
-    FEWEST,
     Cost,
     Standing,
     answers_already,
@@ -21,10 +20,11 @@ from refusal_cmp.report.answer import (
     cost_of,
     costs,
     distinct,
+    fewest,
 )
-from refusal_cmp.report.data import RunData
+from refusal_cmp.report.data import ANSWERED, RunData
 from refusal_cmp.report.wording import bounds, counted, minus, percent, sentence_list, shown, with_bounds
-from refusal_cmp.statistics import Estimate, rate
+from refusal_cmp.statistics import Estimate, rate_among
 
 TILES = (
     ("harmful prompts refused", "harmful", "refusal"),
@@ -47,8 +47,9 @@ def first_screen(data: RunData, ranked: Sequence[Standing]) -> dict[str, Any] | 
         "plan": best.plan,
         "verdict": _verdict(data, best),
         "n": best.answered.n,
-        "perfect": percent(rate(best.answered.n, best.answered.n).low),
-        "fewest": FEWEST,
+        "among": best.among,
+        "perfect": percent(rate_among(best.answered.n, best.answered.n, best.among).low),
+        "fewest": fewest(best.among),
         "sentences": _sentences(data, different, measured),
         "tiles": _tiles(data, best, measured),
         "methods": [_method_row(data, one, measured) for one in best_by_method(ranked)],
@@ -68,7 +69,7 @@ def _verdict(data: RunData, best: Standing) -> str:
         return "nothing"
     if not best.may_suppress:
         return "none"
-    if best.answered.n < FEWEST:
+    if best.answered.n < fewest(best.among):
         return "few"
     if not best.suppresses:
         return "doubt"
@@ -80,13 +81,24 @@ def _verdict(data: RunData, best: Standing) -> str:
 def _sentences(data: RunData, ranked: Sequence[Standing], measured: Sequence[Cost]) -> list[str]:
     """What the best plan does, what it costs, what does so too, and what it does to harmless prompts."""
     best = ranked[0]
-    unedited = data.answered(BASELINE)
-    before = f"; unedited, the model answers {with_bounds(unedited, 'share')}" if unedited else ""
-    said = [f"It answers {with_bounds(best.answered, 'share')} of {best.answered.n} harmful test prompts{before}."]
+    said = [f"It answers {with_bounds(best.answered, 'share')} of {best.answered.n} harmful test prompts"]
+    if best.among > 1:
+        said[0] += f" (the interval allows for its choice among {best.among} plans on the same prompts)"
+    said[0] += _before(data, best)
     if best.cost is not None and measured:
         said.append(f"Its cost: {measured[0].name} {_change(best.cost, measured[0])}.")
         said += _others(ranked, measured[0])
     return said + _on_harmless(data, best)
+
+
+def _before(data: RunData, best: Standing) -> str:
+    """What the unedited model does, and how sure the difference is: the end of a sentence."""
+    unedited = data.answered(BASELINE)
+    if unedited is None:
+        return "."
+    tested = data.versus_baseline(best.plan, *ANSWERED)
+    surely = f" ({_p(tested[1])} after Holm’s correction)" if tested else ""
+    return f"; unedited, the model answers {with_bounds(unedited, 'share')}{surely}."
 
 
 def _others(ranked: Sequence[Standing], cost: Cost) -> list[str]:
@@ -144,10 +156,15 @@ def _tiles(data: RunData, best: Standing, measured: Sequence[Cost]) -> list[dict
                 "before": shown(unedited.value, unit),
                 "after": shown(edited.value, unit),
                 "interval": bounds(edited, unit),
-                "paired": "" if paired is None else f"change {_difference(paired, unit)}",
+                "paired": "" if paired is None else f"change {_difference(paired[0], unit)}, {_p(paired[1])}",
             }
         )
     return tiles
+
+
+def _p(value: float) -> str:
+    """A p-value, if the test gave one."""
+    return "no p" if math.isnan(value) else "p < 0.001" if value < 0.001 else f"p = {value:.2g}"
 
 
 def _difference(one: Estimate, unit: Unit) -> str:

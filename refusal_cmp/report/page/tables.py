@@ -161,13 +161,12 @@ def judges_table(data: RunData) -> list[dict[str, str]]:
     if data.agreement is None:
         return []
     return [
-        {"judges": f"{row['first']} and {row['second']}", "kappa": _kappa(row)}
+        {"judges": f"{row['first']} and {row['second']}", "kappa": _kappa(row), "pooled": _kappa(row, "pooled_")}
         | {name: str(row[name]) for name in ("n", "both", "first_only", "second_only", "neither")}
         for row in data.agreement.to_dict("records")
     ]
 
 
-def _kappa(row: Any) -> str:
-    if pd.isna(row["kappa"]):
-        return "–"
-    return f"{decimal(row['kappa'])} {bracketed(row['ci_low'], row['ci_high'])}"
+def _kappa(row: Any, prefix: str = "") -> str:
+    kappa, low, high = (row[f"{prefix}{name}"] for name in ("kappa", "ci_low", "ci_high"))
+    return "–" if pd.isna(kappa) else f"{decimal(kappa)} {bracketed(low, high)}"
