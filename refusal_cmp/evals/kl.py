@@ -32,7 +32,7 @@ class KL(Evaluator):
             is_distance=True,
         ),
     )
-    order = 6
+    order = 7
 
     def __init__(self) -> None:
         self._baseline: Float[Tensor, "n vocab"] | None = None

@@ -36,7 +36,6 @@ def test_every_evaluator_of_ours_says_what_its_metrics_are(name):
     assert evaluator.order < Evaluator.order
     for measure in evaluator.measures:
         assert measure.meaning, measure.name
-        assert measure.interval, measure.name
         assert not measure.meaning.endswith("."), measure.name
         assert measure_of(measure.name) == measure, "a pattern before it hides it, or it means something else elsewhere"
 

@@ -129,12 +129,15 @@ def test_the_title_of_the_magnitude_study_has_the_correlation_within_kinds_first
 
 
 def test_a_rank_correlation_of_few_components_has_no_interval(data):
-    pool = {"n": 7, "rho": -0.2, "ci_low": -0.4, "ci_high": -0.25, "p": 0.8, "tau": 0.0, "top1_match": False}
+    pool = {"n": 7, "rho": -0.2, "rho_noise_free": -0.2, "ci_low": -0.4, "ci_high": -0.25, "says_little": True,
+            "p": 0.8, "tau": 0.0, "top1_match": False}  # fmt: skip
     study = {"method": "inlp", "regret": 0.25, "pools": {"all": pool}}
     run = replace(data, rankings=[study])
     (one,) = FIGURES["rankings"](run)
-    for text in (one.says, one.figure.axes[0].get_title(), tables(run)["rankings"]):
+    assert "says little" in one.says
+    for text in (one.figure.axes[0].get_title(), tables(run)["rankings"]):
         assert "too few" in text
+    for text in (one.says, one.figure.axes[0].get_title(), tables(run)["rankings"]):
         assert "0.25]" not in text
 
 
