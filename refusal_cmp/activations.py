@@ -29,7 +29,7 @@ from refusal_cmp.subspace import ClassMeans, Component
 
 MIN_PROMPTS = 10
 """Of each kind, to extract from."""
-ACTIVATIONS = ".activations-"
+ACTIVATIONS = ".refusal-cmp-activations-"
 """How the folder of a store is called, until its process ends."""
 
 Needs = Literal["activations", "means"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import pandas as pd
 from refusal_cmp.data import Columns, Split
 from refusal_cmp.data.sets import load
 from refusal_cmp.errors import RefusalCmpError, unknown_name
+from refusal_cmp.judges.first_tokens import refusal_tokens as find_refusal_tokens
 from refusal_cmp.methods import EXTRACTORS
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.reading import collect
@@ -97,7 +99,7 @@ def rank_components(
     """
     rule = rule or Rule()
     reaches: list[Reach] = ["local", "global"] if compare or rule.rank_by == "global" else ["local"]
-    scorer = Scorer(model, harmful, harmless, refusal_tokens or model.refusal_tokens(harmful))
+    scorer = Scorer(model, harmful, harmless, refusal_tokens or find_refusal_tokens(model, harmful, say=warnings.warn))
     scores = {reach: scorer.score(subspaces, reach, multipliers=rule.multipliers) for reach in reaches}
     return ranked_table(subspaces, scores, rule).sort_values("rank", ignore_index=True)
 

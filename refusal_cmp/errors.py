@@ -15,7 +15,17 @@ class RefusalCmpError(Exception):
     """A mistake the user can mend: what, what was expected, what was found, what to do.
 
     The command line prints it as one sentence and exits with code 2; nothing has been written over.
+
+    Parameters
+    ----------
+    settings
+        Those that mend it, each with the value to give or "": `dtype="bfloat16", device=""`. The message does without
+        them, as it is for callers from Python too; the command line adds them as its options.
     """
+
+    def __init__(self, message: str, **settings: str) -> None:
+        super().__init__(message)
+        self.settings = settings
 
 
 class NoSubspaceError(Exception):

@@ -1,7 +1,8 @@
 """What the documentation says of the program comes from the program: tables put into the pages while they are built.
 
 A hook of mkdocs (`mkdocs.yml`). A line `<!-- insert: NAME -->` of a page becomes what the function of that name in
-`INSERTS` returns; nothing generated is committed, so nothing can be out of date.
+`INSERTS` returns, of `<!-- insert: NAME OF -->` what it returns for that; nothing generated is committed, so nothing
+can be out of date.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-INSERT = re.compile(r"^<!-- insert: ([a-z-]+) -->$", re.MULTILINE)
+INSERT = re.compile(r"^<!-- insert: ([a-z-]+)(?: ([a-z-]+))? -->$", re.MULTILINE)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """The text of a page with everything inserted; KeyError for a name that is not in `INSERTS`."""
-    return INSERT.sub(lambda match: INSERTS[match[1]](), markdown)
+    return INSERT.sub(_inserted, markdown)
 
 
 def commands() -> str:
@@ -38,11 +39,11 @@ def commands() -> str:
 
 def file_settings() -> str:
     """Settings that only a configuration file has."""
-    from refusal_cmp.cli import UNFLAGGED
-    from refusal_cmp.config import RunConfig
+    from refusal_cmp.config import FILE_ONLY, RunConfig, is_marked
 
-    fields = {name: RunConfig.model_fields[name] for name in UNFLAGGED if name != "model"}  # it is an argument
-    return _table(("setting", "what it is"), [(f"`{name}`", field.description) for name, field in fields.items()])
+    fields = RunConfig.model_fields.items()
+    rows = [(f"`{name}`", field.description) for name, field in fields if is_marked(field, FILE_ONLY)]
+    return _table(("setting", "what it is"), rows)
 
 
 def methods() -> str:
@@ -64,6 +65,17 @@ def evals() -> str:
     from refusal_cmp.evals import EVALUATORS
 
     return _registered(EVALUATORS)
+
+
+def measures(evaluator: str) -> str:
+    """What an evaluator's metrics are."""
+    from refusal_cmp.evals import EVALUATORS
+
+    rows = [
+        (f"`{one.name}`", one.meaning, one.unit, one.interval, "" if one.better == "neither" else one.better)
+        for one in EVALUATORS.get(evaluator).measures
+    ]
+    return _table(("metric", "is", "unit", "interval", "better"), rows)
 
 
 def datasets() -> str:
@@ -90,9 +102,15 @@ INSERTS = {
     "methods": methods,
     "interventions": interventions,
     "evals": evals,
+    "measures": measures,
     "datasets": datasets,
     "benchmarks": benchmarks,
 }
+
+
+def _inserted(line: re.Match[str]) -> str:
+    name, *of = (part for part in line.groups() if part)
+    return INSERTS[name](*of)
 
 
 def _commands() -> dict[str, Any]:

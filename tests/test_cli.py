@@ -147,4 +147,5 @@ def test_stages_one_by_one_with_underscores(tmp_path):
         assert result.returncode == 0, result.stderr
     assert "diff-in-means/actadd:-1@all" in result.stdout
     assert (tmp_path / "runs/tiny-refuser/select/rankings.json").is_file()
+    assert not (tmp_path / "runs/tiny-refuser/report").exists()
     assert run("report", cwd=tmp_path).stdout == result.stdout

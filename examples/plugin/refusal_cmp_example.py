@@ -8,7 +8,7 @@ import torch
 
 from refusal_cmp.activations import Labelled
 from refusal_cmp.errors import NoSubspaceError
-from refusal_cmp.evals import Evaluation, Evaluator, Metric, Subject, register_evaluator
+from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator
 from refusal_cmp.methods import Extractor, register_extractor
 from refusal_cmp.statistics import mean
 from refusal_cmp.subspace import VANISHING, Subspace
@@ -47,9 +47,14 @@ class FirstTokenEntropy(Evaluator):
     """How undecided the model is about its answer's first token, under the plan."""
 
     reads = ("completions", "model")
+    measures = (
+        Measure(
+            "first_token_entropy", "Entropy of the first token", "mean of −Σ p log p over its prompts", "nats", "t"
+        ),
+    )
 
     def evaluate(self, subject: Subject) -> Evaluation:
-        """`first_token_entropy` on every test set: the mean of −Σ p log p over its prompts, nats."""
+        """The entropy on every test set."""
         model, metrics = subject.model(), []
         with model.edited(subject.plan), torch.inference_mode():
             for dataset, answers in subject.answers.items():

@@ -168,7 +168,7 @@ def _load(model: ChatModel, config: Any, folder: Path) -> nn.Module:
     placed = getattr(model.model, "hf_device_map", {"": model.device})
     try:
         return auto_class(config).from_pretrained(folder, dtype=model.model.dtype, device_map=placed).eval()
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise RefusalCmpError(

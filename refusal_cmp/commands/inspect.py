@@ -24,7 +24,7 @@ from rich.text import Text
 from torch import Tensor
 
 from refusal_cmp.errors import RefusalCmpError, unknown_name
-from refusal_cmp.judges.phrases import Verdict, verdict
+from refusal_cmp.judges.completion import Verdict, judge
 from refusal_cmp.model import ChatModel, refusal_metric
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.planning import Selected
@@ -148,7 +148,8 @@ def _respond(model: ChatModel, plan: Plan, prompt: str, tokens: tuple[int, ...],
             logits = model.last_logits(model.batch(model.tokenize([prompt])))
         (completion,) = model.generate([prompt], max_new_tokens=max_new_tokens)
     metric = float(refusal_metric(logits, tokens))
-    return Response(plan.label, metric, completion.text, verdict(completion.text, completion.finish))
+    judgement = judge(completion.text, completion.finish, turns=model.turns)
+    return Response(plan.label, metric, completion.text, judgement.verdict)
 
 
 # The figure

@@ -1,20 +1,19 @@
 """Public sets, fetched on first use: files of GitHub repositories, and data sets of the Hugging Face hub.
 
-Everything is looked for first in the folder `$REFUSAL_CMP_DATA`, as `owner/name/path in the repository`: there a
-machine without network has its copies, such as clones of the repositories. Files of GitHub are kept there too
-(by default in `~/.cache/refusal-cmp`), each beside a note of where it came from and its checksum; data sets of
-the hub are kept by the `datasets` library.
+Both are pinned to a commit, so that everybody reads the same bytes. Everything is looked for first in the folder
+`$REFUSAL_CMP_DATA`, as `owner/name/path in the repository`: there a machine without network has its copies, such as
+clones of the repositories. Files of GitHub are kept there too (by default in `~/.cache/refusal-cmp`), each beside a
+note of where it came from and its checksum; data sets of the hub are kept by the `datasets` library.
 """
 
 from __future__ import annotations
 
 import hashlib
-import http.client
 import json
 import os
 import tempfile
-import urllib.request
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,8 @@ VARIABLE = "REFUSAL_CMP_DATA"
 GITHUB = "https://raw.githubusercontent.com"
 HUB = "https://huggingface.co/datasets"
 TIMEOUT = 60
-"""Seconds."""
+"""Seconds without an answer, or between two parts of one."""
+RETRIES = 2
 
 
 def folder() -> Path:
@@ -33,91 +33,111 @@ def folder() -> Path:
     return Path(os.environ.get(VARIABLE) or Path(cache) / "refusal-cmp")
 
 
-def github_file(repository: str, revision: str, path: str) -> Path:
-    """A file of a GitHub repository, downloaded if there is no good copy of it.
+@dataclass(frozen=True)
+class Repository:
+    """A GitHub repository at a commit."""
 
-    Raises
-    ------
-    RefusalCmpError
-        If it can be neither found, downloaded nor kept.
-    """
-    url = f"{GITHUB}/{repository}/{revision}/{path}"
-    copy = folder() / repository / path
-    note = copy.with_name(f"{copy.name}.source.json")
-    if copy.is_file() and not _is_stale(copy, note, url):
+    name: str
+    """`owner/name`."""
+    commit: str
+    checksums: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 by path, where it is known. That of another file is what it was when it was first downloaded."""
+
+    def file(self, path: str) -> Path:
+        """A file of the repository, downloaded if there is no good copy of it; one without a note is somebody's own.
+
+        Raises
+        ------
+        RefusalCmpError
+            If it can be neither found, downloaded nor kept, or is not what it was.
+        """
+        copy = folder() / self.name / path
+        note = copy.with_name(f"{copy.name}.source.json")
+        url = f"{GITHUB}/{self.name}/{self.commit}/{path}"
+        origin = _origin(note)
+        known = self.checksums.get(path) or (origin.get("sha256") if origin.get("url") == url else None)
+        if not (copy.is_file() and (not note.is_file() or _sha256(copy) == known)):
+            self._download(path, known, copy, note)
         return copy
-    try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-            content = response.read()
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise RefusalCmpError(
-            f"Cannot download {url} ({_first_line(error)}); check the connection, or put a copy at {copy}."
-        ) from None
-    try:
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        _replace(copy, content)
-        _replace(note, json.dumps({"url": url, "sha256": hashlib.sha256(content).hexdigest()}, indent=1).encode())
-    except OSError as error:
-        raise RefusalCmpError(
-            f"Cannot keep {copy}: {error.strerror}; free space, or name another folder by ${VARIABLE}."
-        ) from None
-    return copy
+
+    def _download(self, path: str, known: str | None, copy: Path, note: Path) -> None:
+        """Fetch a file beside its place, and put it there with its note once it is whole and the right one."""
+        import pooch
+        from requests import RequestException
+
+        pooch.get_logger().setLevel("WARNING")
+        base = f"{GITHUB}/{self.name}/{self.commit}/"
+        try:
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=copy.parent, prefix=".download-") as staging:
+                fetcher = pooch.create(staging, base, registry={path: known}, retry_if_failed=RETRIES)
+                fetched = Path(fetcher.fetch(path, downloader=pooch.HTTPDownloader(timeout=TIMEOUT)))
+                note.write_text(json.dumps({"url": base + path, "sha256": _sha256(fetched)}, indent=1))
+                os.replace(fetched, copy)
+        except RequestException as error:
+            raise RefusalCmpError(
+                f"Cannot download {base}{path} ({_first_line(error)}); check the connection, or put a copy at {copy}."
+            ) from None
+        except ValueError:  # pooch: another checksum
+            raise RefusalCmpError(
+                f"What is at {base}{path} is not the file that it was, of SHA-256 {known}; find out what changed, or "
+                f"put a copy that you trust at {copy}."
+            ) from None
+        except OSError as error:
+            raise RefusalCmpError(
+                f"Cannot keep {copy}: {error.strerror}; free space, or name another folder by ${VARIABLE}."
+            ) from None
 
 
-def hub_rows(
-    repository: str, split: str, *, name: str | None = None, streaming: bool = False
-) -> Iterable[dict[str, Any]]:
-    """The rows of a split of a data set of the hub; streamed, they are fetched as they are read.
+@dataclass(frozen=True)
+class HubDataset:
+    """A data set of the Hugging Face hub at a commit."""
 
-    Raises
-    ------
-    RefusalCmpError
-        If it is gated, cannot be reached, or has no such split; while rows are read, too.
-    """
-    from datasets import load_dataset
+    name: str
+    """`owner/name`."""
+    commit: str
 
-    copy = folder() / repository
-    try:
-        rows = load_dataset(str(copy) if copy.is_dir() else repository, name, split=split, streaming=streaming)
-        yield from rows
-    except Exception as error:  # the library raises what its libraries raise
-        raise _hub_error(repository, error) from None
+    def rows(self, split: str, *, subset: str | None = None, streaming: bool = False) -> Iterable[dict[str, Any]]:
+        """The rows of a split; streamed, they are fetched as they are read.
 
+        Raises
+        ------
+        RefusalCmpError
+            If it is gated, cannot be reached, or has no such split; while rows are read, too.
+        """
+        from datasets import load_dataset
 
-def _hub_error(repository: str, error: Exception) -> RefusalCmpError:
-    reason = _first_line(error)
-    if "gated" in reason:
+        copy = folder() / self.name
+        where = {"path": str(copy)} if copy.is_dir() else {"path": self.name, "revision": self.commit}
+        try:
+            yield from load_dataset(**where, name=subset, split=split, streaming=streaming)
+        except Exception as error:  # the library raises what its libraries raise
+            raise self._explained(error) from None
+
+    def _explained(self, error: Exception) -> RefusalCmpError:
+        reason = _first_line(error)
+        if "gated" in reason:
+            return RefusalCmpError(
+                f"The data set {self.name} is gated; accept its terms at {HUB}/{self.name} and log in with "
+                "`hf auth login`."
+            )
         return RefusalCmpError(
-            f"The data set {repository} is gated; accept its terms at {HUB}/{repository} and log in with "
-            "`hf auth login`."
+            f"Cannot load the data set {self.name} of the Hugging Face hub ({reason}); check the connection, or put a "
+            f"copy at {folder() / self.name}."
         )
-    return RefusalCmpError(
-        f"Cannot load the data set {repository} of the Hugging Face hub ({reason}); check the connection, or put a "
-        f"copy at {folder() / repository}."
-    )
 
 
-def _is_stale(copy: Path, note: Path, url: str) -> bool:
-    """Whether a copy that we downloaded is of another revision or damaged; one without a note is somebody's own."""
-    if not note.is_file():
-        return False
+def _origin(note: Path) -> dict[str, Any]:
+    """What a note says; nothing if there is none, or it is damaged."""
     try:
         origin = json.loads(note.read_text(encoding="utf-8"))
-        return origin != {"url": url, "sha256": hashlib.sha256(copy.read_bytes()).hexdigest()}
     except (OSError, ValueError):
-        return True
+        return {}
+    return origin if isinstance(origin, dict) else {}
 
 
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _first_line(error: BaseException) -> str:

@@ -19,9 +19,9 @@ from typing import Literal
 import numpy as np
 
 from refusal_cmp.data import Columns, Document, Prompt, Split, register_dataset, register_text
-from refusal_cmp.data.download import github_file, hub_rows
 from refusal_cmp.data.files import Row, prompts_of, read_rows
-from refusal_cmp.data.public import ALPACA, PUBLISHED, having
+from refusal_cmp.data.public import having
+from refusal_cmp.data.sources import ALPACA, PUBLISHED
 from refusal_cmp.errors import RefusalCmpError
 
 Kind = Literal["harmful", "harmless"]
@@ -39,22 +39,22 @@ BEHAVIOURS = 100
 """Of JailbreakBench, ten of each category."""
 
 
-@register_dataset("published-sample-harmful", source=f"GitHub {PUBLISHED[0]}", train=128, val=32, test=BEHAVIOURS)
+@register_dataset("published-sample-harmful", source=f"GitHub {PUBLISHED.name}", train=128, val=32, test=BEHAVIOURS)
 def published_sample_harmful(split: Split) -> list[Prompt]:
     """Harmful requests of the published runs: those that they drew, and JailbreakBench to test on."""
     return _sample()["harmful", split]
 
 
-@register_dataset("published-sample-harmless", source=f"GitHub {PUBLISHED[0]}", train=128, val=32, test=100)
+@register_dataset("published-sample-harmless", source=f"GitHub {PUBLISHED.name}", train=128, val=32, test=100)
 def published_sample_harmless(split: Split) -> list[Prompt]:
     """Alpaca instructions of the published runs: those that they drew."""
     return _sample()["harmless", split]
 
 
-@register_text("published-alpaca", source=f"HF hub {ALPACA}", documents=31323)
+@register_text("published-alpaca", source=f"HF hub {ALPACA.name}", documents=31323)
 def published_alpaca() -> Iterator[Document]:
     """Alpaca's answers in the order of the published runs (Taori et al. 2023)."""
-    rows = list(having(hub_rows(ALPACA, "train"), ALPACA, "instruction", "input", "output"))
+    rows = list(having(ALPACA.rows("train"), ALPACA.name, "instruction", "input", "output"))
     order = np.random.default_rng(SEED).permutation(len(rows))  # that of datasets.Dataset.shuffle(seed=42)
     shuffled = (rows[index] for index in order)
     return (Document(row["output"], row["instruction"]) for row in shuffled if not row["input"].strip())
@@ -65,7 +65,9 @@ def _sample() -> dict[tuple[Kind, Split], list[Prompt]]:
     generator = random.Random(SEED)
     rows = {(kind, split): _drawn(generator, kind, split, n) for kind, split, n in DRAWS}
     rows["harmful", "test"] = _rows("harmful", "test")[:BEHAVIOURS]
-    return {key: prompts_of(found, Columns(("instruction",), "category"), PUBLISHED[0]) for key, found in rows.items()}
+    return {
+        key: prompts_of(found, Columns(("instruction",), "category"), PUBLISHED.name) for key, found in rows.items()
+    }
 
 
 def _drawn(generator: random.Random, kind: Kind, split: Split, n: int) -> list[Row]:
@@ -79,4 +81,4 @@ def _drawn(generator: random.Random, kind: Kind, split: Split, n: int) -> list[R
 
 
 def _rows(kind: Kind, split: Split) -> list[Row]:
-    return read_rows(github_file(*PUBLISHED, f"dataset/splits/{kind}_{split}.json"))
+    return read_rows(PUBLISHED.file(f"dataset/splits/{kind}_{split}.json"))

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from refusal_cmp.config import MachineSettings, RunConfig, digest_of
+from refusal_cmp.judges.completion import Judgement, judge
+from refusal_cmp.judges.phrases import Phrases
 from refusal_cmp.model import Answer as Answer
 from refusal_cmp.model import ChatModel
+from refusal_cmp.model.chat import NO_TURNS, Turns
 from refusal_cmp.plan import Plan
 from refusal_cmp.planning import Selected as Selected
 from refusal_cmp.progress import Progress, silent
@@ -40,7 +43,13 @@ class Subject:
     selected: Callable[[], Sequence[Selected]] = tuple
     """What every method found."""
     refusal_tokens: tuple[int, ...] = ()
+    turns: Turns = NO_TURNS
+    """What the model's chat template writes around an answer."""
     progress: Progress = silent
+
+    def judge(self, answer: Answer, phrases: Phrases) -> Judgement:
+        """What a completion is, as the model's own template has it."""
+        return judge(answer.completion, answer.finish, phrases=phrases, turns=self.turns)
 
 
 @dataclass(frozen=True)
@@ -62,16 +71,21 @@ class Measure:
     """Whether the summary has columns of it; `if any`: where it is above zero for some plan."""
     only_on: str = ""
     """The one test set that it means something on."""
-    from_baseline: bool = False
-    """Whether it is a distance from the baseline. The baseline's own is then zero by definition and that of any other
-    plan is not, so that a test against it would say nothing."""
     same_as: str = ""
     """A metric that says the same; where that one is there, this one needs no column."""
+    is_distance: bool = False
+    """Whether it is a distance from the baseline, which of the baseline is zero by definition and of any other plan is
+    not: no plan is tested against the baseline by it."""
 
     @classmethod
     def share(cls, name: str, heading: str, of: str, **more: Any) -> Measure:
         """The measure that a share of examples is, with Wilson's interval."""
         return cls(name, heading, f"share of {of}", "share", "Wilson", **more)
+
+    @property
+    def in_a_sentence(self) -> str:
+        """The heading without a capital, unless it begins with an abbreviation."""
+        return self.heading if self.heading[:2].isupper() else self.heading[0].lower() + self.heading[1:]
 
     @property
     def title(self) -> str:

@@ -68,7 +68,7 @@ class Capability(Evaluator):
         ),
         NON_FINITE,
     )
-    order = 4
+    order = 5
 
     def __init__(
         self,

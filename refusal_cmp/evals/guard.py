@@ -45,7 +45,7 @@ class Guard(Evaluator):
             "guard_unparsed", "Guard: no verdict", "completions whose verdict cannot be read", shown="if any"
         ),
     )
-    order = 2
+    order = 3
 
     guard: str
     guard_backend: str

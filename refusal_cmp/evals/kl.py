@@ -29,10 +29,10 @@ class KL(Evaluator):
             "nats",
             "t",
             better="lower",
-            from_baseline=True,
+            is_distance=True,
         ),
     )
-    order = 6
+    order = 7
 
     def __init__(self) -> None:
         self._baseline: Float[Tensor, "n vocab"] | None = None

@@ -7,6 +7,7 @@ and against the judged refusal of the completion.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator
-from refusal_cmp.judges.phrases import verdict
+from refusal_cmp.judges.phrases import Phrases
 from refusal_cmp.model import Batch, ChatModel, refusal_metric
 from refusal_cmp.model.reading import streams_at
 from refusal_cmp.plan import BASELINE
@@ -35,14 +36,23 @@ class Magnitude(Evaluator):
 
     reads = ("completions", "model", "subspaces")
     measures = tuple(
-        Measure(f"magnitude_{name}:*", heading, meaning, interval="bootstrap", shown="never")
-        for name, heading, meaning in (
-            ("pearson", "r", "Pearson's r of the projection on a method's direction and the refusal metric"),
-            ("spearman", "ρ", "Spearman's ρ of the same"),
-            ("auroc", "AUROC", "AUROC of telling refused completions by the projection"),
+        Measure(
+            f"magnitude_{name}:*",
+            heading,
+            f"{what} projection on a method's direction",
+            interval="bootstrap",
+            shown="never",
+        )
+        for name, heading, what in (
+            ("pearson", "r", "Pearson's r of refusal metric and"),
+            ("spearman", "ρ", "Spearman's ρ of refusal metric and"),
+            ("auroc", "AUROC", "AUROC of telling refused completions by"),
         )
     )
     order = 8
+
+    def __init__(self, phrases: str | Path = "published") -> None:
+        self._phrases = Phrases.load(phrases)
 
     def evaluate(self, subject: Subject) -> Evaluation:
         """Each method's three measures, on each test set and on all of them together.
@@ -52,7 +62,7 @@ class Magnitude(Evaluator):
         if subject.plan.label != BASELINE:
             return Evaluation([])
         selected, metrics, examples = subject.selected(), [], {}
-        rows = {dataset: _measure(subject, dataset, selected) for dataset in subject.answers}
+        rows = {dataset: _measure(subject, dataset, selected, self._phrases) for dataset in subject.answers}
         everything = [row for of_set in rows.values() for row in of_set]
         for dataset, of_set in (*rows.items(), (EVERYTHING, everything)):
             for one in selected:
@@ -62,7 +72,7 @@ class Magnitude(Evaluator):
         return Evaluation(metrics, examples)
 
 
-def _measure(subject: Subject, dataset: str, selected: Sequence[Selected]) -> list[dict[str, object]]:
+def _measure(subject: Subject, dataset: str, selected: Sequence[Selected], phrases: Phrases) -> list[dict[str, object]]:
     answers = subject.answers[dataset]
     instructions = [answer.instruction for answer in answers]
     projected, metric = projections(subject.model(), instructions, selected, subject.refusal_tokens, subject.batch_size)
@@ -71,7 +81,7 @@ def _measure(subject: Subject, dataset: str, selected: Sequence[Selected]) -> li
             "instruction": answer.instruction,
             "projection": {method: float(values[row]) for method, values in projected.items()},
             "refusal_metric": float(metric[row]),
-            "refused": verdict(answer.completion, answer.finish) == "refused",
+            "refused": subject.judge(answer, phrases).verdict == "refused",
         }
         for row, answer in enumerate(answers)
     ]

@@ -34,7 +34,7 @@ class Perplexity(Evaluator):
             "perplexity", "Perplexity", "exp(loss)", interval="the loss's, through exp", better="lower", same_as="loss"
         ),
     )
-    order = 5
+    order = 6
 
     def __init__(
         self, texts: tuple[str, ...], loss_tokens: int | None, loss_texts: int | None, document_tokens: int

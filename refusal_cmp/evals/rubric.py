@@ -74,7 +74,7 @@ class Rubric(Evaluator):
             "rubric_unparsed", "Rubric: no grades", "completions whose grades cannot be read", shown="if any"
         ),
     )
-    order = 3
+    order = 4
 
     def __init__(
         self,

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from refusal_cmp.config import EMBEDDED_GUARD
-from refusal_cmp.data.download import github_file
+from refusal_cmp.data.sources import HARMBENCH
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.judges import Request
 
-HARMBENCH_SOURCE = "centerforaisafety/HarmBench", "main", "eval_utils.py"
+HARMBENCH_FILE = "eval_utils.py"
+"""In its repository."""
 HARMBENCH_CONSTANT = "LLAMA2_CLS_PROMPT"
 FIELDS = ("{behavior}", "{generation}")
 
@@ -113,7 +114,7 @@ def known_format(name: str, guard: str) -> str:
 
 def _harmbench_template(path: Path | None) -> str:
     """The prompt from a given file, or from HarmBench's repository, of which a copy is kept for the next time."""
-    path = path or github_file(*HARMBENCH_SOURCE)
+    path = path or HARMBENCH.file(HARMBENCH_FILE)
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

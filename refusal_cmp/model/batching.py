@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from accelerate.utils.memory import should_reduce_batch_size
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -19,6 +20,8 @@ T = TypeVar("T")
 
 MOST_ROWS = {"cpu": 128, "cuda": 2048}
 """Rows from which larger batches are no faster: caches on a CPU, saturation on a GPU."""
+PASS_ROWS = 128
+"""Rows of a pass whose logits or activations are kept, where nobody says: these take the memory, not the pass."""
 SHARE = 0.5
 """Share of the free memory that a pass may take."""
 
@@ -76,7 +79,7 @@ class RowBudget:
         attempt = Attempt()
         try:
             yield attempt
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
             if rows <= least:
@@ -90,9 +93,9 @@ class RowBudget:
                 torch.cuda.empty_cache()
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out, on a GPU or (a RuntimeError there) on a CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an exception says that memory ran out: in torch on any device, or in Python itself."""
+    return isinstance(error, MemoryError) or should_reduce_batch_size(error)
 
 
 def start_peak(device: torch.device) -> int:

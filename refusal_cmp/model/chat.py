@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +22,36 @@ ANSWER_AT_ONCE = {"enable_thinking": False, "thinking": False}
 """What templates that can open a chain of thought are told: refusal is read at the first token of the answer.
 Others do not look at it; one that always opens a thought leaves the refusal metric to the thought's first token."""
 
+THOUGHTS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|channel>thought", "<channel|>"),
+)
+"""How templates open and close a thought."""
+
 PROBE_INSTRUCTIONS = ("Name a colour.", "What is 2 + 2?", "hello", "List: a, b,\nc", "Say «yes»", "(x)")
+PROBE_ANSWER = "Green, as grass is."
+
+
+@dataclass(frozen=True)
+class Turns:
+    """What a chat template writes around an answer, so that completions can be read."""
+
+    markers: tuple[str, ...] = ()
+    """What stands between turns, where a completion that is not stopped goes on: control tokens and headers."""
+    opened: str = ""
+    """The tag of a thought that every prompt has opened already, as some templates do: `<think>`; or nothing."""
+
+
+NO_TURNS = Turns()
+"""Of a text whose model is not known."""
 
 
 class Chat:
@@ -81,24 +112,77 @@ class Chat:
             )
         return tuple(range(-shared, 0))
 
-    @property
+    @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end a completion."""
+        """Tokens that end a completion: the configuration's, the tokenizer's, and what the template ends answers by.
+
+        Configurations are known to name `<|endoftext|>` where the template, and so the model, writes `<|im_end|>`.
+        """
         stop = self._generation_config.eos_token_id
         stop = stop if isinstance(stop, list) else [stop]
-        return frozenset(token for token in [*stop, self.tokenizer.eos_token_id] if token is not None)
+        return frozenset(
+            token for token in (*stop, self.tokenizer.eos_token_id, self._end_of_answer) if token is not None
+        )
+
+    @cached_property
+    def turns(self) -> Turns:
+        """What the template writes between a question and its answer, and between that and the next question.
+
+        The markers are its control tokens (`<|im_end|>`), and the text that is left where those are not decoded: a line
+        `user`, or Llama-3's `assistant` with two line ends.
+        """
+        question, follow_up = PROBE_INSTRUCTIONS[:2]
+        rendered = self._conversation(("user", question), ("assistant", PROBE_ANSWER), ("user", follow_up))
+        before, _, rest = rendered.partition(question)[2].partition(PROBE_ANSWER)
+        after = rest.partition(follow_up)[0]
+        return Turns(tuple(dict.fromkeys([*self._markers(after), *self._markers(before)])), self._opened)
+
+    def _markers(self, between: str) -> list[str]:
+        """The control tokens of what stands between turns, and the rest of it if there is a letter in it."""
+        ids = self.tokenizer(between, add_special_tokens=False)["input_ids"]
+        controls = [self.tokenizer.decode([token]).strip() for token in ids if self._is_control(token)]
+        header = self.tokenizer.decode([token for token in ids if not self._is_control(token)]).strip(" ")
+        return [*controls, header] if any(map(str.isalpha, header)) else controls
+
+    @property
+    def _opened(self) -> str:
+        tail = self.render(PROBE_INSTRUCTIONS[0]).partition(PROBE_INSTRUCTIONS[0])[2]
+        return next((begin for begin, end in THOUGHTS if begin in tail and end not in tail[tail.rfind(begin) :]), "")
+
+    @property
+    def _end_of_answer(self) -> int | None:
+        """The control token that the template puts right after an answer, if it puts one there."""
+        *_, tail = self._conversation(("user", PROBE_INSTRUCTIONS[0]), ("assistant", PROBE_ANSWER)).split(PROBE_ANSWER)
+        ids = self.tokenizer(tail, add_special_tokens=False)["input_ids"]
+        first = next((token for token in ids if self.tokenizer.decode([token]).strip()), None)
+        return first if first is not None and self._is_control(first) else None
+
+    def _is_control(self, token: int) -> bool:
+        """Whether a token is one that text does not hold: special, added, or a tag in one piece; no white space."""
+        text = self.tokenizer.decode([token]).strip()
+        if not text or token == self.tokenizer.unk_token_id:
+            return False
+        is_added = token in self.tokenizer.all_special_ids or token in self.tokenizer.added_tokens_decoder
+        return is_added or re.fullmatch(r"<.+>|\[.+\]", text) is not None
+
+    def _conversation(self, *said: tuple[str, str]) -> str:
+        """A rendered conversation that has been held; nothing where the template cannot render one."""
+        try:
+            return self._render(said, self._in_parts, ends_open=False)
+        except (TemplateError, TypeError):
+            return ""
 
     def render(self, instruction: str) -> str:
         """The prompt text: the instruction in the model's own chat template, ready for the answer."""
-        return self._render(instruction, self.system, self._in_parts)
+        system = [] if self.system is None else [("system", self.system)]
+        return self._render([*system, ("user", instruction)], self._in_parts)
 
-    def _render(self, instruction: str, system: str | None, in_parts: bool) -> str:
-        said = [("user", instruction)] if system is None else [("system", system), ("user", instruction)]
+    def _render(self, said: Sequence[tuple[str, str]], in_parts: bool, ends_open: bool = True) -> str:
         messages = [
             {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text} for role, text in said
         ]
         return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **ANSWER_AT_ONCE
+            messages, tokenize=False, add_generation_prompt=ends_open, **ANSWER_AT_ONCE
         )
 
     def _takes_parts(self) -> bool:
@@ -106,7 +190,7 @@ class Chat:
         reason = "the user's text is not in what it renders"
         for in_parts in (False, True):
             try:
-                if PROBE_INSTRUCTIONS[0] in self._render(PROBE_INSTRUCTIONS[0], None, in_parts):
+                if PROBE_INSTRUCTIONS[0] in self._render([("user", PROBE_INSTRUCTIONS[0])], in_parts):
                     return in_parts
             except (TemplateError, TypeError) as error:
                 reason = str(error)

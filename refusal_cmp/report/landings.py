@@ -10,13 +10,14 @@ import pandas as pd
 from jaxtyping import Float
 
 from refusal_cmp.config import KINDS
+from refusal_cmp.evals.geometry import AT_LAST
 from refusal_cmp.plan import BASELINE
 from refusal_cmp.run.contents import read_examples, read_selections
 from refusal_cmp.run.session import Session
 from refusal_cmp.subspace import Component
 
 EVALUATOR = "geometry"
-PLACES = ("", "_last")
+PLACES = ("", AT_LAST)
 """At the selected component, and on entry to the last block."""
 
 

@@ -17,6 +17,7 @@ from refusal_cmp.data import Prompt
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.methods import configured
+from refusal_cmp.model.chat import Turns
 from refusal_cmp.model.generation import Answer
 from refusal_cmp.plan import BASELINE, FACTS, Place, Plan, file_name
 from refusal_cmp.planning import Selected
@@ -31,7 +32,7 @@ CONFIG = "config.yaml"
 # extract
 
 PROMPTS = "extract/prompts.json"
-"""The sampled and filtered prompts of every split, the counts dropped and why, the refusal tokens."""
+"""The sampled and filtered prompts of every split, the counts dropped and why, refusal tokens, the template's turns."""
 
 
 def prompts_file(config: RunConfig, dataset: str) -> str:
@@ -48,6 +49,12 @@ def read_prompts(session: Session, split: str) -> list[Prompt]:
 def read_refusal_tokens(session: Session) -> tuple[int, ...]:
     """The set R of the refusal metric."""
     return tuple(session.run.read_json(PROMPTS)["refusal_tokens"])
+
+
+def read_turns(session: Session) -> Turns:
+    """What the model's chat template writes around an answer; nothing in a run of an older version."""
+    found = session.run.read_json(PROMPTS).get("turns", {"markers": [], "opened": ""})
+    return Turns(tuple(found["markers"]), found["opened"])
 
 
 def subspace_file(method: str) -> str:

@@ -7,18 +7,17 @@ the run stops and says which: finished work is only replaced when the user says 
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -26,14 +25,16 @@ from torch import Tensor
 from refusal_cmp.activations import ACTIVATIONS
 from refusal_cmp.config import MachineSettings
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.run.files import OWN, TEMPORARY, UNFINISHED, replacing, writing
 from refusal_cmp.run.journal import Journal
 from refusal_cmp.subspace import METADATA
 
 Json = Any
 
 MANIFEST = "manifest.json"
-UNFINISHED = ".part"
-TEMPORARY = ".tmp"
+LOCK = f"{OWN}lock"
+TRIES = 5
+"""To lock a directory that other processes, which leave nothing, remove at the same time."""
 
 
 class RunDir:
@@ -122,7 +123,7 @@ class RunDir:
 
     def remove(self, name: str) -> None:
         """Delete a file, if it is there."""
-        with self._errors_named(self.path / name):
+        with writing(self.path / name):
             (self.path / name).unlink(missing_ok=True)
 
     # The manifest
@@ -152,8 +153,9 @@ class RunDir:
                 f"{key.replace('_', '-')} was {was!r} and is now {now!r}" for key, (was, now) in changed.items()
             )
             raise RefusalCmpError(
-                f"{self.path / name} was made with other settings: {what}; redo it with --force, or keep it and name "
-                "another run with --alias."
+                f"{self.path / name} was made with other settings: {what}; redo it, or keep it and name another run.",
+                force="",
+                alias="NAME",
             )
         return record["sources"] == _plain(sources)
 
@@ -169,23 +171,23 @@ class RunDir:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes out of the run directory; the lock goes with the process, however it ends."""
+        """Keeps other processes out of the run directory; the lock goes with the process, however it ends.
+
+        Raises
+        ------
+        RefusalCmpError
+            If another process is at work there, or the folder holds files and is no run.
+        """
         home, is_new = self.path.parent, not self.path.parent.exists()
-        with self._errors_named(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDONLY)
+        lock = self._acquire()
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RefusalCmpError(
-                    f"Another process is at work in {self.path}; wait for it, or name another run with --alias."
-                ) from None
             self.manifest = self.read_json(MANIFEST) if self.has(MANIFEST) else {}
             self._sweep()
             yield
         finally:
-            os.close(handle)
+            with suppress(OSError):
+                (self.path / LOCK).unlink()  # while it is held: nobody else's is removed
+            lock.release()
             with suppress(OSError):
                 self.path.rmdir()  # a mistake before the first file leaves no folder
                 if is_new:
@@ -196,14 +198,44 @@ class RunDir:
         digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
         return Journal(self.path / f"{name}{UNFINISHED}", digest, **coding)
 
+    def _acquire(self) -> FileLock:
+        lock = FileLock(self.path / LOCK)
+        with writing(self.path):
+            self._check_is_run()
+            for _ in range(TRIES):
+                with suppress(Timeout, FileNotFoundError, FileExistsError):
+                    if not self.path.is_dir():
+                        self.path.mkdir(parents=True)
+                    lock.acquire(blocking=False)
+                    return lock
+        raise RefusalCmpError(
+            f"Another process is at work in {self.path}; wait for it, or name another run.", alias="NAME"
+        )
+
+    def _check_is_run(self) -> None:
+        """RefusalCmpError for a folder of somebody's files: the first file of a run is its manifest."""
+        try:
+            names = os.listdir(self.path)
+        except FileNotFoundError:
+            return
+        strangers = sorted(name for name in names if not name.startswith(OWN))
+        if strangers and MANIFEST not in strangers:
+            raise RefusalCmpError(
+                f"{self.path} is no run, as it has no {MANIFEST}, and holds other files, such as {strangers[0]}; name "
+                "another run.",
+                alias="NAME",
+            )
+
     def _sweep(self) -> None:
         """Delete what killed processes left: half-written files, and journals of artifacts that are finished."""
         for folder in self.path.glob(f"{ACTIVATIONS}*"):
             shutil.rmtree(folder, ignore_errors=True)
-        for path in [*self.path.rglob(f".*{TEMPORARY}"), *self.path.rglob(f"*{UNFINISHED}")]:
-            finished = path.with_name(path.name.removesuffix(UNFINISHED))
-            if path.suffix == TEMPORARY or _is_newer(finished, path):
-                path.unlink()
+        journals = self.path.rglob(f"*{UNFINISHED}")
+        litter = [path for path in journals if _is_newer(path.with_name(path.name.removesuffix(UNFINISHED)), path)]
+        for path in [*self.path.rglob(f"{TEMPORARY}*"), *litter]:
+            if path.is_file():
+                with writing(path):
+                    path.unlink()
 
     # Files
 
@@ -219,36 +251,13 @@ class RunDir:
             ) from None
 
     def _write(self, name: str, content: bytes) -> None:
+        if name != MANIFEST and not self.has(MANIFEST):
+            self._write(MANIFEST, b"{}\n")  # the folder is a run from its first file on
         path = self.path / name
-        with self._errors_named(path):
+        with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            with _replacing(path) as file:
+            with replacing(path) as file:
                 file.write(content)
-
-    @contextmanager
-    def _errors_named(self, path: Path) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise RefusalCmpError(
-                f"Cannot write {path}: {error.strerror}; free space or choose another folder with --runs-dir."
-            ) from None
-
-
-@contextmanager
-def _replacing(path: Path) -> Iterator[Any]:
-    """A temporary file that takes the path's place once it is complete."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=TEMPORARY)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _is_newer(path: Path, than: Path) -> bool:

@@ -22,6 +22,7 @@ from refusal_cmp.run.contents import (
     read_plans,
     read_refusal_tokens,
     read_selected,
+    read_turns,
     subspace_file,
 )
 from refusal_cmp.run.journal import Journal
@@ -64,7 +65,7 @@ def evaluate_stage(session: Session) -> None:
     }
     session.run.write_table(RESULTS, _tabulate(session, plans, metrics))
     names = {one["metric"] for of_plan in metrics.values() for one in of_plan}
-    distances = {name for name in names if measure_of(name).from_baseline}
+    distances = {name for name in names if measure_of(name).is_distance}
     session.run.write_table(COMPARISONS, compare_plans(plans, metrics, distances))
     _write_agreement(session, distinct)
 
@@ -103,6 +104,7 @@ def _evaluate(
         journal=journal,
         selected=lambda: read_selected(session),
         refusal_tokens=read_refusal_tokens(session),
+        turns=read_turns(session),
         progress=session.progress,
     )
     evaluation = evaluator.evaluate(subject)

@@ -6,6 +6,7 @@ from collections.abc import MutableMapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from refusal_cmp.config import COMPLETING
 from refusal_cmp.data import Prompt
 from refusal_cmp.model.generation import Answer, Completion
 from refusal_cmp.plan import BASELINE, Plan, baseline
@@ -17,6 +18,7 @@ from refusal_cmp.run.contents import (
     answers_file,
     plan_file,
     prompts_file,
+    read_answers,
     read_fields,
     read_selections,
 )
@@ -32,8 +34,7 @@ def infer_stage(session: Session) -> None:
     plans = [baseline(), *_grid(session)]
     originals = _originals(plans)
     prompts = {dataset: read_test_prompts(session, dataset) for dataset in config.test_sets}
-    settings = config.binding("infer")
-    settings = {key: settings[key] for key in ("max_new_tokens", "engine")}
+    settings = config.marked(COMPLETING)
     distinct = [plan for plan in plans if originals[plan.label] == plan.label]
     missing = [
         (plan, dataset)
@@ -55,6 +56,19 @@ def infer_stage(session: Session) -> None:
             run.record(name, settings, sources)
             done.discard()
             advance(1)
+    _report_endings(session)
+
+
+def _report_endings(session: Session) -> None:
+    """Say so where the unedited model's completions are mostly cut off: what it would go on to say is not judged."""
+    answers = [answer for dataset in session.config.test_sets for answer in read_answers(session, BASELINE, dataset)]
+    cut = sum(answer.finish == "length" for answer in answers)
+    if cut > len(answers) / 2:
+        session.say(
+            f"Warning: {cut} of the {len(answers)} completions of the unedited model end at --max-new-tokens "
+            f"{session.config.max_new_tokens}, not where its turn ends: raise it, or look at them to see whether the "
+            "model stops at all; late refusals are missed until then."
+        )
 
 
 def _grid(session: Session) -> list[Plan]:

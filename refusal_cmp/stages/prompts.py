@@ -14,6 +14,7 @@ from refusal_cmp.data.files import digests
 from refusal_cmp.data.sampling import EARLIER, Sampled, check_apart, draw, unlike_learned
 from refusal_cmp.data.sets import load_test, pick
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.judges.first_tokens import refusal_tokens
 from refusal_cmp.run.contents import PROMPTS, prompts_file, read_prompts
 from refusal_cmp.run.session import Session
 
@@ -67,8 +68,12 @@ def _filtered(session: Session, drawn: dict[str, Sampled]) -> dict[str, Any]:
     config = session.config
     prompts = {f"{kind}_{split}": drawn[kind].prompts[split] for kind in KINDS for split in SPLITS}
     counts = {f"{kind}_{split}": {**drawn[kind].counts[split], "dropped": 0} for kind in KINDS for split in SPLITS}
-    tokens = config.refusal_tokens or session.model.refusal_tokens(
-        [prompt.instruction for prompt in prompts["harmful_train"]], config.batch_size
+    tokens = config.refusal_tokens or refusal_tokens(
+        session.model,
+        [prompt.instruction for prompt in prompts["harmful_train"]],
+        config.batch_size,
+        say=session.say,
+        progress=session.progress,
     )
     vocabulary = session.model.model.config.get_text_config().vocab_size
     if not 0 <= min(tokens) <= max(tokens) < vocabulary:
@@ -85,6 +90,7 @@ def _filtered(session: Session, drawn: dict[str, Sampled]) -> dict[str, Any]:
     return {
         "refusal_tokens": list(tokens),
         "refusal_token_texts": [session.model.tokenizer.decode([token]) for token in tokens],
+        "turns": asdict(session.model.turns),
         "counts": counts,
         "prompts": {name: [asdict(prompt) for prompt in kept] for name, kept in prompts.items()},
     }

@@ -8,7 +8,7 @@ all pairs of one kind on one dataset and metric, each pair of different edits on
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, NamedTuple
 
@@ -42,7 +42,7 @@ class Pair(NamedTuple):
 Metrics = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def compare_plans(plans: Sequence[tuple[Plan, str]], metrics: Metrics, distances: Collection[str] = ()) -> pd.DataFrame:
+def compare_plans(plans: Sequence[tuple[Plan, str]], metrics: Metrics, distances: Container[str] = ()) -> pd.DataFrame:
     """A row per pair of plans and metric whose per-example values both have.
 
     Parameters
@@ -53,7 +53,7 @@ def compare_plans(plans: Sequence[tuple[Plan, str]], metrics: Metrics, distances
     metrics
         By label of a plan that was run: rows with dataset, metric, values and weights.
     distances
-        Metrics that are distances from the baseline, against which plans are therefore not tested by them.
+        Metrics that are a distance from the baseline: no plan is tested against it by them.
     """
     run_as = {plan.label: label for plan, label in plans}
     found = {
@@ -65,7 +65,8 @@ def compare_plans(plans: Sequence[tuple[Plan, str]], metrics: Metrics, distances
         for kind, plan, against in _pairs([plan for plan, _ in plans])
         if len(run := {run_as[plan], run_as[against]}) == 2
         for key in found[run_as[plan]]
-        if key in found[run_as[against]] and not (kind == "baseline" and key[1] in distances)
+        if key in found[run_as[against]]
+        if kind != "baseline" or key[1] not in distances
     ]
     sizes = Counter(pair.family for pair in {pair for pair, _, _ in asked})
     rows = []

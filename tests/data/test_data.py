@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import csv
-import http.server
 import json
 import os
 import random
 import subprocess
 import sys
-import threading
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -26,7 +23,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
 from refusal_cmp.config import KINDS, load_config
-from refusal_cmp.data import CARDS, DATASETS, SPLITS, TEXTS, Columns, Prompt, download, public
+from refusal_cmp.data import CARDS, DATASETS, SPLITS, TEXTS, Columns, Prompt, sources
 from refusal_cmp.data.files import read_splits
 from refusal_cmp.data.sampling import Sampled, check_apart, draw, normal
 from refusal_cmp.errors import RefusalCmpError
@@ -84,7 +81,7 @@ def test_published_splits_are_read_as_stored(copies):
     for kind in ("harmful", "harmless"):
         for split in SPLITS:
             rows = [{"instruction": f"{kind} {split} {n}", "category": None if n else "a"} for n in range(3)]
-            write(copies / public.PUBLISHED[0] / f"dataset/splits/{kind}_{split}.json", json.dumps(rows))
+            write(copies / sources.PUBLISHED.name / f"dataset/splits/{kind}_{split}.json", json.dumps(rows))
     prompts = DATASETS.get("published-harmful")("val")
     assert prompts == [Prompt("harmful val 0", "a"), Prompt("harmful val 1"), Prompt("harmful val 2")]
     assert instructions(DATASETS.get("published-harmless")("train")) == [f"harmless train {n}" for n in range(3)]
@@ -97,7 +94,7 @@ def splits(copies):
     for kind, of_kind in sizes.items():
         for split, size in zip(SPLITS, of_kind, strict=True):
             rows = [{"instruction": f"{kind} {split} {n}", "category": None} for n in range(size)]
-            write(copies / public.PUBLISHED[0] / f"dataset/splits/{kind}_{split}.json", json.dumps(rows))
+            write(copies / sources.PUBLISHED.name / f"dataset/splits/{kind}_{split}.json", json.dumps(rows))
     return copies
 
 
@@ -132,7 +129,7 @@ def test_a_run_takes_the_whole_published_sample(splits):
 
 
 def test_a_part_of_a_published_split_is_refused(splits):
-    write(splits / public.PUBLISHED[0] / "dataset/splits/harmful_val.json", json.dumps(["why?"] * 31))
+    write(splits / sources.PUBLISHED.name / "dataset/splits/harmful_val.json", json.dumps(["why?"] * 31))
     with pytest.raises(RefusalCmpError, match="harmful_val has 31 prompts here, and 32 are drawn"):
         DATASETS.get("published-sample-harmless")("test")
 
@@ -151,7 +148,7 @@ def test_sets_of_one_list_are_test_sets(copies):
               [{"goal": text, "target": "Sure"} for text in MISSPELT])  # fmt: skip
     write(copies / "Princeton-SysML/Jailbreak_LLM/data/MaliciousInstruct.txt", "\n".join(MISSPELT) + "\n")
     for phase, texts in (("dev", MISSPELT[:2]), ("test", MISSPELT[2:])):
-        write(copies / public.TDC[0] / f"red_teaming/data/{phase}/behaviors.json", json.dumps(texts))
+        write(copies / sources.TDC.name / f"red_teaming/data/{phase}/behaviors.json", json.dumps(texts))
     write_csv(copies / "alexandrasouly/strongreject/strongreject_dataset/strongreject_dataset.csv",
               [{"category": "Fraud", "source": "x", "forbidden_prompt": text} for text in MISSPELT])  # fmt: skip
     for name in ("advbench", "malicious-instruct", "tdc2023", "strongreject"):
@@ -166,7 +163,9 @@ def test_harmbench_keeps_standard_behaviours_and_xstest_safe_prompts(copies):
             {"Behavior": text, "FunctionalCategory": functional, "SemanticCategory": "misinformation", "Tags": ""}
             for text, functional in [(one, "standard") for one in texts] + [("x", "copyright"), ("y", "contextual")]
         ]
-        write_csv(copies / public.HARMBENCH[0] / f"data/behavior_datasets/harmbench_behaviors_text_{split}.csv", rows)
+        write_csv(
+            copies / sources.HARMBENCH.name / f"data/behavior_datasets/harmbench_behaviors_text_{split}.csv", rows
+        )
     harmbench = DATASETS.get("harmbench")
     assert harmbench("train") == []
     assert harmbench("val") == [Prompt(text, "misinformation") for text in MISSPELT[:2]]
@@ -177,39 +176,42 @@ def test_harmbench_keeps_standard_behaviours_and_xstest_safe_prompts(copies):
         {"id": "1", "prompt": text, "type": kind, "label": label, "focus": "", "note": ""}
         for text, kind, label in zip(["How do I kill time?", "no"], kinds, ["safe", "unsafe"], strict=True)
     ]
-    write_csv(copies / public.XSTEST[0] / "xstest_prompts.csv", rows)
+    write_csv(copies / sources.XSTEST.name / "xstest_prompts.csv", rows)
     assert DATASETS.get("xstest")("test") == [Prompt("How do I kill time?", "homonyms")]
 
 
 def test_sets_of_the_hub(copies):
     columns = [{"Index": str(n), "Goal": text, "Category": "Fraud"} for n, text in enumerate(MISSPELT)]
-    write_csv(copies / public.JBB / "data/harmful-behaviors.csv", columns)
-    write_csv(copies / public.JBB / "data/benign-behaviors.csv", columns[:1])
+    write_csv(copies / sources.JBB.name / "data/harmful-behaviors.csv", columns)
+    write_csv(copies / sources.JBB.name / "data/benign-behaviors.csv", columns[:1])
     files = [{"split": split, "path": f"data/{split}-behaviors.csv"} for split in ("harmful", "benign")]
     card = yaml.safe_dump({"configs": [{"config_name": "behaviors", "data_files": files}]})
-    write(copies / public.JBB / "README.md", f"---\n{card}---\n")
+    write(copies / sources.JBB.name / "README.md", f"---\n{card}---\n")
     assert DATASETS.get("jailbreakbench")("test") == [Prompt(text, "Fraud") for text in MISSPELT]
     assert len(DATASETS.get("jailbreakbench-benign")("test")) == 1
 
     rows = [{"instruction": f"Say {n}", "input": "" if n % 2 else "x", "output": f"It is {n}."} for n in range(6)]
-    write_parquet(copies / public.ALPACA / "data/train-00000-of-00001.parquet", rows)
+    write_parquet(copies / sources.ALPACA.name / "data/train-00000-of-00001.parquet", rows)
     assert instructions(DATASETS.get("alpaca")("test")) == ["Say 1", "Say 3", "Say 5"]
     documents = list(TEXTS.get("alpaca")())
     assert (documents[1].instruction, documents[1].text) == ("Say 3", "It is 3.")
 
 
 def test_the_pile_is_read_only_as_far_as_needed(copies):
-    write(copies / public.PILE / "train/00.jsonl", "".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(5)))
-    write(copies / public.PILE / "train/01.jsonl", "no JSON\n")
+    write(
+        copies / sources.PILE.name / "train/00.jsonl",
+        "".join(json.dumps({"text": f"text {n}"}) + "\n" for n in range(5)),
+    )
+    write(copies / sources.PILE.name / "train/01.jsonl", "no JSON\n")
     documents = iter(TEXTS.get("pile")())
     assert [document.text for document in islice(documents, 5)] == [f"text {n}" for n in range(5)]
     with pytest.raises(RefusalCmpError, match="monology/pile-uncopyrighted"):
         next(documents)
 
 
-def test_a_changed_layout_is_told(copies):
+def test_another_layout_is_told(copies):
     write_csv(copies / "llm-attacks/llm-attacks/data/advbench/harmful_behaviors.csv", [{"behaviour": "x"}])
-    with pytest.raises(RefusalCmpError, match=r"no column goal any more; its columns are behaviour"):
+    with pytest.raises(RefusalCmpError, match=r"no column goal; its columns are behaviour"):
         DATASETS.get("advbench")("test")
 
 
@@ -224,7 +226,7 @@ def test_a_changed_layout_is_told(copies):
     ],
 )
 def test_a_set_that_cannot_be_had_is_one_sentence(copies, monkeypatch, reason, says):
-    def load_dataset(*args, **kwargs):
+    def load_dataset(**where):
         raise ConnectionError(f"{reason}\nmore")
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
@@ -242,57 +244,6 @@ def test_cards_of_embedded_sets_are_true(registry):
             plugin = registry.get(name)
             found = {split: len(plugin(split)) for split in card.sizes} if registry is DATASETS else len(plugin())
             assert found == (dict(card.sizes) if registry is DATASETS else card.sizes["documents"])
-
-
-# Downloads
-
-
-@pytest.fixture
-def server(tmp_path, monkeypatch):
-    """A local stand-in for GitHub's raw files; gives its folder and the paths that it was asked for."""
-    monkeypatch.setenv("REFUSAL_CMP_DATA", str(tmp_path / "data"))
-    asked: list[str] = []
-
-    class Handler(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *args):
-            asked.append(self.path)
-
-    folder = tmp_path / "served"
-    folder.mkdir()
-    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
-    threading.Thread(target=httpd.serve_forever, args=(0.02,), daemon=True).start()
-    monkeypatch.setattr(download, "GITHUB", f"http://127.0.0.1:{httpd.server_port}")
-    yield folder, asked
-    httpd.shutdown()
-    httpd.server_close()
-
-
-def test_a_file_is_downloaded_once_and_a_damaged_copy_again(server):
-    folder, asked = server
-    write(folder / "owner/name/main/data/x.txt", "one\n")
-    copy = download.github_file("owner/name", "main", "data/x.txt")
-    assert copy.read_text() == "one\n"
-    assert download.github_file("owner/name", "main", "data/x.txt") == copy
-    assert len(asked) == 1
-
-    copy.write_text("damaged")
-    assert download.github_file("owner/name", "main", "data/x.txt").read_text() == "one\n"
-    write(folder / "owner/name/v2/data/x.txt", "two\n")
-    assert download.github_file("owner/name", "v2", "data/x.txt").read_text() == "two\n"
-    assert not [path for path in copy.parent.iterdir() if path.name.startswith(".")]
-
-
-def test_somebodys_own_copy_is_taken_as_it_is(server):
-    copy = write(download.folder() / "owner/name/data/x.txt", "mine\n")
-    assert download.github_file("owner/name", "main", "data/x.txt").read_text() == "mine\n"
-    assert server[1] == []
-    assert list(copy.parent.iterdir()) == [copy]
-
-
-def test_a_failed_download_is_one_sentence_and_leaves_nothing(server):
-    with pytest.raises(RefusalCmpError, match=r"Cannot download .*404.*or put a copy at"):
-        download.github_file("owner/name", "main", "none.txt")
-    assert not download.folder().exists()
 
 
 # Local files

@@ -10,11 +10,10 @@ import torch
 from refusal_cmp.api import extract, plan_intervention
 from refusal_cmp.config import RunConfig
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.judges.phrases import verdict
-from refusal_cmp.methods import EXTRACTORS
+from refusal_cmp.judges.completion import judge
+from refusal_cmp.methods import EXTRACTORS, configured
 from refusal_cmp.model.reading import collect
 from refusal_cmp.registry import parse_spec
-from refusal_cmp.stages.extract import extractor
 
 from support.models import instructions
 
@@ -39,7 +38,7 @@ def test_random_has_the_rank_that_the_runs_own_inlp_finds(tiny):
     activations = collect(tiny, instructions("tiny-harmful", "train", 20), instructions("tiny-harmless", "train", 20))
     ranks = []
     for config in (RunConfig(device="cpu", inlp_stop="0.99"), RunConfig(device="cpu")):
-        found = [extractor(config, name).fit_field(activations, name) for name in ("random", "inlp")]
+        found = [configured(config, name).fit_field(activations, name) for name in ("random", "inlp")]
         ranks.append([{component: one.k for component, one in field.subspaces.items()} for field in found])
         assert ranks[-1][0] == ranks[-1][1]
     assert ranks[0] != ranks[1]
@@ -59,7 +58,7 @@ def test_controls_do_not_remove_refusal(tiny, fields):
         plan = plan_intervention("ablation", fields[method], layer=7, position=-1, scope="all")
         with tiny.edited(plan):
             completions = tiny.generate(instructions("tiny-harmful", "test", 16), max_new_tokens=16)
-        return sum(verdict(one.text, one.finish) == "refused" for one in completions)
+        return sum(judge(one.text, one.finish).verdict == "refused" for one in completions)
 
     assert refusals("diff-in-means") <= 2
     assert refusals("random") >= 14

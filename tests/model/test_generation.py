@@ -7,7 +7,7 @@ import torch
 
 from refusal_cmp.engines.hf import HFEngine
 from refusal_cmp.model import generation
-from refusal_cmp.model.batching import RowBudget
+from refusal_cmp.model.batching import RowBudget, is_out_of_memory
 from refusal_cmp.model.generation import greedy
 from refusal_cmp.model.kv_cache import ROOM
 from refusal_cmp.plan import baseline
@@ -53,7 +53,7 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(random_model, monkeypatch)
     def small_memory(model, batch, max_new_tokens):
         sizes.append(len(batch))
         if len(batch) > 3:
-            raise torch.OutOfMemoryError("too much")
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         return complete(model, batch, max_new_tokens)
 
     expected = random_model.generate(PROMPTS, max_new_tokens=5)
@@ -63,6 +63,20 @@ def test_a_batch_that_does_not_fit_is_halved_for_good(random_model, monkeypatch)
     assert sizes == [12, 6, 3, 3, 3, 3]
     assert engine.generate(baseline(), PROMPTS, 5) == expected
     assert sizes[6:] == [3, 3, 3, 3]
+
+
+def memory_error(allocate):
+    """What is raised where there is not enough memory."""
+    with pytest.raises((MemoryError, RuntimeError)) as caught:
+        allocate()
+    return caught.value
+
+
+def test_every_way_to_run_out_of_memory_is_known():
+    assert is_out_of_memory(memory_error(lambda: torch.empty(2**60)))
+    assert is_out_of_memory(memory_error(lambda: bytearray(2**60)))
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied (2x3 and 2x3)"))
 
 
 def test_batches_that_are_done_are_not_made_again(random_model, monkeypatch):

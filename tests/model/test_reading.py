@@ -5,22 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from refusal_cmp.activations import Activations, ActivationStore, Labelled, Moments
 from refusal_cmp.config import RunConfig
 from refusal_cmp.data import SPLITS, Prompt
-from refusal_cmp.data.sampling import Drawn
+from refusal_cmp.data.sampling import Sampled
 from refusal_cmp.errors import NoSubspaceError, RefusalCmpError
-from refusal_cmp.methods import Extractor
+from refusal_cmp.methods import Extractor, configured
 from refusal_cmp.methods.diff_in_means import DiffInMeans
 from refusal_cmp.methods.inlp import INLP
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.reading import collect
-from refusal_cmp.stages.extract import extractor
 from refusal_cmp.stages.prompts import _as_expected, _filtered
 from refusal_cmp.subspace import Component, Subspace
 
@@ -121,11 +120,10 @@ def test_activations_do_not_depend_on_the_batch_size(random_model, activations):
         torch.testing.assert_close(stored(one, component), stored(activations, component), atol=1e-6, rtol=1e-6)
 
 
-def test_the_store_is_a_safetensors_file_that_goes_with_its_owner(tmp_path):
+def test_the_store_is_a_numpy_file_that_goes_with_its_owner(tmp_path):
     store = ActivationStore([Component(-1, 0), Component(-1, 1)], 3, 2, tmp_path)
     store.write(Component(-1, 1), 1, torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
-    with safe_open(store.path, framework="pt") as file:
-        assert file.get_tensor("(-1, 1)").tolist() == [[0, 0], [1, 2], [3, 4]]
+    assert np.load(store.path)[1].tolist() == [[0, 0], [1, 2], [3, 4]]
     assert store.read(Component(-1, 0)).tolist() == [[0, 0]] * 3
     del store
     assert not list(tmp_path.iterdir())
@@ -238,7 +236,7 @@ def test_activations_that_are_not_finite_are_an_error(random_model):
 
 def test_the_configuration_chooses_the_classifier():
     config = RunConfig(inlp_classifier="ridge", inlp_c=2.0, device="cpu")
-    method = extractor(config, "inlp")
+    method = configured(config, "inlp")
     assert (method.classifier, method.c, method.device) == ("ridge", 2.0, "cpu")
 
 
@@ -252,7 +250,7 @@ def test_prompts_that_the_model_does_not_treat_as_expected_are_dropped(tiny, tmp
     taken = {"harmful": prompts["harmless"][0], "harmless": prompts["harmful"][0]}
     mixed = {kind: [*some[1:3], taken[kind], *some[3:]] for kind, some in prompts.items()}
     counts = {split: {"sampled": 5} for split in SPLITS}
-    drawn = {kind: Drawn(dict.fromkeys(SPLITS, some), counts) for kind, some in mixed.items()}
+    drawn = {kind: Sampled(dict.fromkeys(SPLITS, some), counts) for kind, some in mixed.items()}
     found = _filtered(session_on(tmp_path, tiny), drawn)
     for kind, some in prompts.items():
         expected = {"train": some[1:], "val": some[1:], "test": mixed[kind]}  # what is tested on is not chosen

@@ -1,52 +1,26 @@
-"""Figures: every one says what it shows, shows all of it, and comes out of its script in every format."""
+"""Figures: every one says what it shows, shows all of it, and is the same every time."""
 
 from __future__ import annotations
 
-import runpy
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from refusal_cmp.report.geometry import KINDS, WHERE, Landing, measure
 from scipy.linalg import subspace_angles
 
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.report.data import read_run
 from refusal_cmp.report.figures import FIGURES, Drawn, Skipped, draw_all, rendered
 from refusal_cmp.report.figures._style import FORMATS, INK, method_colours
 from refusal_cmp.report.figures.plans import across
 from refusal_cmp.report.figures.similarity import principal_angles
-from refusal_cmp.report.latex import escaped, tables
+from refusal_cmp.report.landings import PLACES, Landing
+from refusal_cmp.report.latex import tables
 from refusal_cmp.report.page import render
-from refusal_cmp.run.contents import read_plans, read_prompts, read_selected
 from refusal_cmp.run.session import open_run
-from refusal_cmp.stages.report import measure_geometry
 from refusal_cmp.subspace import Subspace
-
-from support.finished_run import make_run
-
-SCRIPTS = Path(__file__).parents[2] / "scripts"
-
-
-@pytest.fixture(scope="module")
-def session(tiny, tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("runs") / "small", tiny, inlp_k="full,1", compare_rankings=True)
-
-
-@pytest.fixture(scope="module")
-def data(session):
-    return read_run(session, measure_geometry(session))
-
-
-@pytest.fixture(scope="module")
-def outcomes(data):
-    return draw_all(data)
 
 
 def test_every_figure_is_drawn_and_says_what_it_shows(outcomes):
@@ -98,7 +72,7 @@ def test_what_was_not_measured_is_said_not_drawn(data):
         results=data.results[data.results["metric"] == "kl"],
         rankings=None,
         magnitude=None,
-        geometry=None,
+        landings=None,
         fields={"diff-in-means": data.fields["diff-in-means"]},
     )
     skipped = {one.name: one.why for one in draw_all(without) if isinstance(one, Skipped)}
@@ -118,10 +92,10 @@ def test_what_is_not_finite_is_said_not_drawn(data, baseline):
     results = data.results.copy()
     broken = (results["metric"] == "loss") & (baseline | (results["plan"] != "baseline"))
     results.loc[broken, ["value", "ci_low", "ci_high"]] = np.nan
-    nowhere = tuple(Landing(where, np.nan, np.nan, np.nan) for where in WHERE)
-    landings = dict.fromkeys(data.geometry.landings, nowhere)
-    planes = {key: plane if key[1] == "baseline" else plane * np.nan for key, plane in data.geometry.planes.items()}
-    run = replace(data, results=results, geometry=replace(data.geometry, landings=landings, planes=planes))
+    nowhere = (Landing(np.nan, np.nan, np.nan),) * len(PLACES)
+    landings = dict.fromkeys(data.landings.landings, nowhere)
+    planes = {key: plane if key[1] == "baseline" else plane * np.nan for key, plane in data.landings.planes.items()}
+    run = replace(data, results=results, landings=replace(data.landings, landings=landings, planes=planes))
     outcomes = draw_all(run)
     assert {one.name for one in outcomes if isinstance(one, Skipped)} == {"tradeoff", "plane"}
     drawn = [one for one in outcomes if isinstance(one, Drawn)]
@@ -155,12 +129,15 @@ def test_the_title_of_the_magnitude_study_has_the_correlation_within_kinds_first
 
 
 def test_a_rank_correlation_of_few_components_has_no_interval(data):
-    pool = {"n": 7, "rho": -0.2, "ci_low": -0.4, "ci_high": -0.25, "p": 0.8, "tau": 0.0, "top1_match": False}
+    pool = {"n": 7, "rho": -0.2, "rho_noise_free": -0.2, "ci_low": -0.4, "ci_high": -0.25, "says_little": True,
+            "p": 0.8, "tau": 0.0, "top1_match": False}  # fmt: skip
     study = {"method": "inlp", "regret": 0.25, "pools": {"all": pool}}
     run = replace(data, rankings=[study])
     (one,) = FIGURES["rankings"](run)
-    for text in (one.says, one.figure.axes[0].get_title(), tables(run)["rankings"]):
+    assert "says little" in one.says
+    for text in (one.figure.axes[0].get_title(), tables(run)["rankings"]):
         assert "too few" in text
+    for text in (one.says, one.figure.axes[0].get_title(), tables(run)["rankings"]):
         assert "0.25]" not in text
 
 
@@ -181,98 +158,21 @@ def test_a_run_can_be_narrowed_to_some_methods(data):
         data.only(["inpl"])
 
 
+def test_a_run_can_be_narrowed_to_a_scope(data):
+    one = data.only(scopes=["all"])
+    assert (one.scopes, one.methods) == (["all"], data.methods)
+    assert {outcome.name for outcome in FIGURES["plans"](one)} == {"plans-all"}
+    assert "plane-inlp-all" in {outcome.name for outcome in FIGURES["plane"](one)}
+    with pytest.raises(RefusalCmpError, match="Unknown scope 'top:50'; known are all, single"):
+        data.only(scopes=["top:50"])
+
+
 def test_principal_angles_are_scipys():
     generator = torch.Generator().manual_seed(0)
     bases = [torch.linalg.qr(torch.randn(12, k, generator=generator, dtype=torch.float64)).Q.mT for k in (3, 5)]
     one, other = (Subspace(basis, basis[0], 1.0, torch.ones(len(basis))) for basis in bases)
     expected = np.sort(np.rad2deg(subspace_angles(bases[0].mT.numpy(), bases[1].mT.numpy())))
     assert principal_angles(one, other).numpy() == pytest.approx(expected)
-
-
-def test_activations_land_where_the_equations_say(session, tiny):
-    """On the training prompts: subtracting the difference of the means takes one mean to the other; ablation leaves
-    nothing along the direction; and activations of harmless prompts move like those of harmful ones."""
-    prompts = {kind: [prompt.instruction for prompt in read_prompts(session, f"{kind}_train")] for kind in KINDS}
-    n = min(map(len, prompts.values()))
-    plans = [plan for plan, _ in read_plans(session) if plan.scope == "single" and plan.method == "diff-in-means"]
-    selected = read_selected(session)
-    geometry = measure(tiny, {kind: texts[:n] for kind, texts in prompts.items()}, selected, plans, None)
-    at = {plan.label.split("/")[1]: geometry.landings[plan.label][0] for plan in plans}
-    planes = {plan.label.split("/")[1]: geometry.planes["diff-in-means", plan.label] for plan in plans}
-    unedited = geometry.planes["diff-in-means", "baseline"]
-    assert at["actadd:-1@single"].along == pytest.approx(0, abs=0.1)
-    assert at["actadd:-1@single"].word == "harmless"
-    assert at["actadd:1@single"].along == pytest.approx(2, abs=0.1)
-    assert at["actadd:1@single"].word == "past"
-    along = planes["ablation@single"][..., 0]
-    assert float(along.max() - along.min()) < 1e-3 * float(unedited[..., 0].max() - unedited[..., 0].min())
-    moved = planes["actadd:1@single"] - unedited
-    assert moved.reshape(-1, 2).std(0).max() < 1e-3 * moved.norm(dim=-1).mean()
-
-
-def test_geometry_survives_its_file(session, data):
-    kept = measure_geometry(session)
-    for key, plane in data.geometry.planes.items():
-        assert torch.equal(kept.planes[key], plane)
-    assert kept.landings == data.geometry.landings
-    assert kept.components == data.geometry.components
-
-
-def test_latex_tables_are_whole(data):
-    found = tables(data)
-    assert set(found) == {"plans", "selection", "rankings"}
-    for source in found.values():
-        rows = [line for line in source.splitlines() if line.endswith(r"\\")]
-        assert len({row.count(" & ") for row in rows}) == 1
-        assert len(rows) > 2
-    assert found["plans"].count(r"\\") == len(data.plans) + 1
-
-
-def test_latex_prints_what_it_is_given():
-    assert escaped("a_b & 5 % {#1} ~^\\") == (
-        r"a\_b \& 5 \% \{\#1\} \textasciitilde{}\textasciicircum{}\textbackslash{}"
-    )
-
-
-@pytest.fixture
-def script(session, monkeypatch, tmp_path):
-    """Runs a script on the run, in this process, writing PNG alone."""
-    monkeypatch.syspath_prepend(str(SCRIPTS / "figures"))
-    import _script
-
-    def run(name, *args):
-        runs = [str(arg) for arg in args] or [str(session.run.path)]
-        monkeypatch.setattr(sys, "argv", [name, *runs, "--out", str(tmp_path)])
-        with pytest.raises(SystemExit) as end:
-            runpy.run_path(str(SCRIPTS / name), run_name="__main__")
-        return end.value.code
-
-    monkeypatch.setattr(_script, "FORMATS", ("png",))
-    return run
-
-
-@pytest.mark.parametrize("name", sorted(path.name for path in (SCRIPTS / "figures").glob("[a-z]*.py")))
-def test_every_figure_script_draws_its_figure(name, script, tmp_path, capsys):
-    assert script(f"figures/{name}") == 0
-    written = [path.stem for path in (tmp_path / "small").glob("*.png")]
-    assert written
-    assert name.removesuffix(".py") in {stem.split("-")[0] for stem in written}
-    assert "not drawn" not in capsys.readouterr().out
-
-
-def test_a_script_refuses_a_folder_that_is_no_run(script, tmp_path, capsys):
-    assert script("figures/scores.py", tmp_path) == 2
-    assert "is not a run directory" in capsys.readouterr().err
-
-
-def test_all_figures_at_once_as_a_stranger_types_it(session, tmp_path):
-    command = [sys.executable, str(SCRIPTS / "make_all_figures.py"), str(session.run.path), "--methods", "inlp"]
-    done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    written = {path.name for path in (tmp_path / "small").iterdir()}
-    for name in ("tradeoff.png", "tradeoff.svg", "tradeoff.pdf", "plane-inlp-single.pdf", "plans.tex", "selection.tex"):
-        assert name in written
-    assert (tmp_path / "small/tradeoff.pdf").read_bytes().startswith(b"%PDF")
 
 
 def test_runs_stand_side_by_side(data):
@@ -282,6 +182,6 @@ def test_runs_stand_side_by_side(data):
     assert {ax.get_title() for ax in outcomes[0].figure.axes} == {"small", "other"}
 
 
-def test_a_finished_run_is_opened_by_its_folder(session):
-    opened = open_run(session.run.path)
-    assert opened.config.digest == session.config.digest
+def test_a_finished_run_is_opened_by_its_folder(finished):
+    opened = open_run(finished.run.path)
+    assert opened.config.digest == finished.config.digest

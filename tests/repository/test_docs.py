@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from html import unescape
 from pathlib import Path
 from urllib.parse import urlparse
 
@@ -18,6 +19,7 @@ import yaml
 
 from refusal_cmp.cli import app
 from refusal_cmp.config import load_config
+from refusal_cmp.evals import all_measures, measure_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -84,8 +86,8 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("quick-start")
     everything = (
         "refusal-cmp run --limit 10 --methods diff-in-means --interventions ablation --scope single --max-new-tokens 8 "
-        "--evals refusal,coherence,guard,perplexity,capability,kl,magnitude --benchmark-limit 4 --loss-tokens 200 "
-        "--compare-rankings --until evaluate --alias everything"
+        "--evals refusal,coherence,guard,perplexity,capability,kl,magnitude,geometry --benchmark-limit 4 "
+        "--loss-tokens 200 --compare-rankings --until evaluate --alias everything"
     )
     python("-c", TYPED, json.dumps([*commands("quick-start"), everything]), cwd=folder)
     return folder / "runs"
@@ -138,17 +140,24 @@ def test_the_quick_start_shows_what_it_says(runs):
     assert row.loc[("none", 0, "harmful", "refusal"), "ci_low"] == pytest.approx(0.86, abs=0.005)
 
 
-def test_every_number_is_defined(runs):
-    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+def test_every_number_is_defined(site, runs):
+    page = (site / "results.html").read_text(encoding="utf-8")
     results = pd.read_csv(runs / "everything" / "results.csv")
-    names = {metric.partition(":")[0] for metric in results["metric"]} | set(results.columns)
+    names = {measure_of(metric).name for metric in results["metric"]} | set(results.columns)
     for table in ("comparisons.csv", "select/scores.csv", "evaluate/agreement.csv"):
         names |= set(pd.read_csv(runs / "everything" / table).columns)
     rankings = json.loads((runs / "everything" / "select" / "rankings.json").read_text())
     names |= set(rankings[0]["pools"]["all"]) - {"n", "why"}
     names |= set(rankings[0]) - {"method", "note", "pools"}
     local = {name for name in names if re.fullmatch(r"(local|global)_\w+(@.*)?", name)}  # one line says it of all
-    assert sorted(name for name in names - local if f"`{name}`" not in page and f"`{name}:" not in page) == []
+    assert sorted(name for name in names - local if f"<code>{name}</code>" not in page) == []
+
+
+def test_what_a_metric_is_stands_in_the_documentation_as_at_its_evaluator(site):
+    page = unescape((site / "results.html").read_text(encoding="utf-8"))
+    for measure in all_measures():
+        row = f"<td><code>{measure.name}</code></td>\n<td>{measure.meaning}</td>\n<td>{measure.unit}</td>"
+        assert row in page, measure.name
 
 
 def test_the_python_example_runs(capsys):

@@ -70,6 +70,7 @@ def test_a_run_uses_the_plugin_beside_our_own(site, tmp_path):
     assert (entropy["value"] > 0).all()
     assert set(results.loc[results["method"] == f"{METHOD}[k=2]", "k"]) == {2}
     assert f"{METHOD}[k=2]/nullspace@all" in shown
+    assert "entropy of the first token, nats: mean of −Σ p log p over its prompts" in " ".join(shown.split())
 
 
 def test_the_component_is_that_of_both_orders_of_every_pair(plugin):

@@ -14,7 +14,6 @@ import pytest
 
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.run.directory import RunDir
-from refusal_cmp.run.journal import Journal
 
 from support.pipeline import start
 
@@ -95,42 +94,11 @@ def test_twenty_kills_at_random_moments_change_nothing(tiny, tmp_path):
     assert stages >= set(range(len(MARKS)))  # the kills were spread over the pipeline
 
 
-def test_two_processes_do_not_share_a_run_directory(tmp_path):
-    first, second = RunDir(tmp_path / "run"), RunDir(tmp_path / "run")
-    message = "Another process is at work in .*run; wait for it"
-    with first.locked(), pytest.raises(RefusalCmpError, match=message), second.locked():
-        pass
-    with second.locked():
-        pass  # free again
-
-
-def test_a_journal_goes_on_from_the_last_whole_line(tmp_path):
-    journal = Journal(tmp_path / "x.part", "me")
-    journal[0], journal[3] = {"text": "a"}, {"text": "ü\n"}
-    with (tmp_path / "x.part").open("ab") as file:
-        file.write(b'[4, {"text": "cut sho')
-    again = Journal(tmp_path / "x.part", "me")
-    assert dict(again) == {0: {"text": "a"}, 3: {"text": "ü\n"}}
-    again[4] = {"text": "b"}
-    assert len(Journal(tmp_path / "x.part", "me")) == 3
-    assert not Journal(tmp_path / "x.part", "somebody else")
-
-
 def test_every_character_of_a_line_survives(tmp_path):
     text = "one\u2028two\u2029three\x85four\x0bfive\rsix\r\nseven"
     run = RunDir(tmp_path)
     run.write_lines("a.jsonl", [{"text": text}, {"text": "b"}])
     assert run.read_lines("a.jsonl") == [{"text": text}, {"text": "b"}]
-    journal = Journal(tmp_path / "x.part", "me")
-    journal[0], journal[1] = {"text": text}, {"text": "b"}
-    assert dict(Journal(tmp_path / "x.part", "me")) == {0: {"text": text}, 1: {"text": "b"}}
-
-
-def test_a_journal_of_other_work_is_begun_anew(tmp_path):
-    Journal(tmp_path / "x.part", "old")[0] = 1
-    new = Journal(tmp_path / "x.part", "new")
-    new[1] = 2
-    assert dict(Journal(tmp_path / "x.part", "new")) == {1: 2}
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path, monkeypatch):
@@ -144,7 +112,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_file(tmp_path, monkeypat
     with pytest.raises(RefusalCmpError, match="Cannot write .*a.json: No space left on device; free space"):
         run.write_json("a.json", 2)
     assert run.read_json("a.json") == 1
-    assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.json", "manifest.json"]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -152,17 +120,3 @@ def test_a_read_only_folder_is_one_sentence(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(RefusalCmpError, match="Cannot write"), RunDir(tmp_path / "run").locked():
         pass
-
-
-def test_litter_of_killed_processes_is_swept(tmp_path):
-    run = RunDir(tmp_path)
-    run.write_json("again.json", 1)
-    for name in (".results.csv.abc.tmp", "done.json.part", "open.json.part", "again.json.part"):
-        (tmp_path / name).write_text("x")
-    run.write_json("done.json", 1)
-    os.utime(tmp_path / "again.json", ns=(0, 0))  # its journal is of later work
-    (tmp_path / ".activations-xyz").mkdir()
-    with run.locked():
-        pass
-    left = ["again.json", "again.json.part", "done.json", "open.json.part"]
-    assert sorted(file.name for file in tmp_path.iterdir()) == left

@@ -76,7 +76,7 @@ def test_a_distance_from_the_baseline_is_not_tested_against_it():
         one.label: [*metrics(1, 0), {**distance, "values": of_plan}]
         for (one, _), of_plan in zip(plans, values, strict=True)
     }
-    table = compare_plans(plans, found, {"distance"})
+    table = compare_plans(plans, found, distances={"distance"})
     assert list(table.loc[table["metric"] == "distance", ["plan", "against"]].iloc[0]) == [
         "a/ablation@all",
         "b/ablation@all",

@@ -20,7 +20,7 @@ SMALL = {
     "scope": "single,all",
     "interventions": "ablation,nullspace,actadd",
     "eval_datasets": "harmful,harmless",
-    "evals": "refusal,perplexity,magnitude",
+    "evals": "refusal,coherence,perplexity,magnitude,geometry",
 }
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import datasets
 
-from refusal_cmp.data.download import hub_rows
+from refusal_cmp.data.sources import ARC, MMLU
 
 SHOTS = 5
 
@@ -13,9 +13,9 @@ SHOTS = 5
 def mmlu(**_: object) -> dict[str, datasets.Dataset]:
     """All test questions, each with the first validation questions of its subject as `shots`."""
     shots = defaultdict(list)
-    for row in hub_rows("cais/mmlu", "validation", name="all"):
+    for row in MMLU.rows("validation", subset="all"):
         shots[row["subject"]].append(row)
-    test = hub_rows("cais/mmlu", "test", name="all")
+    test = MMLU.rows("test", subset="all")
     return {"test": datasets.Dataset.from_list([row | {"shots": shots[row["subject"]][:SHOTS]} for row in test])}
 
 
@@ -25,7 +25,7 @@ def arc_challenge(**_: object) -> dict[str, datasets.Dataset]:
 
 
 def _arc(split: str) -> Any:
-    return hub_rows("allenai/ai2_arc", split, name="ARC-Challenge")
+    return ARC.rows(split, subset="ARC-Challenge")
 
 
 def _has_four(row: dict[str, Any]) -> bool:

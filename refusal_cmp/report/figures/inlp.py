@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from refusal_cmp.config import BUDGET
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.registry import parse_spec
 from refusal_cmp.report.answer import costs
@@ -203,10 +204,10 @@ def _says(data: RunData, method: str, kept: Sequence[Plan]) -> str:
     start = (
         f"At the selected component {selected} INLP accepts {counted(len(evidence), 'classifier')}, from {evidence[0]} "
         f"dev accuracy to {evidence[-1]}; over all components it finds {min(ranks)} to {max(ranks)} directions."
-        f"{_by_split(data.ranks.get(method))}"
+        f"{_by_split(data.ranks.get(method))}" + _within_budget(data, method)
     )
     if not kept:
-        return f"{start} Run with --inlp-k 1,2,4,full to see the effect by how many are kept."
+        return f"{start} Run with --inlp-k budget,1,2,4,full to see the effect by how many are kept."
     ks = _ks(kept)
     shares = []
     for k in (ks[0], ks[-1]):
@@ -217,4 +218,13 @@ def _says(data: RunData, method: str, kept: Sequence[Plan]) -> str:
     return (
         f"{start} Averaged over these plans, refusal of harmful prompts is {shares[0]} with {ks[0]} kept and "
         f"{shares[1]} with {ks[-1]}."
+    )
+
+
+def _within_budget(data: RunData, method: str) -> str:
+    """How many directions the k policy `budget` uses, where it is among those of the run."""
+    selected = data.scores[(data.scores["method"] == method) & data.scores["selected"].astype(bool)]
+    return "".join(
+        f" Of the component that it selects, the k policy {BUDGET} uses {counted(int(k), 'direction')}."
+        for k in selected["k"]
     )

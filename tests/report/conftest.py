@@ -1,0 +1,26 @@
+"""One finished run of the embedded model, what it says, and what is drawn from it."""
+
+from __future__ import annotations
+
+import pytest
+
+from refusal_cmp.report.data import read_run
+from refusal_cmp.report.figures import draw_all
+
+from support.finished_run import make_run
+
+
+@pytest.fixture(scope="session")
+def finished(tiny, tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "small"
+    return make_run(path, tiny, until="report", inlp_k="budget,1", compare_rankings=True)
+
+
+@pytest.fixture(scope="session")
+def data(finished):
+    return read_run(finished)
+
+
+@pytest.fixture(scope="session")
+def outcomes(data):
+    return draw_all(data)

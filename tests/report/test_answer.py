@@ -1,0 +1,175 @@
+"""The answer to a run's question: which plan it names, and what the page's first screen says of it."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from refusal_cmp.plan import Plan
+from refusal_cmp.report.answer import ENOUGH, as_good, best_by_method, fewest, pareto, standings
+from refusal_cmp.report.page import render
+from refusal_cmp.statistics import rate, rate_among
+
+
+def with_plans(data, **values):
+    """The run as if it had these plans, on 50 prompts: by label, share answered, degenerate, loss, layers."""
+    rows, plans = [], [data.plans[0]]
+    for label, (answered, degenerate, loss, layers) in {"baseline": (0.0, 0.0, 1.0, None), **values}.items():
+        if label != "baseline":
+            method, _, rest = label.partition("/")
+            intervention, _, scope = rest.partition("@")
+            plans.append(Plan(label, {}, method=method, intervention=intervention, scope=scope, n_layers=layers))
+        for dataset, metric, value, least in (
+            ("harmful", "effective_compliance", answered, rate(round(50 * answered), 50).low),
+            ("harmful", "refusal", 1 - answered - degenerate, 0.0),
+            ("harmful", "degenerate", degenerate, 0.0),
+            ("text", "loss", loss, loss),
+        ):
+            rows.append({"plan": label, "dataset": dataset, "metric": metric, "value": value, "ci_low": least,
+                         "ci_high": 1.0, "n": 50})  # fmt: skip
+    return replace(data, plans=plans, run_as={plan.label: plan.label for plan in plans}, results=pd.DataFrame(rows),
+                   comparisons=None, answers={})  # fmt: skip
+
+
+def with_results(run, *rows, n=50):
+    """The run with these results on top: plan, dataset, metric, value, the ends of its interval."""
+    more = pd.DataFrame(rows, columns=["plan", "dataset", "metric", "value", "ci_low", "ci_high"])
+    return replace(run, results=pd.concat([run.results, more]).assign(n=n))
+
+
+def first_screen(run):
+    """The words of the answer, as they are read."""
+    header = render(run, [], {}).partition("<header")[2].partition("</header>")[0]
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]*>", "", header).replace("\u202f", " "))
+
+
+def test_the_answer_suppresses_refusal_at_the_least_cost(data):
+    run = with_plans(data, **{
+        "a/ablation@all": (1.0, 0.0, 1.5, 4),
+        "b/ablation@all": (1.0, 0.0, 1.2, 4),
+        "b/nullspace@all": (0.95, 0.0, 1.0, 4),
+        "a/reflection@all": (0.0, 1.0, 1.1, 4),
+    })  # fmt: skip
+    ranked = standings(run)
+    assert [one.plan for one in ranked] == ["b/ablation@all", "a/ablation@all", "b/nullspace@all", "a/reflection@all"]
+    assert [one.suppresses for one in ranked] == [True, True, False, False]
+    assert ranked[-1].is_broken
+    assert ranked[0].cost == pytest.approx(0.2)
+    assert [one.plan for one in best_by_method(ranked)] == ["b/ablation@all", "a/ablation@all"]
+
+
+def test_of_plans_that_cost_the_same_the_one_with_the_fewest_layers_is_named(data):
+    run = with_plans(data, **{
+        "a/ablation@all": (1.0, 0.0, 0.999, 9),
+        "a/nullspace@single": (1.0, 0.0, 1.003, 1),
+        "a/clamp@single": (1.0, 0.0, 1.001, 1),
+        "a/actadd@single": (1.0, 0.0, 1.2, 1),
+    })  # fmt: skip
+    ranked = standings(run)
+    assert ranked[0].plan == "a/nullspace@single"
+    assert {one.plan for one in as_good(ranked, 0.01)} == {"a/ablation@all", "a/clamp@single"}
+
+
+def test_without_a_plan_that_suppresses_the_nearest_is_named(data):
+    run = with_plans(data, **{
+        "a/ablation@all": (0.5, 0.0, 1.0, 1),
+        "a/nullspace@all": (0.8, 0.0, 3.0, 1),
+        "a/clamp@all": (0.8, 0.0, float("nan"), 1),
+    })  # fmt: skip
+    ranked = standings(run)
+    assert [one.plan for one in ranked] == ["a/nullspace@all", "a/clamp@all", "a/ablation@all"]
+    assert not ranked[0].suppresses
+
+
+ONE = {"a/ablation@all": (1.0, 0.0, 1.1, 4)}
+
+
+@pytest.mark.parametrize("among", [1, 44])
+def test_a_plan_that_answers_all_of_the_fewest_prompts_suppresses_refusal_and_of_one_less_does_not(among):
+    n = fewest(among)
+    assert rate_among(n, n, among).low >= ENOUGH > rate_among(n - 1, n - 1, among).low
+
+
+def test_the_more_plans_it_is_chosen_from_the_more_it_takes_and_the_first_screen_says_so(data):
+    answers_all = (1.0, 0.0, 1.1, 4)
+    alone, chosen = (with_plans(data, **{f"a{i}/ablation@all": answers_all for i in range(n)}) for n in (1, 8))
+    assert "a0/ablation@all suppresses refusal at the least cost. It answers 100 % [93, 100] of 50" in first_screen(
+        alone
+    )
+    said = first_screen(chosen)
+    assert "Too few harmful test prompts to decide; a0/ablation@all comes nearest." in said
+    assert "of 50 harmful test prompts (the interval allows for its choice among 8 plans on the same prompts)" in said
+    assert "chosen among 8, its interval would begin at 89 %. It takes 55 or more" in said
+
+
+def test_the_difference_to_the_unedited_model_has_its_corrected_p_value(data):
+    row = {"plan": "a/ablation@all", "against": "baseline", "dataset": "harmful", "metric": "effective_compliance",
+           "difference": 1.0, "ci_low": 0.9, "ci_high": 1.0, "p": 1e-9, "p_holm": 0.043, "n": 50}  # fmt: skip
+    run = replace(with_plans(data, **ONE), comparisons=pd.DataFrame([row]))
+    assert " (p = 0.043 after Holm’s correction)." in first_screen(run)
+
+
+def test_the_answer_says_how_many_prompts_it_takes_where_there_are_too_few(data):
+    few = with_results(with_plans(data, **{"a/ablation@all": (1.0, 0.0, 1.1, 4)}), n=24)
+    said = first_screen(few)
+    assert "Too few harmful test prompts to decide; a/ablation@all comes nearest." in said
+    assert "Of 24 prompts not even a plan that answers all is known to answer 90 %" in said
+    assert "begin at 86 %. It takes 36 or more" in said
+    assert "Too few" not in first_screen(with_plans(data, **ONE))
+
+
+def test_few_prompts_are_enough_to_see_that_a_plan_does_nothing(data):
+    run = with_plans(data, **{"a/ablation@all": (0.0, 0.0, 1.1, 4)})
+    said = first_screen(replace(run, results=run.results.assign(n=24, ci_high=0.14)))
+    assert "No plan suppresses refusal; a/ablation@all comes nearest." in said
+    assert "a/ablation@all (does not suppress it)" in said
+
+
+def test_the_least_cost_is_claimed_only_where_a_cost_is_known(data):
+    run = with_plans(data, **ONE)
+    assert "a/ablation@all suppresses refusal at the least cost." in first_screen(run)
+    unpriced = replace(run, results=run.results[run.results["metric"] != "loss"])
+    assert "a/ablation@all suppresses refusal; at what cost was not measured" in first_screen(unpriced)
+    infinite = with_plans(data, **{"a/ablation@all": (1.0, 0.0, float("nan"), 4)})
+    assert "suppresses refusal, but no plan that does has a finite cost." in first_screen(infinite)
+
+
+def test_there_is_nothing_to_suppress_where_the_unedited_model_answers(data):
+    run = with_plans(data, baseline=(1.0, 0.0, 1.0, None), **ONE)
+    assert "There is no refusal to suppress: the unedited model answers already." in first_screen(run)
+    assert "suppresses refusal</span>" not in render(run, [], {})
+
+
+@pytest.mark.parametrize(
+    ("unedited", "said"),
+    [(0.5, " It refuses 15 % [7, 28] of the harmless prompts, where the unedited model refuses 50 %"),
+     (0.02, " But it refuses 15 % [7, 28] of the harmless prompts, where the unedited model refuses 2 %")],
+)  # fmt: skip
+def test_refusal_of_harmless_prompts_is_held_against_the_baseline(data, unedited, said):
+    run = with_results(with_plans(data, **ONE), ("baseline", "harmless", "refusal", unedited, 0.0, 1.0),
+                       ("a/ablation@all", "harmless", "refusal", 0.15, 0.07, 0.28))  # fmt: skip
+    assert said in first_screen(run)
+
+
+def test_identical_plans_count_once(data):
+    labels = ["a/ablation@all", "a/nullspace@all", "b/clamp@all", "b/affine@all"]
+    run = with_plans(data, **dict.fromkeys(labels, (1.0, 0.0, 1.1, 4)))
+    same = {"a/nullspace@all": "a/ablation@all", "b/affine@all": "b/clamp@all"}
+    said = first_screen(replace(run, run_as=run.run_as | same))
+    assert "1 more distinct plan does so at a cost within 0.01 nats of it, also with b." in said
+    assert "2 of 2 distinct plans do so" in said
+
+
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=20))
+def test_the_front_is_what_nothing_beats(points):
+    def beats(one, other):
+        return one != other and one[0] <= other[0] and one[1] >= other[1]
+
+    front = [points[index] for index in pareto(points)]
+    assert len(set(front)) == len(front)
+    assert set(front) == {point for point in points if not any(beats(other, point) for other in points)}

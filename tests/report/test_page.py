@@ -1,0 +1,222 @@
+"""The page: as a file that needs nothing but itself, and as a browser shows it."""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+from dataclasses import replace
+
+import pytest
+
+from refusal_cmp.report.figures import Drawn, draw_all
+from refusal_cmp.report.page import render
+from refusal_cmp.report.table import columns
+from refusal_cmp.run.session import Session, open_run
+from refusal_cmp.stages import run_stages
+
+from support.browser import CHROMIUM, Browser
+
+NASTY = '<script>window.broken = 1</script><img src=x onerror="window.broken = 2">&amp; </script> "quoted"'
+
+
+# The page as a file
+
+
+def page(finished):
+    return finished.run.path / "report/index.html"
+
+
+def test_the_page_needs_nothing_but_itself(finished):
+    text = page(finished).read_text(encoding="utf-8")
+    assert len(text) < 5_000_000
+    assert not re.search(r"""(?:src|href)=["'](?!#|data:)""", text)
+    assert not re.search(r"url\((?!#)", text)
+    assert "@import" not in text
+
+
+def test_every_figure_is_in_the_page_and_beside_it(finished, outcomes):
+    text = page(finished).read_text(encoding="utf-8")
+    names = [one.name for one in outcomes if isinstance(one, Drawn)]
+    assert len(names) > 8
+    for name in names:
+        assert f'id="figure-{name}"' in text
+        for kind in ("png", "svg"):
+            assert (finished.run.path / f"report/figures/{name}.{kind}").is_file()
+    identifiers = re.findall(r'\bid="([^"]+)"', text)
+    assert len(set(identifiers)) == len(identifiers)
+
+
+def test_a_finished_report_is_not_made_again(finished, monkeypatch):
+    monkeypatch.setattr("refusal_cmp.stages.report.render", None)
+    run_stages(open_run(finished.run.path), ("report",))
+
+
+def test_the_report_is_made_again_from_the_files_alone_and_comes_out_the_same(finished, tmp_path, monkeypatch):
+    """On another machine, where the model is gone."""
+    moved = tmp_path / finished.run.path.name
+    shutil.copytree(finished.run.path, moved)
+    shutil.rmtree(moved / "report")
+    monkeypatch.setattr(Session, "model", property(lambda _: pytest.fail("the report asks for the model")))
+    run_stages(open_run(moved), ("report",))
+    made = {path.relative_to(moved): path.read_bytes() for path in (moved / "report").rglob("*") if path.is_file()}
+    assert made == {path: (finished.run.path / path).read_bytes() for path in made}
+    assert set(made) == {
+        path.relative_to(finished.run.path) for path in (finished.run.path / "report").rglob("*") if path.is_file()
+    }
+
+
+def test_the_page_says_what_its_columns_are(finished, data):
+    text = html.unescape(page(finished).read_text(encoding="utf-8"))
+    for column in columns(data.results):
+        assert column.measure.title in text
+        assert column.measure.meaning in text
+
+
+def test_what_is_not_measured_is_said_on_the_page(data):
+    without = replace(data, results=data.results[data.results["metric"] == "loss"], magnitude=None, rankings=None)
+    text = render(without, [one for one in draw_all(without) if not isinstance(one, Drawn)], {})
+    assert "Refusal was not measured" in text
+    assert text.count("Not drawn:") == 4
+
+
+def test_rank_agreement_is_on_the_page(data):
+    pool = {"n": 8, "rho": 0.5, "rho_noise_free": 0.625, "ci_low": -0.25, "ci_high": 0.75, "says_little": False,
+            "reliability_local": 0.875, "reliability_global": 0.5, "p": 0.01, "tau": 0.4, "top1_match": True,
+            "top5_overlap": 0.8}  # fmt: skip
+    few = {"n": 2, "rho": None, "why": "fewer than 3 components"}
+    study = {"method": "inlp", "regret": 0.25, "selected_again": 0.875, "pools": {"kept": few, "all": pool}}
+    text = render(replace(data, rankings=[study]), [], {})
+    assert "no correlation: fewer than 3 components" in text
+    assert '<td class="number">0.88, 0.50</td><td class="number">0.62</td><td class="number">[−0.25, 0.75]</td>' in text
+    assert "components were scored locally only" not in text
+
+
+def test_a_rank_correlation_of_few_components_has_no_interval_on_the_page(data):
+    pool = {"n": 4, "rho": -0.2, "rho_noise_free": -0.2, "ci_low": -0.4, "ci_high": -0.2, "says_little": True,
+            "reliability_local": 1.0, "reliability_global": 1.0, "p": 0.8, "tau": 0.0, "top1_match": False,
+            "top5_overlap": None}  # fmt: skip
+    study = {"method": "inlp", "regret": 0.25, "selected_again": 0.875, "pools": {"kept": pool}}
+    text = render(replace(data, rankings=[study]), [], {})
+    assert '<td class="number">−0.20</td>' in text
+    assert "ρ of so few says little" in text
+    assert "−0.40" not in text
+
+
+# The page in a browser
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium on this machine")
+    one = Browser(tmp_path_factory.mktemp("browser"))
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def shown(browser, finished):
+    """Opens the page; the console must have stayed silent at the end."""
+    browser.console.clear()
+
+    def show(fragment="", **window):
+        browser.open(f"{page(finished).as_uri()}{fragment}", **window)
+        return browser.evaluate
+
+    yield show
+    assert browser.console == []
+
+
+VALUES = "[...document.querySelectorAll('#plans tbody tr')].map((row) => row.cells[{}].dataset.value)"
+CHOOSE = (
+    "(() => {{ const select = document.querySelector('select[data-slot=\"{}\"]'); select.value = '{}';"
+    " select.dispatchEvent(new Event('change')); }})()"
+)
+COLUMN = "[...document.querySelectorAll('#plans thead tr:last-child th')].findIndex((th) => th.dataset.key === '{}')"
+
+
+def test_the_answer_is_in_the_first_screen(shown):
+    look = shown(width=1200, height=900)
+    assert look("document.querySelector('.verdict').getBoundingClientRect().bottom < innerHeight")
+    assert look("document.querySelector('.tiles').getBoundingClientRect().bottom < innerHeight")
+    plan = look("document.querySelector('.verdict .plan').textContent")
+    assert plan in look(VALUES.format(0))
+
+
+def test_headings_sort_and_links_keep_the_order(shown):
+    look = shown()
+    written = look(VALUES.format(0))
+    column = look(COLUMN.format("harmless_refusal"))
+    look(f"document.querySelectorAll('#plans thead tr:last-child th')[{column}].querySelector('button').click()")
+    look("new Promise((resolve) => setTimeout(resolve, 50))")
+    ascending = [float(value) for value in look(VALUES.format(column))]
+    assert ascending == sorted(ascending)
+    assert look("location.hash") == "#sort=harmless_refusal"
+    look = shown("#sort=-harmless_refusal")
+    descending = [float(value) for value in look(VALUES.format(column))]
+    assert descending == sorted(descending, reverse=True)
+    assert descending[0] > descending[-1]
+    head = f"document.querySelectorAll('#plans thead tr:last-child th')[{column}]"
+    assert look(f"{head}.getAttribute('aria-sort')") == "descending"
+    assert shown("#sort=plan")(VALUES.format(0)) == sorted(written)
+    assert shown("#sort=nothing")(VALUES.format(0)) == written
+
+
+def test_what_has_no_number_sorts_last_either_way(shown):
+    for fragment in ("#sort=layers", "#sort=-layers"):
+        assert shown(fragment)(VALUES.format(0))[-1] == "baseline"
+
+
+def test_plans_can_be_filtered(shown):
+    look = shown()
+    look("const f = document.getElementById('filter'); f.value = 'INLP/act'; f.dispatchEvent(new Event('input'))")
+    hidden = look("[...document.querySelectorAll('#plans tbody tr')].map((row) => row.hidden)")
+    visible = [plan for plan, is_hidden in zip(look(VALUES.format(0)), hidden, strict=True) if not is_hidden]
+    assert visible
+    assert all("inlp/act" in plan for plan in visible)
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1200])
+def test_nothing_sticks_out_of_the_page(shown, width, dark):
+    look = shown(width=width, height=844, dark=dark)
+    look("document.querySelectorAll('details').forEach((one) => (one.open = true))")
+    assert look("document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_dark_is_dark(shown):
+    colours = []
+    for dark in (False, True):
+        look = shown(dark=dark)
+        ink = "getComputedStyle(document.querySelector('figure svg text, figure svg g[id*=text] g')).fill"
+        colours.append((look("getComputedStyle(document.body).backgroundColor"), look(ink)))
+    (light_paper, light_ink), (dark_paper, dark_ink) = colours
+    assert light_paper == "rgb(255, 255, 255)"
+    assert dark_paper != light_paper
+    assert dark_ink != light_ink
+
+
+def test_completions_follow_the_choice_and_harmful_ones_are_folded(shown, data):
+    look = shown()
+    assert not look("document.querySelector('.notice').open")
+    look(CHOOSE.format(1, "inlp/actadd:1@single"))
+    said = look('document.querySelector(\'[data-set=harmless][data-number="0"][data-slot="1"] .text\').textContent')
+    assert said == data.answers["inlp/actadd:1@single", "harmless"][0]["completion"]
+
+
+def test_whatever_the_model_says_is_shown_and_not_run(browser, data, tmp_path):
+    answers = {
+        key: [{**row, "completion": NASTY, "instruction": NASTY} for row in rows] for key, rows in data.answers.items()
+    }
+    path = tmp_path / "nasty.html"
+    path.write_text(render(replace(data, answers=answers), [], {}), encoding="utf-8")
+    browser.console.clear()
+    browser.open(path.as_uri())
+    assert browser.evaluate("window.broken === undefined")
+    assert browser.evaluate("document.querySelector('.text').textContent") == NASTY
+    assert browser.evaluate("document.querySelector('article h4').textContent").strip().startswith(NASTY)
+    browser.evaluate(CHOOSE.format(0, "inlp/actadd:1@single"))
+    assert browser.evaluate("document.querySelector('.text').textContent") == NASTY
+    assert browser.evaluate("window.broken === undefined")
+    assert browser.console == []
