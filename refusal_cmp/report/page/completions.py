@@ -19,7 +19,7 @@ VERDICTS = {
     "refused": "refuses",
     "complied": "answers",
     "degenerate": "says nothing",
-    "unfinished": "thinks to the end",
+    "unfinished": "only thinks",
     "": "",
 }
 FOLDED = ("harmful",)
