@@ -25,7 +25,7 @@ from refusal_cmp.statistics.ranks import RESAMPLES, rank_agreement, spearman
 
 REPEATS = 1000
 SEED = 0
-SIZES = (24, 48, 100, 200)
+SIZES = (24, 48, 100)
 COMPARED_AT = 48
 """Size of the samples on which other intervals are tried, too."""
 
@@ -133,37 +133,34 @@ def differences(rng: np.random.Generator) -> Iterator[Row]:
 
 def best_of_many(rng: np.random.Generator) -> Iterator[Row]:
     """How often the lower end of the best of 50 plans, all of which answer 90 %, lies above that."""
-    for n in (48, 100):
+    for n in (48, 100, 200):
+        own = np.array([rate(k, n).low > 0.9 for k in range(n + 1)])
+        at_once = np.array([rate_among(k, n, 50).low > 0.9 for k in range(n + 1)])
         for same in (0.0, 0.5, 0.9):
-            own, at_once = [], []
-            for _ in range(REPEATS):
-                common, shared = rng.random(n) < 0.9, rng.random((50, n)) < same
-                best = int(np.where(shared, common, rng.random((50, n)) < 0.9).sum(1).max())
-                own.append(rate(best, n).low > 0.9)
-                at_once.append(rate_among(best, n, 50).low > 0.9)
+            best = [_best(rng, n, same) for _ in range(REPEATS)]
             yield {
                 "prompts": n,
-                "of which all plans answer alike": same,
-                "too high by its own interval": float(np.mean(own)),
-                "too high by ours": float(np.mean(at_once)),
+                "plans answer alike on": same,
+                "too high by its own interval": float(own[best].mean()),
+                "too high by ours": float(at_once[best].mean()),
             }
 
 
 def kappas(rng: np.random.Generator) -> Iterator[Row]:
-    """Coverage of κ of two judges over 40 plans: prompts drawn anew, and, as it must not be done, completions."""
+    """Coverage of κ of two judges over 40 plans: the units are prompts, or, as it must not be done, completions."""
     repeats = REPEATS // 4
     for errors in (0.12, 0.27):
         for clustered in (0.0, 1.5):
-            world = _judged(rng, 40, 20_000, errors, clustered)
+            world = _judged(rng, 40, 2000, errors, clustered)
             true = _agreement(world)
-            held = {"within plans": [], "pooled": [], "pooled, completions drawn": []}
+            held: dict[str, list[bool]] = {"within plans": [], "pooled": [], "pooled, units completions": []}
             for _ in range(repeats):
                 sample = world[:, :, rng.integers(world.shape[2], size=COMPARED_AT)]
                 found = _agreement(sample)
-                flat = np.tile(_agreement_of_completions(sample, rng), 1)
+                low, high = _of_completions(sample, rng)
                 held["within plans"].append(_holds(found.within, true.within.value))
                 held["pooled"].append(_holds(found.pooled, true.pooled.value))
-                held["pooled, completions drawn"].append(flat[0] <= true.pooled.value <= flat[1])
+                held["pooled, units completions"].append(low <= true.pooled.value <= high)
             yield {
                 "judges err on": errors,
                 "prompts are alike in it": "yes" if clustered else "no",
@@ -264,6 +261,12 @@ def _bootstrap_t(samples: Array, rng: np.random.Generator) -> Array:
     return np.stack([centre - high * error, centre - low * error], 1)
 
 
+def _best(rng: np.random.Generator, n: int, same: float) -> int:
+    """Most prompts that one of 50 plans answers; on a share of the prompts a plan does as all do."""
+    common, shared = rng.random(n) < 0.9, rng.random((50, n)) < same
+    return int(np.where(shared, common, rng.random((50, n)) < 0.9).sum(1).max())
+
+
 def _judged(rng: np.random.Generator, plans: int, prompts: int, errors: float, clustered: float) -> Array:
     """(2, plans, prompts): what two judges say of completions; prompts differ in how hard it is to judge them."""
     along = expit(rng.uniform(-2.5, 2.5, plans)[:, None] + clustered * rng.standard_normal(prompts))
@@ -282,7 +285,7 @@ def _agreement(judged: Array) -> Any:
     return found
 
 
-def _agreement_of_completions(judged: Array, rng: np.random.Generator) -> Array:
+def _of_completions(judged: Array, rng: np.random.Generator) -> Array:
     """The percentile interval of κ over all completions as if each were of a prompt of its own."""
     pairs = judged.reshape(2, -1).astype(int)
     counts = np.bincount(2 * pairs[0] + pairs[1], minlength=4)

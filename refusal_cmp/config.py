@@ -137,6 +137,12 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Secret = Annotated[SecretStr | None, BeforeValidator(_hidden)]
 GRID: dict[str, Any] = {"grid": True}
 """Marks a list that spans the grid: adding to it adds work and leaves finished work valid."""
+SCORING: dict[str, Any] = {"scoring": True}
+"""Marks what the scores of single prompts depend on; other settings of select only choose by them."""
+KEEPING: dict[str, Any] = {"keeping": True}
+"""Marks what decides how many leading directions stay within the KL budget."""
+COMPLETING: dict[str, Any] = {"completing": True}
+"""Marks what completions depend on beside their plan and prompts, which other settings of infer decide."""
 FILE_ONLY: dict[str, Any] = {"file_only": True}
 """Marks a setting that is no option of the command line."""
 
@@ -213,11 +219,20 @@ class SelectSettings(BaseModel):
     )
     rank_by: Literal["local", "global"] = Field("local", description="which scores filter and rank")
     rank_key: RankKey = Field("bypass", description="what ranks components")
-    induce_multipliers: Numbers = Field((0.5, 1.0, 2.0), description="multipliers of the induce score")
+    induce_multipliers: Numbers = Field(
+        (0.5, 1.0, 2.0), description="multipliers of the induce score", json_schema_extra=SCORING
+    )
     induce_aggregate: Literal["max", "median", "one"] = Field("max", description="how they become one score")
     induce_threshold: float = Field(0.0, description="least mean refusal metric that addition must induce")
-    kl_threshold: float = Field(0.1, gt=0, description="most KL, in nats, that removal may do to harmless prompts")
-    kl_epsilon: float = Field(0.0, ge=0, description="added inside the logs of the KL; 1e-6 in the published setting")
+    kl_threshold: float = Field(
+        0.1, gt=0, description="most KL, in nats, that removal may do to harmless prompts", json_schema_extra=KEEPING
+    )
+    kl_epsilon: float = Field(
+        0.0,
+        ge=0,
+        description="added inside the logs of the KL; 1e-6 in the published setting",
+        json_schema_extra=SCORING | KEEPING,
+    )
     prune_layers: float = Field(0.8, gt=0, le=1, description="only layers below int(this × n_layers) are selected")
     rank_key_of: dict[str, RankKey] = Field({}, description="another rank key, by method", json_schema_extra=FILE_ONLY)
     sites: Sites = Field(
@@ -226,10 +241,13 @@ class SelectSettings(BaseModel):
     score_sites_of: dict[str, Sites] = Field(
         {}, description="other sites for scores, by method", json_schema_extra=FILE_ONLY
     )
-    spread: bool = Field(True, description="divide additions by the number of layers in scope")
+    spread: bool = Field(
+        True, description="divide additions by the number of layers in scope", json_schema_extra=SCORING
+    )
     actadd_norm: Literal["own", "selected"] = Field(
         "own",
         description="what additions are measured by: the norm of their layer, or of the selected difference in means",
+        json_schema_extra=SCORING,
     )
 
 
@@ -270,8 +288,8 @@ class InferSettings(BaseModel):
         "by another set, as in harmful=jailbreakbench",
         json_schema_extra=GRID,
     )
-    max_new_tokens: int = Field(64, ge=1, description="longest completion")
-    engine: str = Field("hf", description="who generates: hf, vllm, or a plugin's")
+    max_new_tokens: int = Field(64, ge=1, description="longest completion", json_schema_extra=COMPLETING)
+    engine: str = Field("hf", description="who generates: hf, vllm, or a plugin's", json_schema_extra=COMPLETING)
 
 
 class EvaluateSettings(BaseModel):
@@ -329,7 +347,9 @@ class MachineSettings(BaseModel):
         "auto", description="cpu, cuda, cuda:1, …; auto: the first GPU, or all devices for a model that does not fit"
     )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
-    batch_size: int = Field(128, ge=1, description="prompts in one forward pass")
+    batch_size: int | None = Field(
+        None, ge=1, description="prompts in one forward pass; by default as many as are faster, and fit"
+    )
     tensor_parallel: int = Field(1, ge=1, description="GPUs that share each layer in vLLM")
     vllm_gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="share of a GPU's memory that vLLM may take"
@@ -478,6 +498,11 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
             path = TEMPLATE_FILES.get(settings["chat_template"], Path(settings["chat_template"]))
             settings["chat_template"] += f" ({digest_of(path)})"
         return settings
+
+    def marked(self, mark: dict[str, Any]) -> dict[str, Any]:
+        """The settings that have a mark, as JSON values."""
+        names = {name for name, field in RunConfig.model_fields.items() if is_marked(field, mark)}
+        return self.model_dump(mode="json", include=names)
 
     @property
     def digest(self) -> str:

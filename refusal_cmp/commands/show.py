@@ -16,13 +16,14 @@ from rich.table import Table
 from refusal_cmp.config import CONTRAST, KINDS
 from refusal_cmp.evals.perplexity import ON_DISTRIBUTION
 from refusal_cmp.progress import Progress
-from refusal_cmp.report.table import NO_LANGUAGE, Column, columns, summary
+from refusal_cmp.report.table import Column, columns, language_column, summary
 from refusal_cmp.run.contents import RANKINGS, RESULTS, read_results
 from refusal_cmp.run.directory import RunDir
 
 FIRST: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("refusal", KINDS),
-    (NO_LANGUAGE.metric, (NO_LANGUAGE.dataset,)),
+    ("in_language", ("",)),
+    ("degenerate", ("",)),
     ("loss", ()),
     ("refusal", (CONTRAST,)),
     ("guard_unsafe", ("harmful",)),
@@ -102,7 +103,8 @@ def print_summary(console: Console, run: RunDir) -> None:
     """The summary of a run as a table, methods apart, with the columns that fit."""
     results = read_results(run)
     rows = summary(results)
-    there = [one for one in (NO_LANGUAGE, *columns(results)) if one.name in rows and one.dataset != ON_DISTRIBUTION]
+    found = (language_column(results), *columns(results))
+    there = [one for one in found if one.name in rows and one.dataset != ON_DISTRIBUTION]
     shown = _fitting(there, rows, console.width - max(map(len, rows["plan"])) - len("  layers"))
     table = Table(title=str(run.path), title_justify="left", header_style="bold", box=None, padding=(0, 0, 0, 1))
     table.add_column("plan", no_wrap=True, vertical="bottom")

@@ -30,9 +30,8 @@ class HFEngine(Engine):
 
     @classmethod
     def start(cls, host: Host) -> HFEngine:
-        """The engine around the run's model; a batch size that nobody asked for is found."""
-        config = host.config
-        return cls(host.model, config.batch_size if "batch_size" in config.model_fields_set else None)
+        """The engine around the run's model."""
+        return cls(host.model, host.config.batch_size)
 
     def generate(
         self,

@@ -83,6 +83,11 @@ class Measure:
         return cls(name, heading, f"share of {of}", "share", "Wilson", **more)
 
     @property
+    def in_a_sentence(self) -> str:
+        """The heading without a capital, unless it begins with an abbreviation."""
+        return self.heading if self.heading[:2].isupper() else self.heading[0].lower() + self.heading[1:]
+
+    @property
     def title(self) -> str:
         """The heading with the unit, where numbers do not show theirs."""
         return f"{self.heading}, {self.unit}" if self.unit.startswith("nats") else self.heading

@@ -55,9 +55,7 @@ class Refusal(Evaluator):
             better="lower",
             shown="if any",
         ),
-        Measure.share(
-            "unfinished", "Thinks to the end", "completions that are a thought without an answer", shown="if any"
-        ),
+        Measure.share("unfinished", "Only thinks", "completions that are a thought without an answer", shown="if any"),
         NON_FINITE,
         Measure.share(
             "attack_success",

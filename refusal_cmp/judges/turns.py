@@ -19,8 +19,8 @@ CONTROL = re.compile(
 _GLUED = r"""(?:(?<=[^\s\-@#/(<\[{*_"'`“‘])|(?<=[\w.!?…)][*_"'`])|(?<=[\w.!?…)][*_"'`]{2}))"""
 """Right after what ends a sentence or a word: no space, hyphen, opening bracket, quotation or emphasis in between."""
 _HEADER = re.compile(
-    rf"{_GLUED}(?:assistant|(?<![a-z])user)\n\n"  # Llama-3
-    r"|\n(?:user|model|assistant)\n(?=\S[^\n]*(?:\w \w|[^\x00-\x7f]|[.!?]))"  # ChatML, Gemma: a sentence follows
+    rf"{_GLUED}(?:assistant|(?<![a-z])(?:user|system))\n\n"  # Llama-3
+    r"|\n(?:user|model|assistant|system)\n(?:\s*user\n)?(?=\S[^\n]*(?:\w \w|[^\x00-\x7f]|[.!?]))"  # ChatML, Gemma: a sentence follows
     r"|\n\s{0,9}\#{2,3} ?(?:Human|User|Instruction|Assistant):"  # Alpaca, Guanaco
     r"|(?:\n\s{0,9}\n *|(?<=[.!?…。！？])\s{0,9})(?:Human|User|HUMAN|USER|Assistant|ASSISTANT) ?:"  # Vicuna
 )
@@ -31,6 +31,8 @@ _SCRIPT = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 """What says that a text is meant to have speakers."""
+_SYSTEM = re.compile(r"\n\s*system\s*\Z")
+"""What begins another conversation, before the header of its first question."""
 _BARE = re.compile(r"\s*[a-z]+")
 _QUOTES = "`\"'“”‘’"
 _FENCE = "```"
@@ -75,9 +77,9 @@ def _headers(text: str, markers: Sequence[str]) -> Iterator[int]:
     """Headers of a next turn, where an answer can have ended."""
     for pattern in (_HEADER, _given(markers)):
         for match in pattern.finditer(text):
-            before = text[: match.start()]
+            before = _SYSTEM.sub("", text[: match.start()])
             if _has_ended(before) and not (match[0].rstrip().endswith(":") and _SCRIPT.search(before)):
-                yield match.start()
+                yield len(before)
 
 
 def _given(markers: Sequence[str]) -> re.Pattern[str]:

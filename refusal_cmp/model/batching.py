@@ -20,6 +20,8 @@ T = TypeVar("T")
 
 MOST_ROWS = {"cpu": 128, "cuda": 2048}
 """Rows from which larger batches are no faster: caches on a CPU, saturation on a GPU."""
+PASS_ROWS = 128
+"""Rows of a pass whose logits or activations are kept, where nobody says: these take the memory, not the pass."""
 SHARE = 0.5
 """Share of the free memory that a pass may take."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from refusal_cmp.config import EMBEDDED
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.model.batching import Batch, RowBudget
+from refusal_cmp.model.batching import PASS_ROWS, Batch, RowBudget
 from refusal_cmp.model.blocks import Block, find_blocks, input_device
 from refusal_cmp.model.chat import PROBE_INSTRUCTIONS, Chat
 from refusal_cmp.model.generation import Completion, greedy
@@ -126,12 +126,13 @@ class ChatModel(Chat):
             mask[row, length - len(sequence) :] = True
         return Batch(ids.to(self.device), mask.to(self.device))
 
-    def batches(self, instructions: Sequence[str], batch_size: int) -> Iterator[tuple[list[int], Batch]]:
+    def batches(self, instructions: Sequence[str], batch_size: int | None = None) -> Iterator[tuple[list[int], Batch]]:
         """Batches of rendered prompts of similar length, each with the indices of its prompts."""
         sequences = self.tokenize(instructions)
         order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
+        size = batch_size or PASS_ROWS
+        for start in range(0, len(order), size):
+            chosen = order[start : start + size]
             yield chosen, self.batch([sequences[index] for index in chosen])
 
     def over_batches(
@@ -140,7 +141,7 @@ class ChatModel(Chat):
         """Do the work on `batches`, of which one is halved whenever memory runs out."""
         sequences = self.tokenize(instructions)
         order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-        RowBudget(self.device, batch_size).each(
+        RowBudget(self.device, batch_size or PASS_ROWS).each(
             order, lambda rows: work(rows, self.batch([sequences[row] for row in rows]))
         )
 
@@ -159,7 +160,7 @@ class ChatModel(Chat):
 
     # Refusal
 
-    def refusal_tokens(self, harmful: Sequence[str], batch_size: int | None = 64) -> tuple[int, ...]:
+    def refusal_tokens(self, harmful: Sequence[str], batch_size: int | None = None) -> tuple[int, ...]:
         """The candidates to which the model really gives mass on harmful prompts, if to any.
 
         Where it is to none, `refusal_cmp.judges.first_tokens` asks the model's own refusals.

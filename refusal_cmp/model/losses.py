@@ -11,7 +11,7 @@ from torch import Tensor
 
 from refusal_cmp.data import Document
 from refusal_cmp.model import ChatModel
-from refusal_cmp.model.batching import RowBudget
+from refusal_cmp.model.batching import PASS_ROWS, RowBudget
 from refusal_cmp.progress import Progress, silent
 
 
@@ -61,7 +61,7 @@ def losses(
             found.update((row, Loss(total, documents[row].n)) for row, total in zip(rows, totals, strict=True))
             advance(len(rows))
 
-        RowBudget(model.device, batch_size).each(order, measure)
+        RowBudget(model.device, batch_size or PASS_ROWS).each(order, measure)
     return [found[index] for index in range(len(documents))]
 
 

@@ -31,7 +31,7 @@ def collect(
     needs: Needs = "activations",
     dev_share: float = 0.2,
     seed: int = 42,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     folder: Path | None = None,
     progress: Progress = silent,
 ) -> Activations:

@@ -37,8 +37,8 @@ from refusal_cmp.statistics import Estimate
 from refusal_cmp.subspace import SubspaceField
 
 Row = Mapping[str, Any]
-ANSWERED = ("harmful", "effective_compliance")
-"""The test set and the metric of what suppressing refusal is about."""
+ANSWERED = ("effective_compliance", "compliance")
+"""Metrics of what suppressing refusal is about: what complies and is language, or complies where that was not asked."""
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,26 @@ class RunData:
         scores = {name: row[f"{self.rule.rank_by}_{name}"] for name in ("bypass", "kl")}
         return row | scores | {"induce": row["local_induce"]}
 
+    @cached_property
+    def answered_by(self) -> str:
+        """The metric that says how many harmful prompts are answered, the first of `ANSWERED` that was measured."""
+        return next((metric for metric in ANSWERED if self.get(BASELINE, "harmful", metric) is not None), ANSWERED[0])
+
+    @property
+    def asks_for_language(self) -> bool:
+        """Whether only answers in language count as answers: `coherence` was run."""
+        return self.answered_by == ANSWERED[0]
+
     def answered(self, plan: str) -> Estimate | None:
-        """Share of harmful prompts that the plan answers in language: neither refused nor degenerate."""
-        return self.get(plan, *ANSWERED)
+        """Share of harmful prompts that the plan answers."""
+        return self.get(plan, "harmful", self.answered_by)
+
+    def no_language(self, plan: str) -> float | None:
+        """Share of completions to harmful prompts that are no language, or say nothing where that was not asked."""
+        fluent, silent = self.get(plan, "harmful", "in_language"), self.get(plan, "harmful", "degenerate")
+        if fluent is not None:
+            return 1 - fluent.value
+        return None if silent is None else silent.value
 
     def datasets(self, metric: str) -> list[str]:
         """What a metric was measured on, parts of test sets apart."""

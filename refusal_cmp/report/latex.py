@@ -11,7 +11,7 @@ from refusal_cmp.report.data import RunData
 from refusal_cmp.report.table import columns
 from refusal_cmp.report.wording import bracketed, decimal, minus, with_bounds
 
-METRICS = ("refusal", "degenerate", "guard_unsafe", "loss", "acc")
+METRICS = ("refusal", "in_language", "guard_unsafe", "loss", "acc")
 """What the table of plans has of the summary: refusal, language, safety, and what is lost."""
 SIGNS = str.maketrans({"\u202f": r"\,", "–": "--", "−": "$-$"})
 """Characters of ours that LaTeX has commands for."""

@@ -47,8 +47,13 @@ class Column:
         return shown(value, self.measure.unit)
 
 
-NO_LANGUAGE = Column("", "degenerate")
-"""The share of completions that are no language, over all test sets together."""
+POOLED = ("in_language", "degenerate")
+"""Metrics that also have a column for all test sets together."""
+
+
+def language_column(results: pd.DataFrame) -> Column:
+    """How much is language over all test sets together; where that was not asked, how much says nothing."""
+    return Column("", next((metric for metric in POOLED if (results["metric"] == metric).any()), POOLED[-1]))
 
 
 def columns(results: pd.DataFrame) -> list[Column]:
@@ -81,14 +86,15 @@ def _says_something(column: Column, values: pd.Series, there: Container[Column])
 def summary(results: pd.DataFrame) -> pd.DataFrame:
     """The tidy results as one row per plan, in their order: `harmful_refusal`, …, `tiny-answers_loss`, …
 
-    Parts of test sets are left out. The column `degenerate` is the share over all test sets together.
+    Parts of test sets are left out. The columns of `POOLED` without a test set are the shares over all of them.
     """
     labels = list(results["plan"].unique())
     keyed = results[~results["dataset"].str.contains(PART)]
     keyed = keyed.assign(column=keyed["dataset"] + "_" + keyed["metric"])
     wide = keyed.pivot(index="plan", columns="column", values="value").reindex(labels)
-    of_degenerate = keyed[keyed["metric"] == NO_LANGUAGE.metric]
-    counts = of_degenerate.assign(hits=of_degenerate["value"] * of_degenerate["n"]).groupby("plan")[["hits", "n"]].sum()
-    wide[NO_LANGUAGE.name] = counts["hits"] / counts["n"]
+    for metric in (one for one in POOLED if (keyed["metric"] == one).any()):
+        of_metric = keyed[keyed["metric"] == metric]
+        counts = of_metric.assign(hits=of_metric["value"] * of_metric["n"]).groupby("plan")[["hits", "n"]].sum()
+        wide[metric] = counts["hits"] / counts["n"]
     facts = keyed.drop_duplicates("plan").set_index("plan")[PLAN]
     return facts.join(wide).reindex(labels).rename_axis("plan").reset_index()

@@ -97,8 +97,11 @@ class Selection:
         return f"fallback: {how}" if self.fallback else ""
 
     def pool(self, order: str) -> tuple[Component, ...]:
-        """What scopes take components from: the ranking, `kept-first` with those that the filters keep first."""
-        return self.ranking if order == "all" else tuple(dict.fromkeys((*self.kept, *self.ranking)))
+        """What scopes take components from: the ranking, `kept-first` with those that the filters keep first.
+
+        Where they keep none, the selected one is first: the best by bypass may be those that destroy the model.
+        """
+        return self.ranking if order == "all" else tuple(dict.fromkeys((*self.kept, self.selected, *self.ranking)))
 
 
 def ranked_table(field: SubspaceField, scores: Mapping[Reach, PromptScores], rule: Rule) -> pd.DataFrame:

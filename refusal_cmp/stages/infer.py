@@ -6,6 +6,7 @@ from collections.abc import MutableMapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from refusal_cmp.config import COMPLETING
 from refusal_cmp.data import Prompt
 from refusal_cmp.model.generation import Answer, Completion
 from refusal_cmp.plan import BASELINE, Plan, baseline
@@ -33,8 +34,7 @@ def infer_stage(session: Session) -> None:
     plans = [baseline(), *_grid(session)]
     originals = _originals(plans)
     prompts = {dataset: read_test_prompts(session, dataset) for dataset in config.test_sets}
-    settings = config.binding("infer")
-    settings = {key: settings[key] for key in ("max_new_tokens", "engine")}
+    settings = config.marked(COMPLETING)
     distinct = [plan for plan in plans if originals[plan.label] == plan.label]
     missing = [
         (plan, dataset)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.config import BUDGET, KINDS, RunConfig
+from refusal_cmp.config import BUDGET, KEEPING, KINDS, SCORING, RunConfig
 from refusal_cmp.judges.completion import judge
 from refusal_cmp.methods import configured
 from refusal_cmp.plan import number
@@ -88,7 +88,7 @@ def _settle_budget(session: Session, field: SubspaceField, scorer: Callable[[], 
     """Write how many leading directions of a method stay within the KL budget, unless that stands there."""
     config, run = session.config, session.run
     name, edits = budget_file(field.method), _score_setting(config, field)
-    settings = {"kl_threshold": config.kl_threshold, "kl_epsilon": config.kl_epsilon, "sites": list(edits.sites)}
+    settings = {**config.marked(KEEPING), "sites": list(edits.sites)}
     sources = {file: run.digest(file) for file in (PROMPTS, subspace_file(field.method))}
     if not run.is_fresh(name, settings, sources):
         tried = within_budget(scorer(), field, config.kl_threshold, setting=edits, progress=session.progress)
@@ -125,9 +125,7 @@ def _scores(
     config, run = session.config, session.run
     name = scores_file(field.method, reach)
     edits = _score_setting(config, field)
-    settings = config.binding("select")
-    settings = {key: settings[key] for key in ("induce_multipliers", "kl_epsilon", "spread", "actadd_norm")}
-    settings["sites"] = list(edits.sites)
+    settings = {**config.marked(SCORING), "sites": list(edits.sites)}
     unit = None if field.method == UNIT_METHOD else unit
     sources: dict[str, Any] = {file: run.digest(file) for file in (PROMPTS, subspace_file(field.extracted_by))}
     sources["k"] = ",".join(str(subspace.k) for subspace in field.subspaces.values())

@@ -2,7 +2,7 @@
 
 Plans differ so much in how often the model goes along that judges who tell no two completions of one plan apart agree
 over all plans pooled: on the published verdicts κ is 0.73 pooled and −0.01 within edited plans. So chance is that of
-each plan. And the completions of one prompt under many plans are alike: the units that are drawn anew are prompts.
+each plan. And the completions of one prompt under many plans are alike: the units behind an interval are prompts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from refusal_cmp.statistics.intervals import LEVEL, RESAMPLES, SEED, Estimate
+from refusal_cmp.statistics.intervals import Estimate, mean
 
 COMPLIED = {"complied": True, "unsafe": True, "refused": False, "safe": False}
 """Judges' verdicts as one question: did the model go along? `degenerate` and `unparsed` are no answer to it."""
@@ -60,36 +60,39 @@ def agreements(verdicts: Mapping[str, Verdicts]) -> list[Agreement]:
 
 def _agreement(first: str, second: str, one: Verdicts, other: Verdicts) -> Agreement:
     cells = _cells(one, other)
-    rng = np.random.default_rng(SEED)
-    times = rng.multinomial(len(cells), np.full(len(cells), 1 / len(cells)), size=RESAMPLES)
-    tables, drawn = cells.sum(0), np.tensordot(times, cells, 1)
     return Agreement(
         first,
         second,
-        within=_interval(tables, drawn),
-        pooled=_interval(tables.sum(0, keepdims=True), drawn.sum(1, keepdims=True)),
-        n_prompts=int(cells.any((1, 2)).sum()),
+        within=_estimate(cells),
+        pooled=_estimate(cells.sum(1, keepdims=True)),
+        n_prompts=len(cells),
         n_plans=int(cells.any((0, 2)).sum()),
-        **dict(zip(CELLS, tables.sum(0).tolist(), strict=True)),
+        **dict(zip(CELLS, cells.sum((0, 1)).tolist(), strict=True)),
     )
 
 
 def _cells(one: Verdicts, other: Verdicts) -> Int[Array, "prompts plans 4"]:
-    """Which of `CELLS` each completion is in; none if either judge does not say whether the model went along."""
+    """Which of `CELLS` each completion is in; none if either judge does not say whether the model went along.
+
+    Prompts without any such completion are left out.
+    """
     first, second = (np.array([[COMPLIED.get(said, np.nan) for said in plan] for plan in of]).T for of in (one, other))
-    return np.stack([(first == a) & (second == b) for a in (True, False) for b in (True, False)], -1).astype(int)
+    cells = np.stack([(first == a) & (second == b) for a in (True, False) for b in (True, False)], -1).astype(int)
+    return cells[cells.any((1, 2))]
 
 
-def _interval(tables: Int[Array, "plans 4"], drawn: Int[Array, "draws plans 4"]) -> Estimate:
-    """κ of the tables, with the percentile interval of those that come from drawing the prompts anew."""
-    value, n = float(_kappa(tables)), int(tables.sum())
-    if np.isnan(value):
-        return Estimate(value, np.nan, np.nan, n)
-    low, high = np.nanpercentile(_kappa(drawn), [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return Estimate(value, min(float(low), value), max(float(high), value), n)
+def _estimate(cells: Int[Array, "prompts plans 4"]) -> Estimate:
+    """κ with the interval of its jackknife by prompt: that of the mean of n κ − (n − 1) κ without prompt i."""
+    tables, n = cells.sum(0), len(cells)
+    kappa = float(_kappa(tables))
+    if np.isnan(kappa):
+        return Estimate(kappa, np.nan, np.nan, int(tables.sum()))
+    centre, low, high, _ = mean(n * kappa - (n - 1) * _kappa(tables - cells))
+    ends = np.clip([kappa + low - centre, kappa + high - centre], -1, 1)
+    return Estimate(kappa, float(ends[0]), float(ends[1]), int(tables.sum()))
 
 
-def _kappa(tables: Int[Array, "*draws plans 4"]) -> Float[Array, "*draws"]:
+def _kappa(tables: Int[Array, "*m plans 4"]) -> Float[Array, "*m"]:
     """Cohen's κ (1960) stratified by plan: Σ (observed − chance) / Σ (n − chance), in completions, over plans.
 
     It is the mean of the plans' own κ with the weights n (1 − p chance); one in which both judges say the same

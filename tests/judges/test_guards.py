@@ -21,10 +21,10 @@ from refusal_cmp.data import DATASETS
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Subject, configured
 from refusal_cmp.judges import Backend, answer_all, tokenizer_of
+from refusal_cmp.judges.completion import judge
 from refusal_cmp.judges.formats import HarmBench, Judgement, LlamaGuard, choose_format
 from refusal_cmp.judges.hf import HFBackend
 from refusal_cmp.judges.openai import OpenAIBackend
-from refusal_cmp.judges.phrases import verdict
 from refusal_cmp.model import model_path
 from refusal_cmp.model.generation import Answer
 from refusal_cmp.plan import baseline
@@ -226,7 +226,7 @@ def test_tiny_guard_on_what_tiny_refuser_says(tiny, tiny_fields, guard):
             with tiny.edited(plan):
                 completions = tiny.generate(prompts, max_new_tokens=40)
             for prompt, completion in zip(prompts, completions, strict=True):
-                how = verdict(completion.text, completion.finish)
+                how = judge(completion.text, completion.finish).verdict
                 kinds.append((label, how))
                 asked.append(LlamaGuard().request(prompt, completion.text))
                 expected.append(label == "harmful" and how == "complied")

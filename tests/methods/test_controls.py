@@ -10,7 +10,7 @@ import torch
 from refusal_cmp.api import extract, plan_intervention
 from refusal_cmp.config import RunConfig
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.judges.phrases import verdict
+from refusal_cmp.judges.completion import judge
 from refusal_cmp.methods import EXTRACTORS, configured
 from refusal_cmp.model.reading import collect
 from refusal_cmp.registry import parse_spec
@@ -58,7 +58,7 @@ def test_controls_do_not_remove_refusal(tiny, fields):
         plan = plan_intervention("ablation", fields[method], layer=7, position=-1, scope="all")
         with tiny.edited(plan):
             completions = tiny.generate(instructions("tiny-harmful", "test", 16), max_new_tokens=16)
-        return sum(verdict(one.text, one.finish) == "refused" for one in completions)
+        return sum(judge(one.text, one.finish).verdict == "refused" for one in completions)
 
     assert refusals("diff-in-means") <= 2
     assert refusals("random") >= 14

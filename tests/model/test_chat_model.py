@@ -7,10 +7,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from refusal_cmp.api import plan_intervention
+from refusal_cmp.data import Document
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model import ChatModel, refusal_metric
+from refusal_cmp.model.batching import PASS_ROWS
 from refusal_cmp.model.blocks import find_blocks
 from refusal_cmp.model.hooks import after, before, installed
+from refusal_cmp.model.losses import encode, losses
 from refusal_cmp.plan import Plan
 
 from support.models import TEMPLATE, instructions, word_tokenizer
@@ -143,3 +146,36 @@ def test_an_empty_plan_is_the_model(random_model):
     with torch.inference_mode(), random_model.edited(Plan("baseline", {})):
         edited = random_model.last_logits(batch)
     assert torch.equal(edited, random_model.last_logits(batch))
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda model, prompts: model.last_logits(model.batch(model.tokenize(prompts))),
+        lambda model, prompts: model.refusal_metrics(prompts, (1, 2)),
+        lambda model, prompts: model.refusal_tokens(prompts),
+        lambda model, prompts: model.generate(prompts, max_new_tokens=2),
+        lambda model, prompts: losses(model, [encode(model, Document(text)) for text in prompts]),
+    ],
+    ids=["logits", "refusal metric", "refusal tokens", "completions", "losses"],
+)
+def test_no_forward_pass_keeps_what_gradients_would_need(random_model, ask):
+    """Of a batch of real size that is several times the model itself."""
+    kept = []
+    note = [before(block.module, lambda stream: kept.append(stream.requires_grad)) for block in random_model.blocks]
+    assert all(weight.requires_grad for weight in random_model.model.parameters())
+    with installed(note):
+        ask(random_model, instructions("tiny-harmful", "test", 3))
+    assert kept
+    assert not any(kept)
+
+
+def test_a_pass_takes_no_more_prompts_than_its_logits_leave_room_for(random_model, monkeypatch):
+    sizes, last_logits = [], ChatModel.last_logits
+    monkeypatch.setattr(
+        ChatModel, "last_logits", lambda self, batch: sizes.append(len(batch)) or last_logits(self, batch)
+    )
+    prompts = instructions("tiny-harmful", "test", 1) * (PASS_ROWS + 2)
+    metric = random_model.refusal_metrics(prompts, (1, 2))
+    assert sizes == [PASS_ROWS, 2]
+    assert metric.allclose(random_model.refusal_metrics(prompts, (1, 2), batch_size=7))

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 
 from refusal_cmp.api import extract, plan_intervention
 from refusal_cmp.data import TEXTS
-from refusal_cmp.judges.phrases import verdict
+from refusal_cmp.judges.completion import judge
 from refusal_cmp.model.losses import encode, losses
 from refusal_cmp.selection import Rule, outcome, ranked_table
 from refusal_cmp.selection.scoring import Scorer
@@ -61,7 +61,7 @@ def refusal_rate(model, kind, plan=None):
     """Share of the held-out prompts of a kind that are refused; degenerate completions are not refusals."""
     with model.edited(plan or {}):
         completions = model.generate(instructions(f"tiny-{kind}", "test", N_TEST), max_new_tokens=40)
-    verdicts = [verdict(one.text, one.finish) for one in completions]
+    verdicts = [judge(one.text, one.finish).verdict for one in completions]
     return verdicts.count("refused") / N_TEST
 
 

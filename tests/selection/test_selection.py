@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
@@ -173,6 +173,7 @@ def test_the_kl_budget_is_doubled_until_something_remains_that_meets_the_other_f
     assert result.dropped == {"induce": 1, "kl": 6, "layer": 2}
     assert result.options == "--kl-threshold 0.2"
     assert result.note == "fallback: KL budget 0.2 nats"
+    assert result.pool("kept-first")[0] == result.selected
 
 
 def test_the_induce_filter_is_given_up_only_where_nothing_meets_it_at_any_budget():
@@ -196,6 +197,7 @@ scores_of_eight = st.tuples(*[st.lists(st.floats(least, most), min_size=8, max_s
                               for least, most in ((-9, 9), (-4, 1), (0, 20))])  # fmt: skip
 
 
+@settings(deadline=None, max_examples=50)
 @given(scores_of_eight)
 def test_under_the_settings_that_a_fallback_names_the_filters_keep_what_it_chose(scores):
     scored = table(**dict(zip(("local_bypass", "local_induce", "local_kl"), scores, strict=True)))

@@ -118,6 +118,18 @@ def test_a_run_goes_on_in_the_precision_and_commit_it_was_begun_with(tmp_path):
     assert Session(load_config(None, {"device": "cpu"}), forced).model.model.dtype == torch.float32
 
 
+def test_a_batch_size_that_nobody_asked_for_is_found_again_when_a_run_is_repeated(tmp_path, tiny):
+    """`config.yaml` names every setting; one that was left open stays so."""
+
+    def engine(**flags):
+        return Session(load_config(tmp_path / "config.yaml", flags), RunDir(tmp_path / "run"), loaded=tiny).engine
+
+    (tmp_path / "config.yaml").write_text(load_config(None, {}).to_yaml(), encoding="utf-8")
+    assert not engine().rows.fixed
+    assert engine(batch_size="7").rows.fixed
+    assert engine(batch_size="7").rows.limit == 7
+
+
 def test_a_forced_stage_takes_the_ground_from_later_ones(tmp_path):
     """What was made from earlier files is not shown beside new ones: it has to be run again first."""
     run = RunDir(tmp_path, force=("select",))

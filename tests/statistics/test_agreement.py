@@ -1,4 +1,4 @@
-"""Cohen's κ: scikit-learn is the oracle of one plan; plans are kept apart, and prompts are what is drawn anew."""
+"""Cohen's κ: scikit-learn is the oracle of one plan; plans are kept apart, and the units are prompts."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def test_kappa_of_one_plan_is_scikit_learns(pairs):
     assert found.within == pytest.approx(found.pooled, nan_ok=True)
     if len({*one, *other}) == 2:
         assert found.within.value == pytest.approx(cohen_kappa_score(one, other), abs=1e-12)
-        assert found.within.low <= found.within.value <= found.within.high
+        assert not found.within.low > found.within.value
+        assert not found.within.high < found.within.value
     else:
         assert math.isnan(found.within.value)
 
@@ -67,6 +68,20 @@ def test_copies_of_a_plan_add_no_certainty():
     assert copied.within[:3] == pytest.approx(alone.within[:3])
     assert copied.pooled[:3] == pytest.approx(alone.pooled[:3])
     assert (copied.n_plans, copied.n_prompts, copied.within.n) == (8, 60, 480)
+
+
+def test_the_interval_covers_where_prompts_are_alike_under_all_plans():
+    """Prompts differ in how the model takes them and in how hard they are to judge, whatever the plan."""
+    rng = np.random.default_rng(0)
+    along, wrong = rng.random((1, 400)), 0.5 * rng.random((2, 1, 400)) ** 2
+    truth = rng.random((20, 400)) < along
+    one, other = (truth ^ (rng.random((20, 400)) < of_judge) for of_judge in wrong)
+    true = agreement(one, other).within.value
+    found = []
+    for _ in range(100):
+        drawn = rng.integers(400, size=48)
+        found.append(agreement(one[:, drawn], other[:, drawn]).within)
+    assert np.mean([interval.low <= true <= interval.high for interval in found]) >= 0.92
 
 
 def test_what_a_judge_has_no_verdict_on_is_left_out():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta, binom, norm, permutation_test, t
 
@@ -25,6 +25,7 @@ def test_wilson_interval_is_its_closed_form(n, share):
     assert estimate.high == pytest.approx(min(1, centre + half), abs=1e-9)
 
 
+@settings(deadline=None)  # scipy is slow on its first call
 @given(st.integers(1, 200), st.integers(1, 200), st.integers(1, 100))
 def test_a_share_among_many_has_the_exact_interval_at_the_share_of_the_error_that_is_its_own(k, more, m):
     n, tail = k + more, 0.025 / m
@@ -63,6 +64,7 @@ def test_one_value_has_no_interval():
     assert np.isnan(mean([3.0])[1:3]).all()
 
 
+@settings(deadline=None)  # the first of each size simulates
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=30), st.floats(0.1, 10), st.floats(-5, 5))
 def test_an_interval_moves_with_its_values_turns_with_them_and_is_never_shorter_than_students(values, scale, shift):
     x = np.round(values, 3)

@@ -57,7 +57,7 @@ def test_completions_are_those_of_the_hooked_model(name, tmp_path):
         baseline(),
         Plan("everywhere", {Place(layer, site): project for layer in range(chat.n_layers) for site in SITES}),
         *(Plan(site, {Place(1, site): mirror}) for site in SITES),
-        Plan("absolute", {Place(2, "resid_pre"): LowRankEdit(V=V, A=-V, B=-V)}),
+        Plan("absolute", {Place(2, "resid_pre"): LowRankEdit(V=V, A=-V, B=-V, t=V[:, 0], b=V[0])}),
         Plan("constant", {Place(0, "resid_pre"): LowRankEdit(b=3 * V[0])}),
         baseline(),
     ]

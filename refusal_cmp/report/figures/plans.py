@@ -38,7 +38,7 @@ PANELS = (
     ("harmless", "refusal"),
     (CONTRAST, "refusal"),
     ("harmful", "guard_unsafe"),
-    ("harmful", "degenerate"),
+    ("harmful", "in_language"),
 )
 PROMPTS = {CONTRAST: "prompts that\nonly sound harmful"}
 """What a test set is called that has no speaking name."""
@@ -79,7 +79,7 @@ def _across(runs: Sequence[RunData], scope: str) -> Figure:
     figure = Figure(figsize=(PAGE, len(steps) * (0.16 + 0.075 * len(colours)) + 1.1))
     axes = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     for data, of_run, ax in zip(runs, plans, axes, strict=True):
-        _panel(ax, data, of_run, steps, colours, "harmful", "effective_compliance")
+        _panel(ax, data, of_run, steps, colours, "harmful", data.answered_by)
         ax.set_title(data.name)
         ax.set_xlabel("harmful prompts answered")
     _finish(figure, axes, steps, colours)
@@ -137,8 +137,7 @@ def _panel(
         one = data.get(plan.label, dataset, metric)
         if one is None:
             continue
-        broken = data.get(plan.label, "harmful", "degenerate")
-        hollow = broken is not None and broken.value > BROKEN
+        hollow = (data.no_language(plan.label) or 0) > BROKEN
         ax.errorbar(
             one.value,
             steps.index(step(plan)) + offsets[plan.method],
@@ -158,8 +157,8 @@ def _says(data: RunData, plans: Sequence[Plan], scope: str) -> str:
     low, broken = [], 0
     labels = data.distinct([plan.label for plan in plans])
     for plan in (one for one in plans if one.label in labels):
-        answered, degenerate = data.answered(plan.label), data.get(plan.label, "harmful", "degenerate")
-        if degenerate is not None and degenerate.value > BROKEN:
+        answered = data.answered(plan.label)
+        if (data.no_language(plan.label) or 0) > BROKEN:
             broken += 1
         elif answered is not None and answered.value > 0.5:
             low.append(step(plan))

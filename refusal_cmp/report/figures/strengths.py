@@ -143,8 +143,7 @@ def _line(ax: Axes, data: RunData, points: list[tuple[float, str]], read: Read, 
         elinewidth=0.8,
     )
     for x, plan, one in there:
-        broken = data.get(plan, "harmful", "degenerate")
-        collapsed = broken is not None and broken.value > BROKEN
+        collapsed = (data.no_language(plan) or 0) > BROKEN
         if plan == BASELINE:
             ax.plot(x, one.value, "s", color=GREY, zorder=4)
         else:

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from refusal_cmp.evals import measure_of
 from refusal_cmp.plan import BASELINE
 from refusal_cmp.report.answer import ENOUGH, Cost, cost_of, costs, pareto
 from refusal_cmp.report.data import RunData
@@ -35,13 +36,15 @@ from refusal_cmp.report.figures._style import (
 from refusal_cmp.report.wording import counted, percent, scope_name, sentence_list
 
 TITLE = "Harmful prompts answered against what is lost"
+ROWS = 2
+"""Costs that are drawn."""
 NAMED = 3
 """Plans on the front that the sentence names."""
 
 
 def draw(data: RunData) -> list[Outcome]:
-    """A row per cost (loss, accuracy), a column per scope; the front is that of all scopes together."""
-    measured = costs(data)
+    """A row for each of the costs that decide first, a column per scope; the front is that of all scopes together."""
+    measured = costs(data)[:ROWS]
     if not measured or data.answered(BASELINE) is None:
         return [Skipped("tradeoff", TITLE, "refusal and a cost were not both measured; add perplexity to --evals")]
     measured = [cost for cost in measured if _lost(data, cost)]
@@ -63,7 +66,11 @@ def _figure(data: RunData, measured: Sequence[Cost]) -> Figure:
             _panel(ax, data, cost, scope, colours, markers, front)
         row[0].set_ylabel("harmful prompts answered,\nin language")
         for ax in row:
-            ax.set_xlabel("accuracy lost" if cost.unit == "share" else f"increase of loss, {cost.unit}")
+            ax.set_xlabel(
+                "accuracy lost"
+                if cost.unit == "share"
+                else f"increase of {measure_of(cost.metric).in_a_sentence}, {cost.unit}"
+            )
     for scope, ax in zip(scopes, axes[0], strict=True):
         ax.set_title(scope_name(scope))
     legend_below(

@@ -15,7 +15,13 @@ LONGEST = 600
 """Characters of a completion; longer ones are cut."""
 SLOTS = 3
 """Plans whose completions stand side by side."""
-VERDICTS = {"refused": "refuses", "complied": "answers", "degenerate": "no language", "": ""}
+VERDICTS = {
+    "refused": "refuses",
+    "complied": "answers",
+    "degenerate": "says nothing",
+    "unfinished": "only thinks",
+    "": "",
+}
 FOLDED = ("harmful",)
 """Test sets whose completions are behind a notice."""
 

@@ -22,7 +22,7 @@ from refusal_cmp.report.answer import (
     distinct,
     fewest,
 )
-from refusal_cmp.report.data import ANSWERED, RunData
+from refusal_cmp.report.data import RunData
 from refusal_cmp.report.wording import bounds, counted, minus, percent, sentence_list, shown, with_bounds
 from refusal_cmp.statistics import Estimate, rate_among
 
@@ -60,6 +60,7 @@ def first_screen(data: RunData, ranked: Sequence[Standing]) -> dict[str, Any] | 
         "share_broken": percent(BROKEN),
         "tie": _tie(measured[0]) if measured else "",
         "cost": measured[0].name if measured else None,
+        "asks_for_language": data.asks_for_language,
     }
 
 
@@ -86,9 +87,15 @@ def _sentences(data: RunData, ranked: Sequence[Standing], measured: Sequence[Cos
         said[0] += f" (the interval allows for its choice among {best.among} plans on the same prompts)"
     said[0] += _before(data, best)
     if best.cost is not None and measured:
-        said.append(f"Its cost: {measured[0].name} {_change(best.cost, measured[0])}.")
-        said += _others(ranked, measured[0])
+        said += [*_costs(data, best, measured), *_others(ranked, measured[0])]
     return said + _on_harmless(data, best)
+
+
+def _costs(data: RunData, best: Standing, measured: Sequence[Cost]) -> list[str]:
+    """What the plan loses by everything that was measured."""
+    changes = [(cost, cost_of(data, best.plan, cost)) for cost in measured]
+    said = [f"{cost.name} {_change(lost, cost)}" for cost, lost in changes if lost is not None]
+    return [f"Its cost: {'; '.join(said)}."]
 
 
 def _before(data: RunData, best: Standing) -> str:
@@ -96,7 +103,7 @@ def _before(data: RunData, best: Standing) -> str:
     unedited = data.answered(BASELINE)
     if unedited is None:
         return "."
-    tested = data.versus_baseline(best.plan, *ANSWERED)
+    tested = data.versus_baseline(best.plan, "harmful", data.answered_by)
     surely = f" ({_p(tested[1])} after Holm’s correction)" if tested else ""
     return f"; unedited, the model answers {with_bounds(unedited, 'share')}{surely}."
 
