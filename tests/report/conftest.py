@@ -13,7 +13,7 @@ from support.finished_run import make_run
 @pytest.fixture(scope="session")
 def finished(tiny, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "small"
-    return make_run(path, tiny, until="report", inlp_k="budget,1", compare_rankings=True)
+    return make_run(path, tiny, until="report", inlp_k="budget,full", compare_rankings=True)
 
 
 @pytest.fixture(scope="session")

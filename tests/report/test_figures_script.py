@@ -36,8 +36,8 @@ def test_every_figure_can_be_drawn_alone(name, script, finished, tmp_path, capsy
 
 
 def test_a_run_is_narrowed_to_methods_and_to_a_scope(script, finished, tmp_path):
-    script.main("plane", [finished.run.path], tmp_path, methods="inlp,inlp[k=1]", scope="all")
-    assert {path.stem for path in (tmp_path / "small").iterdir()} == {"landing", "plane-inlp-all", "plane-inlpk1-all"}
+    script.main("plane", [finished.run.path], tmp_path, methods="inlp", scope="all")
+    assert {path.stem for path in (tmp_path / "small").iterdir()} == {"landing", "plane-inlp-all"}
 
 
 def test_several_runs_are_also_drawn_side_by_side(script, finished, tmp_path):
@@ -51,7 +51,7 @@ def test_several_runs_are_also_drawn_side_by_side(script, finished, tmp_path):
     ("name", "options", "said"),
     [
         ("tradeof", [], "Error: Unknown figure 'tradeof'; known are all, inlp, magnitude, plane, plans, rankings, "),
-        ("plans", ["--methods", "inpl"], "Error: Unknown method 'inpl'; known are diff-in-means, inlp, inlp[k=1]."),
+        ("plans", ["--methods", "inpl"], "Error: Unknown method 'inpl'; known are diff-in-means, inlp, inlp[k=full]."),
         ("plans", ["--scope", "top:50"], "Error: Unknown scope 'top:50'; known are all, single."),
     ],
 )
