@@ -138,11 +138,11 @@ class Chat:
         return Turns(tuple(dict.fromkeys([*self._markers(after), *self._markers(before)])), self._opened)
 
     def _markers(self, between: str) -> list[str]:
-        """The control tokens of what stands between turns, and the rest of it if there is a letter in it."""
+        """The control tokens of what stands between turns, and the rest of it if that is more than any word."""
         ids = self.tokenizer(between, add_special_tokens=False)["input_ids"]
         controls = [self.tokenizer.decode([token]).strip() for token in ids if self._is_control(token)]
         header = self.tokenizer.decode([token for token in ids if not self._is_control(token)]).strip(" ")
-        return [*controls, header] if any(map(str.isalpha, header)) else controls
+        return [*controls, header] if any(map(str.isalpha, header)) and not header.isalnum() else controls
 
     @property
     def _opened(self) -> str:
