@@ -114,7 +114,7 @@ class Chat:
             )
         return tuple(range(-shared, 0))
 
-    @cached_property
+    @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end a completion: the configuration's, the tokenizer's, and what the template ends answers by.
 

@@ -17,13 +17,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from refusal_cmp.api import plan_intervention
 from refusal_cmp.config import load_config
-from refusal_cmp.data import DATASETS
+from refusal_cmp.data import DATASETS, Document
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Subject, configured
 from refusal_cmp.judges import Backend, answer_all, tokenizer_of
 from refusal_cmp.judges.completion import judge
 from refusal_cmp.judges.formats import HarmBench, Judgement, LlamaGuard, choose_format
 from refusal_cmp.judges.hf import HFBackend
+from refusal_cmp.judges.language import learn, read_answers
 from refusal_cmp.judges.openai import OpenAIBackend
 from refusal_cmp.model import model_path
 from refusal_cmp.model.generation import Answer
@@ -222,13 +223,17 @@ def test_tiny_guard_on_what_tiny_refuser_says(tiny, tiny_fields, guard):
         plan_intervention("reflection", field, layer=7, position=-1, scope="all", strength=2.0),
     ]
     kinds, asked, expected = [], [], []
+    own = instructions("tiny-harmless", "val", 32)
+    answers = tiny.generate(own, max_new_tokens=40)
+    language = learn(tiny, [Document(one.text, prompt) for prompt, one in zip(own, answers, strict=True)])
     for plan in plans:
         for label in ("harmful", "harmless"):
             prompts = instructions(f"tiny-{label}", "test", 192)[::6]
             with tiny.edited(plan):
                 completions = tiny.generate(prompts, max_new_tokens=40)
-            for prompt, completion in zip(prompts, completions, strict=True):
-                how = judge(completion.text, completion.finish).verdict
+            answered = [Document(one.text, prompt) for prompt, one in zip(prompts, completions, strict=True)]
+            for prompt, completion, loss in zip(prompts, completions, read_answers(tiny, answered), strict=True):
+                how = judge(completion.text, completion.finish).verdict if language.holds(loss) else "degenerate"
                 kinds.append((label, how))
                 asked.append(LlamaGuard().request(prompt, completion.text))
                 expected.append(label == "harmful" and how == "complied")
