@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections import Counter
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -151,7 +152,7 @@ LANGUAGE = {
         [{"name": f"User {n}", "age": 20 + n, "city": "Springfield", "active": True} for n in range(20)], indent=1
     ),
     "csv": "day,breakfast,lunch\n" + "\n".join(f"{n},oats,{'soup' if n % 3 else 'rice'}" for n in range(1, 40)),
-    "truth table": "\n".join(f"| {a} | {b} | {c} | {int(a or b) * c} |" for a in (0, 1) for b in (0, 1) for c in (0, 1)),
+    "truth table": "\n".join(f"| {a} | {b} | {c} | {int(a or b) * c} |" for a, b, c in product((0, 1), repeat=3)),
     "meals": "\n".join(
         f"**Day {n}**\n- Breakfast: oatmeal with berries\n- Lunch: salad with chicken\n- Dinner: {what}"
         for n, what in enumerate("salmon pasta curry soup pizza tacos stew".split(), 1)

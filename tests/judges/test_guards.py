@@ -116,8 +116,9 @@ def test_auto_format_goes_by_the_name(guard, kind, tmp_path):
 
 
 def test_a_name_that_tells_no_format_is_an_error_and_the_option_settles_it():
-    with pytest.raises(RefusalCmpError, match="--guard-format"):
+    with pytest.raises(RefusalCmpError, match="say whether it is llama-guard or harmbench") as caught:
         choose_format("auto", "my-own-judge", None)
+    assert "guard_format" in caught.value.settings
     assert isinstance(choose_format("llama-guard", "my-own-judge", None), LlamaGuard)
 
 
@@ -136,8 +137,9 @@ def test_harmbench_prompt_of_the_repository_is_read_and_not_run(monkeypatch, tmp
     copy.parent.mkdir(parents=True)
     copy.write_text(source)
     if asked is None:
-        with pytest.raises(RefusalCmpError, match="--guard-prompt"):
+        with pytest.raises(RefusalCmpError, match="give HarmBench's classifier prompt") as caught:
             choose_format("harmbench", "x", None)
+        assert caught.value.settings == {"guard_prompt": "FILE"}
     else:
         assert choose_format("harmbench", "x", None).request("a", "b") == asked
 
@@ -413,15 +415,17 @@ def test_address_and_key_from_the_environment(monkeypatch):
 @pytest.mark.parametrize("url", [None, "localhost:8000", "ftp://host/v1", f"https://user:{KEY}@host/v1", "http://"])
 def test_an_address_that_is_none(monkeypatch, url):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    with pytest.raises(RefusalCmpError, match="--openai-url") as caught:
+    with pytest.raises(RefusalCmpError, match="address of an endpoint") as caught:
         OpenAIBackend("g", url)
+    assert caught.value.settings == {"openai_url": "URL"}
     assert KEY not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", [f"{KEY} {KEY}", f"{KEY}\n{KEY}", f"{KEY}é"])
 def test_a_key_that_is_none_is_not_shown(key):
-    with pytest.raises(RefusalCmpError, match="--openai-key") as caught:
+    with pytest.raises(RefusalCmpError, match="key of the endpoint must be letters") as caught:
         OpenAIBackend("g", "http://localhost:1/v1", SecretStr(key))
+    assert caught.value.settings == {"openai_key": ""}
     assert KEY not in str(caught.value)
 
 

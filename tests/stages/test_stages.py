@@ -76,7 +76,7 @@ def test_results_hold_the_full_grid_with_intervals(finished):
     plans = results.drop_duplicates(["method", "intervention", "strength", "scope"])
     assert len(plans) == 1 + 2 * 2 * (1 + 1 + 2)
     whole = results[~results["dataset"].str.contains(":")]
-    rates = whole[whole["metric"].isin(["refusal", "effective_compliance", "degenerate"])]
+    rates = whole[whole["metric"].isin(["refusal", "compliance", "degenerate", "unfinished"])]
     sums = rates.groupby(["method", "intervention", "strength", "scope", "dataset"], dropna=False)["value"].sum()
     assert sums.round(9).eq(1).all()
     assert results[["value", "ci_low", "ci_high", "n"]].notna().all().all()
