@@ -28,7 +28,7 @@ from refusal_cmp.engines import Engine
 from refusal_cmp.engines.hf import HFEngine
 from refusal_cmp.engines.vllm import VLLMEngine
 from refusal_cmp.interventions import INTERVENTIONS
-from refusal_cmp.model import ChatModel, model_path
+from refusal_cmp.model import ChatModel, ModelSource, model_path
 from refusal_cmp.plan import Plan, baseline
 from refusal_cmp.planning import Setting, Target
 from refusal_cmp.subspace import Subspace
@@ -67,7 +67,7 @@ def measure(kind: str, folder: str, n: int, new_tokens: int, rounds: int) -> dic
     if kind == "plain":
         generate = plain_loop(model, new_tokens)
     else:
-        engine = HFEngine(model) if kind == "hf" else VLLMEngine(folder, model, dtype=dtype)
+        engine = HFEngine(model) if kind == "hf" else VLLMEngine(ModelSource(folder, dtype=dtype), model)
         generate = counted(engine, new_tokens)
     ready = time.perf_counter() - started
     todo = plans(model)

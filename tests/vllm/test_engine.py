@@ -12,7 +12,7 @@ from refusal_cmp.engines import vllm as vllm_engine
 from refusal_cmp.engines.vllm import VLLMEngine
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.interventions import INTERVENTIONS
-from refusal_cmp.model import model_path
+from refusal_cmp.model import ModelSource
 from refusal_cmp.plan import Place, Plan, baseline
 
 from support.models import instructions
@@ -23,7 +23,7 @@ NEW_TOKENS = 24
 
 @pytest.fixture(scope="module")
 def engine(tiny):
-    engine = VLLMEngine(model_path("tiny-refuser"), tiny)
+    engine = VLLMEngine(ModelSource(), tiny)
     yield engine
     engine.close()
 
@@ -135,7 +135,7 @@ def test_an_exported_model_in_plain_vllm_gives_the_hooked_completions(tiny, tiny
     prompts = instructions("tiny-harmful", "test", 20)
     plan = plan_intervention("nullspace", tiny_fields["inlp"], **AT)
     export(tiny, plan, tmp_path / "folded")
-    plain = VLLMEngine(str(tmp_path / "folded"), tiny)
+    plain = VLLMEngine(ModelSource(str(tmp_path / "folded")), tiny)
     try:
         assert disagreements(plain.generate(baseline(), prompts, NEW_TOKENS), under(tiny, plan, prompts)) == []
     finally:
@@ -145,10 +145,10 @@ def test_an_exported_model_in_plain_vllm_gives_the_hooked_completions(tiny, tiny
 def test_too_little_memory_is_one_sentence(tiny, monkeypatch):
     monkeypatch.setattr(vllm_engine, "CPU_CACHE_BYTES", 2**50)
     with pytest.raises(RefusalCmpError, match="lower its share of it") as caught:
-        VLLMEngine(model_path("tiny-refuser"), tiny)
+        VLLMEngine(ModelSource(), tiny)
     assert {"vllm_gpu_memory_utilization", "engine"} <= set(caught.value.settings)
 
 
 def test_another_device_than_vllm_is_made_for_is_one_sentence(tiny):
     with pytest.raises(RefusalCmpError, match="runs on cpu, and the device is cuda:1"):
-        VLLMEngine(model_path("tiny-refuser"), tiny, device="cuda:1")
+        VLLMEngine(ModelSource(), tiny, device="cuda:1")

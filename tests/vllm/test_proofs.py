@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from refusal_cmp.data import DATASETS
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.engines.vllm import VLLMEngine
-from refusal_cmp.model import ChatModel, model_path
+from refusal_cmp.model import ChatModel, ModelSource, model_path
 from refusal_cmp.plan import Place, Plan, baseline
 
 SHAPE = {
@@ -66,7 +66,7 @@ def test_completions_are_those_of_the_hooked_model(name, tmp_path):
         with chat.edited(plan):
             expected.append(chat.generate(prompts, max_new_tokens=12))
     assert all(one != expected[0] for one in expected[1:-1])
-    engine = VLLMEngine(str(tmp_path), chat)
+    engine = VLLMEngine(ModelSource(str(tmp_path)), chat)
     try:
         for plan, completions in zip(plans, expected, strict=True):
             assert engine.generate(plan, prompts, 12) == completions, plan.label

@@ -8,7 +8,7 @@ from refusal_cmp.api import plan_intervention
 from refusal_cmp.config import load_config
 from refusal_cmp.engines.vllm import VLLMEngine
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.model import model_path
+from refusal_cmp.model import ModelSource
 from refusal_cmp.model.generation import Completion
 from refusal_cmp.plan import baseline
 from refusal_cmp.run.directory import RunDir
@@ -81,7 +81,7 @@ def test_vllm_in_processes_of_its_own(tiny, tiny_fields, monkeypatch):
     monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "1")
     prompts = instructions("tiny-harmful", "test", 12)
     plan = plan_intervention("reflection", tiny_fields["inlp"], layer=5, position=-1)
-    engine = VLLMEngine(model_path("tiny-refuser"), tiny)
+    engine = VLLMEngine(ModelSource(), tiny)
     try:
         assert type(engine._llm.llm_engine.engine_core).__name__ == "SyncMPClient"
         for one in (baseline(), plan, baseline()):
