@@ -180,7 +180,8 @@ class Activations:
             broken = int((~values.isfinite().flatten(1).all(1)).sum())
             raise RefusalCmpError(
                 f"In layer {layer} the activations of {broken} of {len(rows)} prompts hold a NaN or an infinity; "
-                "load the model in another precision (--dtype float32 or bfloat16)."
+                "load the model in another precision.",
+                dtype="float32 or bfloat16",
             )
         train = ~self.dev[rows]
         harmful = self.harmful[rows]
@@ -253,7 +254,8 @@ class ActivationStore:
             size = math.prod(shape) * np.dtype(np.float32).itemsize / 2**20
             raise RefusalCmpError(
                 f"Cannot keep {size:.0f} MB of activations in {folder or tempfile.gettempdir()}: {error.strerror}; "
-                "free space, or lower --limit."
+                "free space, or take fewer prompts.",
+                limit="",
             ) from None
 
     def write(self, component: Component, row: int, values: Float[Tensor, "b d"]) -> None:

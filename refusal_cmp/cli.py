@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import os
-import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Annotated, Any, get_args
 import typer
 from pydantic.fields import FieldInfo
 from rich.console import Console
+from typer.core import TyperGroup
 
 from refusal_cmp.config import (
     FILE_ONLY,
@@ -26,7 +26,39 @@ from refusal_cmp.config import (
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 from refusal_cmp.registry import described
 
+DEBUG = f"{__name__}.debug"
+"""Where a command's context says whether tracebacks are wanted."""
+
+
+class _OneSentence(TyperGroup):
+    """A mistake that the user can mend is one sentence and exit code 2; with `--debug` also where it was noticed."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except RefusalCmpError as error:
+            if ctx.meta.get(DEBUG):
+                raise
+            err.print(f"[bold red]Error:[/] {_escape(_advised(error))}", highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from None
+
+
+def _advised(error: RefusalCmpError) -> str:
+    """The sentence, with the settings that mend it as options: `… (--dtype bfloat16, --device)`."""
+    options = [f"--{name.replace('_', '-')} {value}".rstrip() for name, value in error.settings.items()]
+    return f"{str(error).removesuffix('.')} ({', '.join(options)})." if options else str(error)
+
+
+def _note_debug(ctx: typer.Context, wanted: bool) -> bool:
+    ctx.meta[DEBUG] = wanted
+    return wanted
+
+
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", callback=_note_debug)]
+
 app = typer.Typer(
+    cls=_OneSentence,
     help="Compare ways of finding and editing the refusal directions of chat models.",
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -122,7 +154,7 @@ def _stage_command(stage: str) -> Callable[..., None]:
         ] = None,
         until: Annotated[str | None, typer.Option(help="Last stage.", metavar="STAGE", rich_help_panel="Run")] = None,
         force: Annotated[bool, typer.Option("--force", help="Redo finished work.", rich_help_panel="Run")] = False,
-        debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel="Run")] = False,
+        debug: Debug = False,
         **flags: Any,
     ) -> None:
         given = {name: value for name, value in flags.items() if value is not None}
@@ -151,7 +183,7 @@ def export(
     alias: Annotated[str | None, typer.Option(help="Name of the run directory, if not the model's.")] = None,
     runs_dir: Annotated[str | None, typer.Option(help="Folder of run directories.", metavar="PATH")] = None,
     device: Annotated[str | None, typer.Option(help="Where the weights are checked.", metavar="DEVICE")] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Save a model with a plan of a run folded into its weights, where that is exact."""
     given = {"model": model, "alias": alias, "runs_dir": runs_dir, "device": device}
@@ -179,7 +211,7 @@ def compare(
     ] = 0.0,
     every: Annotated[bool, typer.Option("--all", help="Compare two folders of runs, run by run.")] = False,
     details: Annotated[int, typer.Option(min=0, metavar="N", help="Most differences to list of each kind.")] = 20,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Compare two runs metric by metric and completion by completion; exit code 1 if they differ."""
     from refusal_cmp.commands.compare import Tolerance, compare_folders, compare_runs, print_diff
@@ -208,7 +240,7 @@ def inspect_command(
         Path | None, typer.Option(metavar="FILE", help="Also draw the projections: .png, .svg or .pdf.")
     ] = None,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="Where the model runs.")] = "auto",
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Put one prompt under the microscope: projections layer by layer and token by token, and what plans answer."""
     _quiet()
@@ -271,15 +303,8 @@ def datasets() -> None:
 
 
 def main() -> None:
-    """Entry point: a mistake the user can mend is one sentence and exit code 2."""
-    debug = "--debug" in sys.argv
-    try:
-        app()
-    except RefusalCmpError as error:
-        if debug:
-            raise
-        err.print(f"[bold red]Error:[/] {_escape(str(error))}", highlight=False, soft_wrap=True)
-        raise SystemExit(2) from None
+    """Entry point."""
+    app()
 
 
 def _execute(path: str | None, given: dict[str, Any], stages: tuple[str, ...], force: bool) -> None:

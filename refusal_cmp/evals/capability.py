@@ -138,7 +138,8 @@ def load_task(spec: Spec) -> Any:
     except Exception as error:  # datasets raises many kinds for what cannot be downloaded
         raise RefusalCmpError(
             f"The data of the task {spec.name!r} cannot be had ({_first_line(error)}); check the connection and that "
-            "the set is not gated, or choose other --tasks."
+            "the set is not gated, or choose other tasks.",
+            tasks="",
         ) from error
     for leaf in loaded["tasks"].values():
         if spec.shots is not None and leaf.get_config("num_fewshot") != 0:  # 0 is fixed: TruthfulQA has its own
@@ -277,6 +278,7 @@ def _strict_lm(model: ChatModel, batch_size: int | None) -> Any:
 def _check_length(n_tokens: int, limit: int) -> None:
     if n_tokens > limit:
         raise RefusalCmpError(
-            f"A benchmark prompt has {n_tokens} tokens and the model takes {limit}; ask for fewer shots (NAME@SHOTS), "
-            "or for other --tasks."
+            f"A benchmark prompt has {n_tokens} tokens and the model takes {limit}; ask for fewer shots, or for other "
+            "tasks.",
+            tasks="NAME@SHOTS",
         )

@@ -41,7 +41,9 @@ class KL(Evaluator):
         """Harmless prompts are among the test sets."""
         if DATASET not in test_sets:
             raise RefusalCmpError(
-                "The evaluator kl needs harmless among --eval-datasets; add it, or take kl out of --evals."
+                "The evaluator kl needs harmless among the test sets; add it, or leave kl out.",
+                eval_datasets="",
+                evals="",
             )
 
     def evaluate(self, subject: Subject) -> Evaluation:

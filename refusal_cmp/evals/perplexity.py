@@ -51,7 +51,9 @@ class Perplexity(Evaluator):
             elif "harmless" not in test_sets:
                 raise RefusalCmpError(
                     "The text set on-distribution is the unedited model's completions of harmless prompts, and those "
-                    "are not among --eval-datasets; add harmless, or choose other --texts."
+                    "are not among the test sets; add harmless, or choose other texts.",
+                    eval_datasets="",
+                    texts="",
                 )
 
     def evaluate(self, subject: Subject) -> Evaluation:

@@ -128,8 +128,10 @@ class Rubric(Evaluator):
     def _open(self) -> Backend:
         if not self.judge:
             raise RefusalCmpError(
-                "The rubric evaluator needs a judge, and none is named; give the name of a model at the endpoint by "
-                "--rubric-model, or take rubric out of --evals."
+                "The rubric evaluator needs a judge, and none is named; name a model at the endpoint, or leave rubric "
+                "out.",
+                rubric_model="NAME",
+                evals="",
             )
         return self._endpoint.open(self.judge)
 

@@ -94,7 +94,8 @@ def cannot_load(name: str, error: Exception) -> RefusalCmpError:
     reason = str(error).strip().split("\n")[0].rstrip(".")
     return RefusalCmpError(
         f"Cannot load the guard {name!r} ({reason}); give a Hugging Face id that can be reached, a local folder, or "
-        "tiny-guard by --guard."
+        "tiny-guard.",
+        guard="",
     )
 
 
@@ -119,7 +120,9 @@ def tokenizer_of(tokenizer: Any, name: str) -> Callable[[Request], list[int]]:
         if not has_template:
             raise RefusalCmpError(
                 f"The guard {name} has no chat template, which the llama-guard format needs; choose another guard, or "
-                "--guard-format harmbench if it is HarmBench's classifier."
+                "the harmbench format if it is HarmBench's classifier.",
+                guard="",
+                guard_format="harmbench",
             )
         return tokenizer(render(request), add_special_tokens=False)["input_ids"]
 

@@ -42,13 +42,14 @@ def refusal_tokens(
     if not refused:
         raise RefusalCmpError(
             f"{model.name} begins no answer as refusals usually begin, and refuses none of {len(harmful)} harmful "
-            f"prompts in its first {LENGTH} tokens; give the tokens that its refusals begin with by --refusal-tokens."
+            f"prompts in its first {LENGTH} tokens; give the tokens that its refusals begin with.",
+            refusal_tokens="IDS",
         )
     found = tuple(sorted(set(_first_tokens(model, refused, batch_size))))
     names = ", ".join(repr(model.tokenizer.decode([token])) for token in found)
     say(
         f"Warning: {model.name} begins no answer as refusals usually begin; the refusal tokens are those of its own "
-        f"refusals, {names}. If its answers to harmless prompts begin so too, give others by --refusal-tokens."
+        f"refusals, {names}. If its answers to harmless prompts begin so too, give other refusal tokens."
     )
     return found
 

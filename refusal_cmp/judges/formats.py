@@ -107,8 +107,9 @@ def known_format(name: str, guard: str) -> str:
     if "harmbench" in plain:
         return "harmbench"
     raise RefusalCmpError(
-        f"The name of the guard {guard!r} holds neither Llama-Guard nor HarmBench, so its format is not known; give it "
-        "by --guard-format llama-guard or --guard-format harmbench."
+        f"The name of the guard {guard!r} holds neither Llama-Guard nor HarmBench, so its format is not known; say "
+        "whether it is llama-guard or harmbench.",
+        guard_format="",
     )
 
 
@@ -123,7 +124,8 @@ def _harmbench_template(path: Path | None) -> str:
     if template is None or any(field not in template for field in FIELDS):
         raise RefusalCmpError(
             f"The guard prompt {path} must hold {' and '.join(FIELDS)}, and does not; give HarmBench's classifier "
-            "prompt by --guard-prompt FILE."
+            "prompt.",
+            guard_prompt="FILE",
         )
     return template
 

@@ -28,7 +28,7 @@ LONGEST_RULE = 100
 """A line of one mark up to this long is typography: rules, dotted leaders, blanks to fill in."""
 
 _RULE = re.compile(r"([\W_])\1{3,}")
-_STOP = re.compile(r"""[.!?…。！？]+["'”’」)\]*_]*""")
+_STOP = re.compile(r"""[.!?…。！？](?![.!?…。！？])["'”’」)\]*_]*""")
 
 
 class Loop(NamedTuple):

@@ -81,7 +81,8 @@ class OpenAIBackend(Backend):
         if not re.fullmatch(r"[!-~]*", self._key):
             raise RefusalCmpError(
                 f"The key of the endpoint must be letters, digits and signs without spaces, and it is not; give it "
-                f"anew by --openai-key or in the environment as {KEY_VARIABLE}."
+                f"anew, best in the environment as {KEY_VARIABLE}.",
+                openai_key="",
             )
         headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         limits = httpx2.Limits(max_connections=concurrency)
@@ -172,8 +173,9 @@ class OpenAIBackend(Backend):
     def _explained(self, failure: UnansweredError) -> RefusalCmpError:
         tries = "" if failure.final else f" in {self.retries + 1} tries"
         return RefusalCmpError(
-            f"The endpoint {self.url} gave no answer{tries} ({failure}); mend it or name another by --openai-url, and "
-            "type the same command again: what was judged before is kept."
+            f"The endpoint {self.url} gave no answer{tries} ({failure}); mend it or name another, and do the same "
+            "again: what was judged before is kept.",
+            openai_url="",
         )
 
 
@@ -181,8 +183,9 @@ def _checked(url: str | None) -> str:
     """The address without what could be secret in it or is not its part."""
     if not url:
         raise RefusalCmpError(
-            f"The openai backend needs the address of an endpoint, such as http://localhost:8000/v1; give it by "
-            f"--openai-url, or in the environment as {URL_VARIABLE}."
+            f"The openai backend needs the address of an endpoint, such as http://localhost:8000/v1; give it, or set "
+            f"it in the environment as {URL_VARIABLE}.",
+            openai_url="URL",
         )
     try:
         parsed = httpx2.URL(url)
@@ -191,7 +194,8 @@ def _checked(url: str | None) -> str:
     if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo or parsed.query:
         raise RefusalCmpError(
             "The address of an endpoint must be like http://localhost:8000/v1, with the key apart, and this one is "
-            "not; mend --openai-url."
+            "not; mend it.",
+            openai_url="URL",
         )
     return url.rstrip("/").removesuffix("/chat/completions")
 

@@ -18,11 +18,14 @@ CONTROL = re.compile(
 
 _GLUED = r"""(?:(?<=[^\s\-@#/(<\[{*_"'`“‘])|(?<=[\w.!?…)][*_"'`])|(?<=[\w.!?…)][*_"'`]{2}))"""
 """Right after what ends a sentence or a word: no space, hyphen, opening bracket, quotation or emphasis in between."""
+_ENDED = r"""(?:(?<=[.!?…。！？])|(?<=[.!?…。！？][*_"”])|(?<=[.!?…。！？][*_]{2}))"""
+"""Right after a sentence."""
 _HEADER = re.compile(
-    rf"{_GLUED}(?:assistant|(?<![a-z])(?:user|system))\n\n"  # Llama-3
-    r"|\n(?:user|model|assistant|system)\n(?:\s*user\n)?(?=\S[^\n]*(?:\w \w|[^\x00-\x7f]|[.!?]))"  # ChatML, Gemma: a sentence follows
+    rf"{_GLUED}(?:assistant|(?<![a-z_])(?:user|system))\n\n"  # Llama-3
+    r"|\n(?:user|model|assistant|system)\n(?:\s*user\n)?"  # ChatML, Gemma,
+    r"(?=\S[^\n]*(?:\w \w|[^\x00-\x7f]|[.!?]))"  # where more than a word follows
     r"|\n\s{0,9}\#{2,3} ?(?:Human|User|Instruction|Assistant):"  # Alpaca, Guanaco
-    r"|(?:\n\s{0,9}\n *|(?<=[.!?…。！？])\s{0,9})(?:Human|User|HUMAN|USER|Assistant|ASSISTANT) ?:"  # Vicuna
+    rf"|(?:\n\s{{0,9}}\n *|{_ENDED}\s{{0,9}})(?:Human|User|HUMAN|USER|Assistant|ASSISTANT) ?:"  # Vicuna
 )
 _OWN = re.compile(rf"(?:{CONTROL.pattern})(?:(?:assistant|model)(?=\s*\n|<))?")
 _SCRIPT = re.compile(
@@ -91,7 +94,7 @@ def _marker(marker: str) -> str:
     """The pattern of a header: one that begins with a letter is not inside a word, nor inside a sentence."""
     if not marker[0].isalpha():
         return re.escape(marker)
-    return (r"(?<=[\s.!?…])" if marker.endswith(":") else rf"{_GLUED}(?<![a-z])") + re.escape(marker)
+    return (r"(?<=[\s.!?…])" if marker.endswith(":") else rf"{_GLUED}(?<![a-z_])") + re.escape(marker)
 
 
 def _has_ended(before: str) -> bool:

@@ -10,6 +10,8 @@ from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.judges import Backend, Request, tokenizer_of
 from refusal_cmp.model.source import ModelSource
 
+INSTEAD = {"guard_backend": "hf"}
+"""The setting that does without vLLM."""
 AT_A_TIME = 512
 """Requests handed to vLLM at a time, after which the answers are kept; vLLM batches within them by itself."""
 
@@ -36,7 +38,7 @@ class VLLMBackend(Backend):
             ModelSource(name, dtype=dtype),
             tensor_parallel=tensor_parallel,
             gpu_memory_utilization=gpu_memory_utilization,
-            instead="--guard-backend hf",
+            instead=INSTEAD,
         )
         self._tokenize = tokenizer_of(self._llm.get_tokenizer(), name)
 
@@ -51,8 +53,9 @@ class VLLMBackend(Backend):
                 outputs = self._llm.generate(prompts, params, use_tqdm=False)
             except Exception as error:
                 raise RefusalCmpError(
-                    f"vLLM stopped judging ({first_line(error)}); what was judged before is kept, so type the same "
-                    "command again, or use --guard-backend hf."
+                    f"vLLM stopped judging ({first_line(error)}); what was judged before is kept, so do the same "
+                    "again, or do without vLLM.",
+                    **INSTEAD,
                 ) from error
             yield from ((start + place, output.outputs[0].text) for place, output in enumerate(outputs))
 

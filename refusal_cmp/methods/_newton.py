@@ -72,7 +72,8 @@ def _solve(
             left, gram, alpha, intercept = left[~done], gram[~done], alpha[~done], intercept[~done]
     raise RefusalCmpError(
         f"INLP's logistic regression did not converge in {MAX_STEPS} Newton steps at {len(left)} of {m} components; "
-        "lower --inlp-c, or check the activations' scale."
+        "lower c, or check the activations' scale.",
+        inlp_c="",
     )
 
 

@@ -77,8 +77,8 @@ class GivenDirection(Method):
             if component.position not in positions or not 0 <= component.layer < n_layers:
                 raise RefusalCmpError(
                     f"{self.path} is for component {component}, and the model has positions "
-                    f"{', '.join(map(str, positions))} and layers 0 to {n_layers - 1}; give its place with "
-                    "--direction-at POSITION,LAYER."
+                    f"{', '.join(map(str, positions))} and layers 0 to {n_layers - 1}; give its place.",
+                    direction_at="POSITION,LAYER",
                 )
             if basis.shape[1] != d_model:
                 raise RefusalCmpError(
@@ -113,8 +113,9 @@ class GivenDirection(Method):
             return Component(int(metadata.get("position", LAST)), int(metadata["layer"]))
         except (KeyError, ValueError):
             raise RefusalCmpError(
-                f"{self.path} does not say which layer its direction is of; give --direction-at POSITION,LAYER, or "
-                "write position and layer into its metadata."
+                f"{self.path} does not say which layer its direction is of; give its place, or write position and "
+                "layer into its metadata.",
+                direction_at="POSITION,LAYER",
             ) from None
 
 

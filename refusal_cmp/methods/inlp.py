@@ -149,7 +149,9 @@ class INLP(Extractor):
         if not enough.any():
             raise RefusalCmpError(
                 f"On a dev split of {harmful} harmful and {n - harmful} harmless prompts no classifier can be better "
-                "than chance; give more prompts, a larger --dev-share, or a fixed --inlp-stop."
+                "than chance; give more prompts, a larger dev split, or a fixed accuracy to stop at.",
+                dev_share="",
+                inlp_stop="0.55",
             )
         least = int(counts[enough][0])
         return lambda said: (said == y_dev).sum(-1) >= least

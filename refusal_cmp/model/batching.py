@@ -84,7 +84,10 @@ class RowBudget:
                 raise
             if rows <= least:
                 raise RefusalCmpError(
-                    f"{rows} prompts do not fit in the memory of {self.device}; use --dtype bfloat16 or another device."
+                    f"{rows} prompts do not fit in the memory of {self.device}; load the model in a smaller dtype, "
+                    "or on another device.",
+                    dtype="bfloat16",
+                    device="",
                 ) from error
             attempt.failed = True
         if attempt.failed:

@@ -75,8 +75,9 @@ class Chat:
     def __init__(self, tokenizer: Any, name: str, generation_config: Any, *, system: str | None = None) -> None:
         if not getattr(tokenizer, "chat_template", None):
             raise RefusalCmpError(
-                f"The tokenizer of {name} has no chat template, so it is not a chat model; give one by "
-                "--chat-template FILE, or choose a chat-tuned model."
+                f"The tokenizer of {name} has no chat template, so it is not a chat model; give one, or choose a "
+                "chat-tuned model.",
+                chat_template="FILE",
             )
         self.tokenizer = tokenizer
         self.name = name
@@ -108,11 +109,12 @@ class Chat:
         if not shared:
             raise RefusalCmpError(
                 f"The chat template of {self.name} puts nothing after the user's text, so there is no "
-                "post-instruction token to read; give another by --chat-template FILE."
+                "post-instruction token to read; give another.",
+                chat_template="FILE",
             )
         return tuple(range(-shared, 0))
 
-    @cached_property
+    @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end a completion: the configuration's, the tokenizer's, and what the template ends answers by.
 
@@ -138,11 +140,11 @@ class Chat:
         return Turns(tuple(dict.fromkeys([*self._markers(after), *self._markers(before)])), self._opened)
 
     def _markers(self, between: str) -> list[str]:
-        """The control tokens of what stands between turns, and the rest of it if there is a letter in it."""
+        """The control tokens of what stands between turns, and the rest of it if that is more than any word."""
         ids = self.tokenizer(between, add_special_tokens=False)["input_ids"]
         controls = [self.tokenizer.decode([token]).strip() for token in ids if self._is_control(token)]
         header = self.tokenizer.decode([token for token in ids if not self._is_control(token)]).strip(" ")
-        return [*controls, header] if any(map(str.isalpha, header)) else controls
+        return [*controls, header] if any(map(str.isalpha, header)) and not header.isalnum() else controls
 
     @property
     def _opened(self) -> str:
@@ -195,8 +197,8 @@ class Chat:
             except (TemplateError, TypeError) as error:
                 reason = str(error)
         raise RefusalCmpError(
-            f"The chat template of {self.name} does not work ({reason}); mend it, or give another by "
-            "--chat-template FILE."
+            f"The chat template of {self.name} does not work ({reason}); mend it, or give another.",
+            chat_template="FILE",
         )
 
     def _check_system(self) -> None:
@@ -209,8 +211,10 @@ class Chat:
         except (TemplateError, TypeError) as error:
             reason = str(error)
         raise RefusalCmpError(
-            f"The chat template of {self.name} takes no system prompt ({reason}); leave out --system, or give "
-            "another template by --chat-template FILE."
+            f"The chat template of {self.name} takes no system prompt ({reason}); leave the prompt out, or give "
+            "another template.",
+            system="",
+            chat_template="FILE",
         )
 
     def tokenize(self, instructions: Sequence[str]) -> list[list[int]]:

@@ -86,7 +86,7 @@ def _check_device(device: str) -> None:
     if torch.cuda.is_available():
         there.append("cuda")
     if device not in there:
-        raise RefusalCmpError(f"There is no device {device!r} here; give one of {', '.join(there)} by --device.")
+        raise RefusalCmpError(f"There is no device {device!r} here; give one of {', '.join(there)}.", device="")
 
 
 def _size(config: Any, precision: torch.dtype, *, trust_remote_code: bool) -> int:
@@ -106,8 +106,9 @@ def _bitsandbytes(quantization: str, precision: torch.dtype) -> Any:
 
     if find_spec("bitsandbytes") is None:
         raise RefusalCmpError(
-            f"--quantization {quantization} needs the package bitsandbytes, which is not installed; install it, or use "
-            "--quantization none."
+            f"Quantization to {quantization} needs the package bitsandbytes, which is not installed; install it, or do "
+            "without.",
+            quantization="none",
         )
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
@@ -117,8 +118,9 @@ def _bitsandbytes(quantization: str, precision: torch.dtype) -> Any:
 def _explained(name: str, error: Exception) -> RefusalCmpError:
     if "trust_remote_code" in str(error):
         return RefusalCmpError(
-            f"Model {name!r} brings Python code of its own, which is not run unasked; read that code, and add "
-            "--trust-remote-code if you trust it."
+            f"Model {name!r} brings Python code of its own, which is not run unasked; read that code, and say so if "
+            "you trust it.",
+            trust_remote_code="",
         )
     reason = str(error).strip().split("\n")[0].rstrip(".")
     return RefusalCmpError(

@@ -151,7 +151,8 @@ def select(table: pd.DataFrame, rule: Rule, n_layers: int) -> pd.DataFrame:
     if ranked.empty:
         raise RefusalCmpError(
             f"Every score of {table['method'].iloc[0]} is NaN, so nothing can be selected; "
-            "load the model in another precision (--dtype float32 or bfloat16)."
+            "load the model in another precision.",
+            dtype="float32 or bfloat16",
         )
     table["rank"] = pd.Series(range(1, len(ranked) + 1), index=ranked.index, dtype="Int64")
     candidates, table["kl_budget"] = _candidates(table, rule)

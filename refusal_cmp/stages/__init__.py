@@ -94,8 +94,10 @@ def _check_upstream(session: Session, upstream: Sequence[str]) -> None:
             if before.get(name) != value:
                 raise RefusalCmpError(
                     f"The setting {name.replace('_', '-')} was {before.get(name)!r} in {stage} of "
-                    f"{session.run.path}, is now {value!r}, and matters to it; start from there with --force, or name "
-                    "another run with --alias."
+                    f"{session.run.path}, is now {value!r}, and matters to it; redo the run from there, or name "
+                    "another.",
+                    force="",
+                    alias="NAME",
                 )
 
 

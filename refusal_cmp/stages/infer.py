@@ -65,7 +65,7 @@ def _report_endings(session: Session) -> None:
     cut = sum(answer.finish == "length" for answer in answers)
     if cut > len(answers) / 2:
         session.say(
-            f"Warning: {cut} of the {len(answers)} completions of the unedited model end at --max-new-tokens "
+            f"Warning: {cut} of the {len(answers)} completions of the unedited model end at max-new-tokens, "
             f"{session.config.max_new_tokens}, not where its turn ends: raise it, or look at them to see whether the "
             "model stops at all; late refusals are missed until then."
         )

@@ -79,7 +79,8 @@ def _filtered(session: Session, drawn: dict[str, Sampled]) -> dict[str, Any]:
     if not 0 <= min(tokens) <= max(tokens) < vocabulary:
         raise RefusalCmpError(
             f"The refusal tokens {', '.join(map(str, tokens))} must be among the model's, 0 to {vocabulary - 1}; give "
-            "others by --refusal-tokens, or none."
+            "others, or none.",
+            refusal_tokens="",
         )
     if config.filter_prompts:
         for name, sampled in prompts.items():
@@ -115,7 +116,8 @@ def _report_dropped(session: Session, counts: dict[str, dict[str, int]]) -> None
         if left == 0:
             raise RefusalCmpError(
                 f"No prompt of {name} is left: the model does not do as expected on any of {count['sampled']}; choose "
-                "another model or other prompts, or keep them with --no-filter-prompts."
+                "another model or other prompts, or keep those.",
+                no_filter_prompts="",
             )
 
 

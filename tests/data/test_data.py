@@ -291,10 +291,10 @@ def test_columns_can_be_named(tmp_path):
             "my.csv",
             "a,b\n1,2\n",
             Columns(),
-            r"no column called one of instruction, .*; its columns are a, b: .*--column",
+            r"no column called one of instruction, .*; its columns are a, b: name one of them",
         ),
         ("my.csv", "a,b\n1,2\n", Columns(("x", "y")), r"no column called x or y; its columns are a, b"),
-        ("my.csv", "goal,b\n1,2\n", Columns(category="kind"), r"no column called kind; .* --category-column"),
+        ("my.csv", "goal,b\n1,2\n", Columns(category="kind"), r"no column called kind; .* name one of them"),
         ("my.csv", "goal\nShould I, or not?\n", Columns(), r"Row 1 of .* has more fields .* in quotes"),
         ("my.csv", 'goal\n"open\n', Columns(), r"Line 2 of .* is not CSV"),
         ("my.csv", "", Columns(), "holds no prompt"),
@@ -371,7 +371,7 @@ def test_splits_of_a_file_are_kept(tmp_path):
 def test_a_set_without_one_of_its_splits_is_not_learned_from(tmp_path):
     for split in ("val", "test"):
         write(tmp_path / f"{split}.txt", "One?\n")
-    with pytest.raises(RefusalCmpError, match=r"The train split of .* is empty.*--eval-datasets"):
+    with pytest.raises(RefusalCmpError, match=r"The train split of .* is empty.*to test on only"):
         draw(str(tmp_path / "test.txt"), ALL, 0, columns=Columns(), near_duplicates=None, say=silent)
 
 

@@ -80,7 +80,7 @@ def values(evaluation) -> dict[tuple[str, str], float]:
 def test_shares_add_up_and_categories_add_up_to_the_whole(tiny, answers):
     found = values(evaluator("refusal").evaluate(subject(tiny, baseline(), answers)))
     for dataset in ("harmful", "harmless"):
-        shares = [found[dataset, name] for name in ("refusal", "effective_compliance", "degenerate")]
+        shares = [found[dataset, name] for name in ("refusal", "compliance", "degenerate", "unfinished")]
         assert sum(shares) == pytest.approx(1)
         halves = [found[f"{dataset}:{name}", "refusal"] for name in ("odd", "even")]
         assert np.mean(halves) == pytest.approx(found[dataset, "refusal"])
@@ -92,7 +92,7 @@ def test_a_collapsed_completion_is_no_compliance_although_the_published_measure_
     collapsed = {"harmful": [Answer("How?", "", "To" * 60, 60, "length")]}
     found = values(evaluator("refusal").evaluate(subject(None, baseline(), collapsed)))
     assert found["harmful", "attack_success"] == 1
-    assert found["harmful", "effective_compliance"] == 0
+    assert found["harmful", "compliance"] == 0
     assert found["harmful", "degenerate"] == 1
 
 

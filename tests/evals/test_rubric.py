@@ -112,6 +112,7 @@ def test_a_rubric_that_cannot_be_used_is_an_error(tmp_path, content):
         judge({}, ["x"], rubric_prompt=path)
 
 
-def test_no_judge_is_an_error_that_names_the_option():
-    with pytest.raises(RefusalCmpError, match="--rubric-model"):
+def test_no_judge_is_an_error_that_names_the_setting():
+    with pytest.raises(RefusalCmpError, match="needs a judge, and none is named") as caught:
         rubric(openai_url="http://localhost:1/v1").evaluate(subject(["x"]))
+    assert "rubric_model" in caught.value.settings

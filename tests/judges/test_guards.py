@@ -17,13 +17,14 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from refusal_cmp.api import plan_intervention
 from refusal_cmp.config import load_config
-from refusal_cmp.data import DATASETS
+from refusal_cmp.data import DATASETS, Document
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Subject, configured
 from refusal_cmp.judges import Backend, answer_all, tokenizer_of
 from refusal_cmp.judges.completion import judge
 from refusal_cmp.judges.formats import HarmBench, Judgement, LlamaGuard, choose_format
 from refusal_cmp.judges.hf import HFBackend
+from refusal_cmp.judges.language import learn, read_answers
 from refusal_cmp.judges.openai import OpenAIBackend
 from refusal_cmp.model import model_path
 from refusal_cmp.model.generation import Answer
@@ -116,8 +117,9 @@ def test_auto_format_goes_by_the_name(guard, kind, tmp_path):
 
 
 def test_a_name_that_tells_no_format_is_an_error_and_the_option_settles_it():
-    with pytest.raises(RefusalCmpError, match="--guard-format"):
+    with pytest.raises(RefusalCmpError, match="say whether it is llama-guard or harmbench") as caught:
         choose_format("auto", "my-own-judge", None)
+    assert "guard_format" in caught.value.settings
     assert isinstance(choose_format("llama-guard", "my-own-judge", None), LlamaGuard)
 
 
@@ -136,8 +138,9 @@ def test_harmbench_prompt_of_the_repository_is_read_and_not_run(monkeypatch, tmp
     copy.parent.mkdir(parents=True)
     copy.write_text(source)
     if asked is None:
-        with pytest.raises(RefusalCmpError, match="--guard-prompt"):
+        with pytest.raises(RefusalCmpError, match="give HarmBench's classifier prompt") as caught:
             choose_format("harmbench", "x", None)
+        assert caught.value.settings == {"guard_prompt": "FILE"}
     else:
         assert choose_format("harmbench", "x", None).request("a", "b") == asked
 
@@ -220,13 +223,17 @@ def test_tiny_guard_on_what_tiny_refuser_says(tiny, tiny_fields, guard):
         plan_intervention("reflection", field, layer=7, position=-1, scope="all", strength=2.0),
     ]
     kinds, asked, expected = [], [], []
+    own = instructions("tiny-harmless", "val", 32)
+    answers = tiny.generate(own, max_new_tokens=40)
+    language = learn(tiny, [Document(one.text, prompt) for prompt, one in zip(own, answers, strict=True)])
     for plan in plans:
         for label in ("harmful", "harmless"):
             prompts = instructions(f"tiny-{label}", "test", 192)[::6]
             with tiny.edited(plan):
                 completions = tiny.generate(prompts, max_new_tokens=40)
-            for prompt, completion in zip(prompts, completions, strict=True):
-                how = judge(completion.text, completion.finish).verdict
+            answered = [Document(one.text, prompt) for prompt, one in zip(prompts, completions, strict=True)]
+            for prompt, completion, loss in zip(prompts, completions, read_answers(tiny, answered), strict=True):
+                how = judge(completion.text, completion.finish).verdict if language.holds(loss) else "degenerate"
                 kinds.append((label, how))
                 asked.append(LlamaGuard().request(prompt, completion.text))
                 expected.append(label == "harmful" and how == "complied")
@@ -413,15 +420,17 @@ def test_address_and_key_from_the_environment(monkeypatch):
 @pytest.mark.parametrize("url", [None, "localhost:8000", "ftp://host/v1", f"https://user:{KEY}@host/v1", "http://"])
 def test_an_address_that_is_none(monkeypatch, url):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
-    with pytest.raises(RefusalCmpError, match="--openai-url") as caught:
+    with pytest.raises(RefusalCmpError, match="address of an endpoint") as caught:
         OpenAIBackend("g", url)
+    assert caught.value.settings == {"openai_url": "URL"}
     assert KEY not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", [f"{KEY} {KEY}", f"{KEY}\n{KEY}", f"{KEY}é"])
 def test_a_key_that_is_none_is_not_shown(key):
-    with pytest.raises(RefusalCmpError, match="--openai-key") as caught:
+    with pytest.raises(RefusalCmpError, match="key of the endpoint must be letters") as caught:
         OpenAIBackend("g", "http://localhost:1/v1", SecretStr(key))
+    assert caught.value.settings == {"openai_key": ""}
     assert KEY not in str(caught.value)
 
 

@@ -105,7 +105,7 @@ BASIS = rows(2)
         ({"basis": torch.cat([BASIS, BASIS.sum(0, keepdim=True)])}, PLACED, "3 rows of .* span only 2 dimensions"),
         ({"direction": rows(1, 5)[0]}, PLACED, r"have 5 numbers, and the model's residual stream has \d+"),
         ({"direction": rows(1, 5)[0], "basis": rows(2, 6)}, PLACED, "has 5 numbers and its basis 6"),
-        ({"direction": rows(1)[0]}, None, "does not say which layer .* --direction-at POSITION,LAYER"),
+        ({"direction": rows(1)[0]}, None, "does not say which layer .*; give its place"),
         ({"direction": rows(1)[0]}, {"layer": "x"}, "does not say which layer"),
         ({"direction": rows(1)[0]}, {"layer": "99"}, r"is for component \(-1, 99\), and the model has positions"),
         (

@@ -160,6 +160,7 @@ def test_the_pipeline_runs_on_a_saved_folder(model, tmp_path):
             "evals": "refusal",
             "inlp_max_k": 1,
             "inlp_stop": "0.01",
+            "refusal_tokens": "1,2",  # random weights refuse nothing
         },
     )
     session = Session(config, RunDir(tmp_path / "run"))

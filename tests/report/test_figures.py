@@ -84,7 +84,7 @@ def test_what_was_not_measured_is_said_not_drawn(data):
 def test_effects_by_k_are_drawn_only_where_they_were_measured(data):
     without = replace(data, results=data.results[data.results["metric"] == "compression"])
     (one,) = FIGURES["inlp"](without)
-    assert len(one.figure.axes) == 1
+    assert [ax.get_ylabel() for ax in one.figure.axes] == ["accuracy on the dev split", "directions found"]
 
 
 @pytest.mark.parametrize("baseline", [True, False])

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from refusal_cmp.config import load_config
-from refusal_cmp.run.contents import PLANS, read_fields, read_plans, read_selections
+from refusal_cmp.run.contents import PLANS, read_fields, read_plans, read_selections, scores_file
 from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Rule, select
@@ -98,11 +98,11 @@ def comparison(tiny, tmp_path_factory):
 
 
 def test_candidates_of_inlp_are_scored_by_the_norm_of_the_selected_difference_in_means(comparison):
-    made = comparison.run.manifest["artifacts"]
-    field, selection = read_fields(comparison)[0], read_selections(comparison)[0]
-    norm = field.means.distance(selection.selected)
-    assert made["select/inlp.local.safetensors"]["sources"]["selected norm"] == pytest.approx(norm)
-    assert "selected norm" not in made["select/diff-in-means.local.safetensors"]["sources"]
+    means, inlp = read_fields(comparison)
+    made = [comparison.run.manifest["artifacts"][scores_file(one.method, "local")] for one in (means, inlp)]
+    assert "selected norm" not in made[0]["sources"]
+    norm = means.means.distance(read_selections(comparison)[0].selected)
+    assert made[1]["sources"]["selected norm"] == pytest.approx(norm)
 
 
 def test_additions_are_the_same_whatever_the_scope(comparison):
@@ -126,8 +126,8 @@ def test_just_one_acts_at_the_first_of_the_unfiltered_ranking(comparison):
 
 def test_every_plan_says_how_it_differs_from_the_defaults(comparison):
     labels = [row["label"] for row in comparison.run.read_json(PLANS)]
-    assert "inlp/reflection[pool=all,compose=component]:2@top100" in labels
-    assert "inlp/actadd[pool=all,spread=false,norm=selected,layers=selected]:-1@top100" in labels
+    assert "inlp[k=full]/reflection[pool=all,compose=component]:2@top100" in labels
+    assert "inlp[k=full]/actadd[pool=all,spread=false,norm=selected,layers=selected]:-1@top100" in labels
 
 
 def test_the_original_runs_on_the_embedded_model(tiny, tmp_path):

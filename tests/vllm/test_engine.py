@@ -144,10 +144,11 @@ def test_an_exported_model_in_plain_vllm_gives_the_hooked_completions(tiny, tiny
 
 def test_too_little_memory_is_one_sentence(tiny, monkeypatch):
     monkeypatch.setattr(vllm_engine, "CPU_CACHE_BYTES", 2**50)
-    with pytest.raises(RefusalCmpError, match="lower --vllm-gpu-memory-utilization"):
+    with pytest.raises(RefusalCmpError, match="lower its share of it") as caught:
         VLLMEngine(model_path("tiny-refuser"), tiny)
+    assert {"vllm_gpu_memory_utilization", "engine"} <= set(caught.value.settings)
 
 
 def test_another_device_than_vllm_is_made_for_is_one_sentence(tiny):
-    with pytest.raises(RefusalCmpError, match="runs on cpu, and --device is cuda:1"):
+    with pytest.raises(RefusalCmpError, match="runs on cpu, and the device is cuda:1"):
         VLLMEngine(model_path("tiny-refuser"), tiny, device="cuda:1")
