@@ -69,7 +69,7 @@ def test_a_figure_has_the_same_bytes_every_time(data):
 def test_what_was_not_measured_is_said_not_drawn(data):
     without = replace(
         data,
-        results=data.results[data.results["metric"] == "kl"],
+        results=data.results[data.results["metric"] == "compression"],
         rankings=None,
         magnitude=None,
         landings=None,
@@ -82,7 +82,7 @@ def test_what_was_not_measured_is_said_not_drawn(data):
 
 
 def test_effects_by_k_are_drawn_only_where_they_were_measured(data):
-    without = replace(data, results=data.results[data.results["metric"] == "kl"])
+    without = replace(data, results=data.results[data.results["metric"] == "compression"])
     (one,) = FIGURES["inlp"](without)
     assert [ax.get_ylabel() for ax in one.figure.axes] == ["accuracy on the dev split", "directions found"]
 

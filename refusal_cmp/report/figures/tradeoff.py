@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from refusal_cmp.evals import measure_of
 from refusal_cmp.plan import BASELINE
 from refusal_cmp.report.answer import ENOUGH, Cost, cost_of, costs, pareto
 from refusal_cmp.report.data import RunData
@@ -36,6 +36,8 @@ from refusal_cmp.report.figures._style import (
 from refusal_cmp.report.wording import counted, percent, scope_name, sentence_list
 
 TITLE = "Harmful prompts answered against what is lost"
+LETTERS = 13
+"""Of a label, to the inch of a panel."""
 ROWS = 2
 """Costs that are drawn."""
 NAMED = 3
@@ -66,11 +68,7 @@ def _figure(data: RunData, measured: Sequence[Cost]) -> Figure:
             _panel(ax, data, cost, scope, colours, markers, front)
         row[0].set_ylabel("harmful prompts answered,\nin language")
         for ax in row:
-            ax.set_xlabel(
-                "accuracy lost"
-                if cost.unit == "share"
-                else f"increase of {measure_of(cost.metric).in_a_sentence}, {cost.unit}"
-            )
+            ax.set_xlabel(textwrap.fill(_lost_in_words(cost), int(LETTERS * PAGE / len(scopes))))
     for scope, ax in zip(scopes, axes[0], strict=True):
         ax.set_title(scope_name(scope))
     legend_below(
@@ -129,6 +127,13 @@ def _panel(
         loss_axis(ax, "x", min(x for _, x, _ in front))
     ax.set_ylim(-0.04, 1.05)
     percent_axis(ax.yaxis)
+
+
+def _lost_in_words(cost: Cost) -> str:
+    """What an axis of a cost shows."""
+    if cost.unit == "share":
+        return f"{cost.name}, lost"
+    return f"increase of {cost.name}, {cost.unit}"
 
 
 def _lost(data: RunData, cost: Cost) -> list[float]:
