@@ -79,9 +79,10 @@ def test_results_hold_the_full_grid_with_intervals(finished):
     rates = whole[whole["metric"].isin(["refusal", "compliance", "degenerate", "unfinished"])]
     sums = rates.groupby(["method", "intervention", "strength", "scope", "dataset"], dropna=False)["value"].sum()
     assert sums.round(9).eq(1).all()
-    assert results[["value", "ci_low", "ci_high", "n"]].notna().all().all()
-    assert (results["ci_low"] <= results["value"]).all()
-    assert (results["value"] <= results["ci_high"]).all()
+    estimates = results[results["metric"] != "language_threshold"]  # a line that was drawn, not an estimate
+    assert estimates[["value", "ci_low", "ci_high", "n"]].notna().all().all()
+    assert (estimates["ci_low"] <= estimates["value"]).all()
+    assert (estimates["value"] <= estimates["ci_high"]).all()
 
 
 def test_identical_plans_are_run_once_and_have_the_same_numbers(finished):
@@ -139,7 +140,7 @@ def test_methods_in_another_order_are_the_same_plans(copied, tiny, generated):
 
 
 def test_a_method_that_select_has_not_scored_is_named(copied, tiny):
-    message = r"select has not scored inlp\[k=1\] in .*, only diff-in-means, inlp; run `refusal-cmp select`"
+    message = r"select has not scored inlp\[k=full\] in .*, only diff-in-means, inlp; run `refusal-cmp select`"
     with pytest.raises(RefusalCmpError, match=message):
         start(copied, tiny, stages=("infer",), inlp_k="full,1")
 
