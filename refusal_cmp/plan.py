@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from refusal_cmp.config import Site
@@ -67,7 +68,7 @@ class Plan:
         places: dict[str, dict[str, str]] = {}
         for place, edit in self.edits.items():
             for term, tensor in edit.tensors().items():
-                values = tensor.float().contiguous().cpu()
+                values = tensor.float().cpu().clone(memory_format=torch.contiguous_format)  # views share memory
                 name = names.setdefault(repr(values.shape).encode() + values.numpy().tobytes(), str(len(names)))
                 tensors[name] = values
                 places.setdefault(f"{place.layer}.{place.site}", {})[term] = name
