@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from _measure import write
 from scipy.special import expit
-from scipy.stats import bootstrap, pearsonr, t
+from scipy.stats import bootstrap, t
 
 from refusal_cmp.activations import Labelled, dev_split
 from refusal_cmp.methods.inlp import INLP
-from refusal_cmp.statistics import Estimate, holm, mean, paired_difference, rate, rate_among, resampled, weighted_mean
+from refusal_cmp.statistics import Estimate, holm, mean, paired_difference, rate, rate_among, weighted_mean
 from refusal_cmp.statistics.agreement import agreements
 from refusal_cmp.statistics.ranks import RESAMPLES, rank_agreement, spearman
 
@@ -199,18 +199,6 @@ def rank_correlations(rng: np.random.Generator) -> Iterator[Row]:
         }
 
 
-def correlations(rng: np.random.Generator) -> Iterator[Row]:
-    """Coverage of the percentile interval of Pearson's r and of Spearman's ρ."""
-    for name, statistic in (("Pearson’s r", lambda x, y: pearsonr(x, y).statistic), ("Spearman’s ρ", spearman)):
-        for rho in (0.0, 0.7, 0.95):
-            held = []
-            true = rho if statistic is not spearman else 6 / np.pi * np.arcsin(rho / 2)
-            for _ in range(REPEATS // 5):
-                x, z = rng.standard_normal((2, COMPARED_AT))
-                held.append(_holds(resampled(statistic, x, rho * x + np.sqrt(1 - rho**2) * z), true))
-            yield {"of normal values": name, "true": float(true), "n": COMPARED_AT, "covered": float(np.mean(held))}
-
-
 def inlp_on_noise(rng: np.random.Generator) -> Iterator[Row]:
     """Directions that INLP finds in noise where there are 18 harmful and 90 harmless prompts, and where 54 of each."""
     for harmful in (18, 54):
@@ -237,7 +225,6 @@ QUESTIONS: dict[str, Callable[[np.random.Generator], Iterator[Row]]] = {
     "best": best_of_many,
     "kappa": kappas,
     "rho": rank_correlations,
-    "correlations": correlations,
     "inlp": inlp_on_noise,
 }
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-SIMULATED = ("means", "losses", "differences", "best", "kappa", "rho", "correlations", "inlp")
+SIMULATED = ("means", "losses", "differences", "best", "kappa", "rho", "inlp")
 """Questions of benchmarks/simulations.py."""
 INSERT = re.compile(r"^<!-- insert: ([a-z-]+)(?: ([a-z-]+))? -->$", re.MULTILINE)
 
