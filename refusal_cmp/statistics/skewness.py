@@ -2,7 +2,7 @@
 
 The t of a mean of n values,  t = (x̄ − μ) / (s / √n),  is skewed the other way round from the values: a sample that
 missed the long tail has a mean that is too low and an s that is too small at once. Student's interval of the mean of
-48 lognormal values (log standard deviation 1.5) covers 81 %, the bootstraps BCa and t 86 and 90 % (docs/statistics.md).
+48 lognormal values (log standard deviation 1.5) covers 82 %, the bootstraps BCa and t 86 and 91 % (docs/statistics.md).
 
 How far t reaches is told by the sample's own skewness (Johnson 1978, J. Am. Stat. Assoc. 73:536, corrects t by it). So:
 of simulated lognormal samples of the same size, of log standard deviations from 0 to `WIDEST`, to either side, those
