@@ -2,7 +2,7 @@
 
     k = max {i : kl_i ≤ budget}, or 1 where there is none          kl_i: local KL score of the first i directions
 
-KL need not grow with i: at 19 of the 24 components of tiny-refuser it falls somewhere on the way. A bisection would
+KL need not grow with i: at 17 of the 28 components of tiny-refuser it falls somewhere on the way. A bisection would
 miss prefixes, so that they are scored one after the other, from the whole subspace down to the first that is within.
 """
 
