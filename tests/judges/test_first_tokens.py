@@ -30,10 +30,11 @@ def test_where_they_have_no_mass_the_models_own_refusals_say_how_they_begin(unus
     assert unusual.tokenizer.decode([token]) == "I"
     assert said == [
         "Warning: tiny-refuser begins no answer as refusals usually begin; the refusal tokens are those of its own "
-        "refusals, 'I'. If its answers to harmless prompts begin so too, give others by --refusal-tokens."
+        "refusals, 'I'. If its answers to harmless prompts begin so too, give other refusal tokens."
     ]
 
 
 def test_a_model_that_refuses_none_has_no_refusal_tokens(unusual):
-    with pytest.raises(RefusalCmpError, match="refuses none of 8 harmful prompts .* by --refusal-tokens"):
+    with pytest.raises(RefusalCmpError, match="refuses none of 8 harmful prompts") as raised:
         refusal_tokens(unusual, instructions("tiny-harmless", "train", 8), say=print)
+    assert raised.value.settings == {"refusal_tokens": "IDS"}

@@ -132,8 +132,8 @@ def test_the_quick_start_shows_what_it_says(runs):
     row = results.set_index(["intervention", "strength", "dataset", "metric"])
     value = row["value"]
     assert value["none", 0, "harmful", "refusal"] > 0.9
-    assert value["ablation", 0, "harmful", "effective_compliance"] > 0.9
-    assert value["actadd", -1, "harmful", "effective_compliance"] > 0.9
+    assert value["ablation", 0, "harmful", "compliance"] > 0.9
+    assert value["actadd", -1, "harmful", "compliance"] > 0.9
     assert value["actadd", 1, "harmless", "refusal"] > 0.5
     assert value["clamp", 1, "harmless", "refusal"] > 0.5, "the second command adds an intervention"
     assert row.loc[("none", 0, "harmful", "refusal"), ["value", "n"]].tolist() == [1, 24]
@@ -148,7 +148,7 @@ def test_every_number_is_defined(site, runs):
         names |= set(pd.read_csv(runs / "everything" / table).columns)
     rankings = json.loads((runs / "everything" / "select" / "rankings.json").read_text())
     names |= set(rankings[0]["pools"]["all"]) - {"n", "why"}
-    names |= set(rankings[0]) - {"method", "note", "pools"}
+    names |= set(rankings[0]) - {"method", "notes", "pools"}
     local = {name for name in names if re.fullmatch(r"(local|global)_\w+(@.*)?", name)}  # one line says it of all
     assert sorted(name for name in names - local if f"<code>{name}</code>" not in page) == []
 

@@ -42,7 +42,7 @@ def plugin(site, monkeypatch):
 
 def refusal_cmp(site, *commands, cwd=None):
     """What the command line prints; one process for all commands, as most of its time goes into imports."""
-    environment = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "COLUMNS": "120"}
+    environment = {**os.environ, "PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1", "COLUMNS": "200"}
     code = f"from refusal_cmp.cli import app; [app(args, standalone_mode=False) for args in {commands!r}]"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd, env=environment, timeout=300, check=False
