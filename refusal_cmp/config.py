@@ -521,6 +521,10 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
         given = {_test_label(name): name for name in self.eval_datasets if name not in KINDS}
         return {label: self._source(name) for label, name in given.items()}
 
+    def test_source(self, label: str) -> str:
+        """The registered name or path that the prompts of a test set come from."""
+        return self.other_sets.get(label) or getattr(self, label)
+
     def _source(self, name: str) -> str:
         played = ROLE.fullmatch(name)
         return played["source"] if played else self.contrast if name == CONTRAST else name

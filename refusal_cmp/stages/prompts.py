@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from refusal_cmp.config import KINDS, is_path
+from refusal_cmp.config import KINDS, RunConfig, is_path
 from refusal_cmp.data import SPLITS, Columns, Prompt, Split
 from refusal_cmp.data.files import digests
 from refusal_cmp.data.sampling import EARLIER, Sampled, check_apart, draw, unlike_learned
@@ -149,18 +149,25 @@ def _write_test(session: Session, dataset: str, prompts: list[Prompt]) -> None:
         "prompts": [asdict(prompt) for prompt in sampled],
     }
     session.run.write_json(prompts_file(config, dataset), content)
-    session.run.record(prompts_file(config, dataset), {}, _test_sources(session, dataset))
+    session.run.record(prompts_file(config, dataset), _source_of(config, dataset), _test_sources(session, dataset))
 
 
 def _is_drawn(session: Session, dataset: str) -> bool:
     """Whether the prompts of a test set that is not the run's own are there."""
-    return session.run.is_fresh(prompts_file(session.config, dataset), {}, _test_sources(session, dataset))
+    config = session.config
+    return session.run.is_fresh(
+        prompts_file(config, dataset), _source_of(config, dataset), _test_sources(session, dataset)
+    )
+
+
+def _source_of(config: RunConfig, dataset: str) -> dict[str, Any]:
+    return {dataset: config.other_sets[dataset]}
 
 
 def _test_sources(session: Session, dataset: str) -> dict[str, Any]:
     config = session.config
     name = config.other_sets[dataset]
-    facts = {"name": name, "n": config.prompts(config.n_test), "seed": config.seed}
+    facts = {"n": config.prompts(config.n_test), "seed": config.seed}
     return {**_digests(session, prompts_file(config, dataset), name), **facts}
 
 
