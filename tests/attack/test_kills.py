@@ -29,7 +29,7 @@ QUICK = {
     "max_new_tokens": 6,
     "tasks": "world_statements",
 }
-UNITS = {"extract": 3, "select": 20, "infer": 8, "evaluate": 15}
+UNITS = {"extract": 2, "select": 15, "infer": 8, "evaluate": 4}
 """Fewest lives of a stage that is killed at the first thing it keeps, over and over."""
 
 
@@ -90,7 +90,8 @@ def now(path):
 @pytest.mark.parametrize("stage", UNITS)
 def test_every_life_that_finishes_one_unit_gets_on(tiny, tmp_path, stage):
     """Killed as soon as one more thing is finished, over and over: the stage ends, and as it would have at once."""
-    until, flags = STAGES.index(stage), {"methods": "diff-in-means,inlp", "inlp_max_k": 3, "compare_rankings": True}
+    until, flags = STAGES.index(stage), {"interventions": "ablation", "compare_rankings": True, "evals": "refusal,kl"}
+    flags |= {"n_train": 24, "n_val": 2}
     first = tmp_path / "first"
     if until:
         work(first, tiny, STAGES[:until], **flags)
