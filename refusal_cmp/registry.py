@@ -16,7 +16,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
@@ -177,7 +177,7 @@ class Registry(Generic[T]):
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
         self._discovered = True
-        for entry_point in entry_points(group=self.package):
+        for entry_point in _of_others(self.package):
             self._load(entry_point)
 
     def _load(self, entry_point: EntryPoint) -> None:
@@ -200,6 +200,21 @@ class Registry(Generic[T]):
             f"The {self.kind} plugin {name!r} ({place}) cannot be used: {reason}; mend or uninstall its package.",
             stacklevel=2,
         )
+
+
+def _of_others(group: str) -> list[EntryPoint]:
+    """The entry points of installed packages; a package whose list of them is damaged has none."""
+    try:
+        return list(entry_points(group=group))
+    except Exception:  # a file of anybody's: it is found below
+        found: list[EntryPoint] = []
+    for package in distributions():
+        try:
+            found += package.entry_points.select(group=group)
+        except Exception as error:
+            place = getattr(package, "_path", package)
+            warnings.warn(f"What {place} adds cannot be read ({_reason(error)}); install it anew.", stacklevel=2)
+    return found
 
 
 def _place(plugin: Any) -> str:
@@ -230,7 +245,7 @@ def described(package: str, decorator: str) -> list[tuple[str, str, str]]:
     decorator
         What registers: `register_extractor`.
     """
-    if entry_points(group=package):
+    if _of_others(package):
         importlib.import_module(package)
         return Registry.of_package[package][0].describe()
     top, *inner = package.split(".")

@@ -6,11 +6,14 @@ import io
 import os
 import pty
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 from unicodedata import category
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
@@ -19,7 +22,10 @@ from rich.table import Table
 from rich.text import Text
 
 from refusal_cmp.commands.compare import Diff, Entry, print_diff
-from refusal_cmp.commands.show import live_progress
+from refusal_cmp.commands.inspect import Inspection, Reading, Response, print_inspection
+from refusal_cmp.commands.show import live_progress, print_rankings, print_summary
+from refusal_cmp.run.directory import RunDir
+from refusal_cmp.subspace import Component
 from refusal_cmp.terminal import JOINERS, LAYOUT, SIGNS, UNSEEN, Terminal, line, lines, visible
 
 EVIL = (
@@ -30,6 +36,9 @@ SHOWN = (
     r"\x1b[31mred\x07\x00\x7f\x9b2J\r\x85 \u202egnp\u2066\u2069\u200e\u061c \u200b\ufeff\u2028\u2029\ud800 [bold]x[/] "
     ":bomb:"
 )
+NAME = "r\x1b[2J\u202e\n[red]é"
+NAME_SHOWN = r"r\x1b[2J\u202e\n[red]é"
+RUN = Path(__file__).parents[1] / "runs/tiny-refuser"
 FOREIGN = [
     "Ça coûte 5 €, naïve – “so”",
     "面包和水，好。",
@@ -128,6 +137,37 @@ def test_what_differs_between_runs_is_escaped_on_any_console(console):
     assert "\x1b" not in text
 
 
+@pytest.mark.parametrize("console", [Console, Terminal])
+def test_a_prompt_and_an_answer_are_escaped_on_any_console(console):
+    means = torch.tensor([[0.0], [1.0]])
+    reading = Reading(f"{EVIL}\n", Component(-1, 0), torch.tensor([[0.2], [0.4]]), means, torch.ones(1))
+    answers = [Response(f"{EVIL}\n", 0.0, text, "complied") for text in (f"{EVIL}\nnext", "")]
+    shown = console(file=io.StringIO(), width=400)
+    print_inspection(shown, Inspection([" \x1b[2J\n", "\u2028"], [reading], answers))
+    text = shown.file.getvalue()
+    assert text.count(rf"{SHOWN}\n") == 3
+    assert text.count(SHOWN) == 4
+    assert r"\x1b[2J⏎" in text
+    assert r"\u2028" in text
+    assert re.search("^next", text, re.MULTILINE)
+    assert "(nothing)" in text
+    assert not re.search("[\x00-\x09\x0b-\x1f\u2028]", text)
+
+
+@pytest.mark.parametrize("console", [Console, Terminal])
+def test_a_summary_says_where_it_is_as_text(console, tmp_path):
+    run = RunDir(tmp_path / NAME)
+    for file in ("results.csv", "select/rankings.json"):
+        (run.path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(RUN / file, run.path / file)
+    shown = console(file=io.StringIO(), width=400)
+    print_summary(shown, run)
+    print_rankings(shown, run)
+    text = shown.file.getvalue()
+    assert text.count(rf"{NAME_SHOWN}") == 2
+    assert "\x1b" not in text
+
+
 # Commands
 
 
@@ -154,14 +194,11 @@ def unstyled(shown):
     return re.sub(rb"\x1b\[[0-9;]*m", b"", shown).replace(b"\r\n", b" ")
 
 
-NAME = "r\x1b[2J\u202e\n[red]é"
-
-
 def test_a_path_on_a_terminal_is_text(tmp_path):
     (tmp_path / NAME).mkdir()
     code, shown = on_a_terminal("compare", NAME, NAME, cwd=tmp_path)
     assert code == 2
-    assert rb"Error: r\x1b[2J\u202e\n[red]" + "é is not a run directory".encode() in unstyled(shown)
+    assert f"Error: {NAME_SHOWN} is not a run directory".encode() in unstyled(shown)
     assert b"\x1b[2J" not in shown
     assert b"Traceback" not in shown
 
