@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -81,6 +82,22 @@ def _hidden(value: Any) -> Any:
     return value if value is None or isinstance(value, SecretStr) else SecretStr(str(value))
 
 
+def checked_address(url: str) -> str:
+    """The address of an endpoint, which a run writes down; the error does not show it, as a key may be in it."""
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:
+        fits = False
+    if not fits or any(one in "?# " or not one.isprintable() for one in url):
+        raise RefusalCmpError(
+            "The address of an endpoint must be like http://localhost:8000/v1, with the key apart, and this one is "
+            "not; mend it.",
+            openai_url="URL",
+        )
+    return url
+
+
 KINDS = ("harmful", "harmless")
 """The kinds of prompt that a run learns from, and the roles in which its own test prompts are completed."""
 CONTRAST = "contrast"
@@ -134,6 +151,7 @@ RankKey = Literal["bypass", "accuracy-then-bypass"]
 Names = Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(_split), Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Address = Annotated[str, AfterValidator(checked_address)]
 Secret = Annotated[SecretStr | None, BeforeValidator(_hidden)]
 GRID: dict[str, Any] = {"grid": True}
 """Marks a list that spans the grid: adding to it adds work and leaves finished work valid."""
@@ -354,14 +372,16 @@ class MachineSettings(BaseModel):
     vllm_gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="share of a GPU's memory that vLLM may take"
     )
-    openai_url: str | None = Field(
+    openai_url: Address | None = Field(
         None, description="OpenAI-compatible endpoint of guard and rubric; by default OPENAI_BASE_URL"
     )
     openai_key: Secret = Field(
-        None, exclude=True, description="its key, never written anywhere; by default OPENAI_API_KEY"
+        None,
+        exclude=True,
+        description="its key, never written anywhere; by default OPENAI_API_KEY, where no other user can see it",
     )
     openai_concurrency: int = Field(8, ge=1, description="requests under way at a time")
-    openai_timeout: float = Field(60.0, gt=0, description="seconds to wait for an answer")
+    openai_timeout: float = Field(60.0, gt=0, description="seconds that one answer may take")
     runs_dir: Path = Field(Path("runs"), description="folder of run directories")
     alias: str | None = Field(None, description="name of the run directory; by default the model's")
 

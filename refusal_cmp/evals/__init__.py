@@ -173,7 +173,7 @@ def by_category(dataset: str, metric: str, answers: Sequence[Answer], hits: Sequ
     ]
 
 
-EVALUATORS: Registry[type[Evaluator]] = Registry("evaluator", __name__)
+EVALUATORS: Registry[type[Evaluator]] = Registry("evaluator", __name__, Evaluator)
 register_evaluator = EVALUATORS.register
 
 
