@@ -287,6 +287,33 @@ class Chat:
         texts = [self.render(instruction) for instruction in instructions]
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
 
+    @cached_property
+    def _turn_tokens(self) -> frozenset[int]:
+        """Tokens that only a template should write: the special ones, and those between turns."""
+        added = self.tokenizer.added_tokens_decoder
+        special = {*self.tokenizer.all_special_ids, *(token for token, one in added.items() if one.special)}
+        between = (token for token in added if self.tokenizer.decode([token]).strip() in self.turns.markers)
+        return frozenset(token for token in {*special, *between} if self._is_control(token))
+
+    def controls_in(self, instructions: Sequence[str]) -> dict[str, str]:
+        """The instructions that hold control tokens as text, each with its first: `<|im_end|>` ends the user's turn."""
+        if not instructions:
+            return {}
+        read = self.tokenizer(list(instructions), add_special_tokens=False)["input_ids"]
+        found = {
+            instruction: next((token for token in ids if token in self._turn_tokens), None)
+            for instruction, ids in zip(instructions, read, strict=True)
+        }
+        return {text: self.tokenizer.decode([token]).strip() for text, token in found.items() if token is not None}
+
+    @property
+    def unread_tags(self) -> list[str]:
+        """Control tokens by their look, `<|…|>`, that the template writes and the tokenizer reads letter by letter."""
+        written = re.findall(r"<[|｜][^<>\s]+[|｜]>", self.render(PROBE_INSTRUCTIONS[0]))
+        return [
+            tag for tag in dict.fromkeys(written) if len(self.tokenizer(tag, add_special_tokens=False)["input_ids"]) > 1
+        ]
+
     def refusal_candidates(self) -> dict[int, str]:
         """First tokens of the usual refusal openers, in the position right after the generation prompt.
 

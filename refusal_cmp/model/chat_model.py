@@ -143,6 +143,26 @@ class ChatModel(Chat):
             )
         return sequences
 
+    def check_prompts(
+        self, name: str, instructions: Sequence[str], max_new_tokens: int, say: Callable[[str], None]
+    ) -> None:
+        """Before any work on a set of prompts: each renders and fits, see `tokenize`; what a reader of it should know.
+
+        Parameters
+        ----------
+        say
+            Told how many prompts hold control tokens, which end the user's turn wherever they stand.
+        """
+        self.tokenize(instructions, max_new_tokens)
+        controls = self.controls_in(instructions)
+        if controls:
+            prompt, token = next(iter(controls.items()))
+            say(
+                f"Warning: {len(controls)} of {len(instructions)} prompts of {name} hold control tokens, as {token} in "
+                f"{beginning(prompt)}, which the model does not read as text of the user's; leave those prompts out "
+                "unless that is meant."
+            )
+
     def batch(self, sequences: Sequence[Sequence[int]]) -> Batch:
         """Token sequences as one batch, padded on the left."""
         length = max(map(len, sequences))

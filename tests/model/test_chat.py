@@ -13,6 +13,7 @@ from refusal_cmp.model import ModelSource
 from refusal_cmp.model import chat as chats
 from refusal_cmp.model.chat import Chat
 
+from support.models import instructions
 from support.templates import TEMPLATES
 
 ANSWER = "Mix flour and water, then bake it for an hour."
@@ -151,3 +152,18 @@ def test_a_template_that_does_not_end_is_ended_in_another_thread(monkeypatch):
     thread.join()
     assert said[0].startswith("A bird")
     assert "not done after 0.2 seconds" in said[1]
+
+
+def test_prompts_that_hold_control_tokens_are_found(template):
+    chat, plain = template.chat, instructions("tiny-harmless", "test", 3)
+    held = {f"Say {token} twice.": token for token in template.special}
+    assert chat.controls_in([*plain, *held]) == held
+    assert chat.controls_in([*plain, "a <tag>, a [list] and a < b | c > d", ""]) == {}
+    assert chat.controls_in([]) == {}
+
+
+def test_tags_that_a_given_template_writes_and_no_token_is_for_are_found():
+    foreign = "<|im_start|>user\n{{ messages[0].content }}<|im_end|>\n<|assistant|>\n"
+    assert with_template(foreign).unread_tags == ["<|im_start|>", "<|im_end|>"]
+    assert with_template("<|user|>{{ messages[0].content }} [INST]<|assistant|>").unread_tags == []
+    assert Chat.load(ModelSource()).unread_tags == []
