@@ -68,6 +68,15 @@ def _filtered(session: Session, drawn: dict[str, Sampled]) -> dict[str, Any]:
     config = session.config
     prompts = {f"{kind}_{split}": drawn[kind].prompts[split] for kind in KINDS for split in SPLITS}
     counts = {f"{kind}_{split}": {**drawn[kind].counts[split], "dropped": 0} for kind in KINDS for split in SPLITS}
+    tags = session.model.unread_tags if config.chat_template is not None else []
+    if tags:
+        session.say(
+            f"Warning: the chat template writes {', '.join(tags)}, which {session.model.name} has no token for and "
+            "reads letter by letter; give its own template, unless it was trained so."
+        )
+    for name, sampled in prompts.items():
+        room = config.max_new_tokens if name.endswith("_test") else 0
+        session.model.check_prompts(name, [prompt.instruction for prompt in sampled], room, session.say)
     tokens = config.refusal_tokens or refusal_tokens(
         session.model,
         [prompt.instruction for prompt in prompts["harmful_train"]],
@@ -143,6 +152,7 @@ def _write_test(session: Session, dataset: str, prompts: list[Prompt]) -> None:
             "the run learns from them."
         )
     sampled = pick(kept, config.prompts(config.n_test), config.seed)
+    session.model.check_prompts(dataset, [prompt.instruction for prompt in sampled], config.max_new_tokens, session.say)
     content = {
         "source": config.other_sets[dataset],
         "counts": {**counts, "sampled": len(sampled)},
