@@ -162,15 +162,20 @@ def share(dataset: str, metric: str, hits: Sequence[bool]) -> Metric:
 
 def by_category(dataset: str, metric: str, answers: Sequence[Answer], hits: Sequence[bool]) -> list[Metric]:
     """The share of hits in each category, as the dataset `harmful:fraud`; nothing where there is one category."""
-    categories = sorted({answer.category for answer in answers})
+    of = [answer.category or OTHER for answer in answers]
+    categories = sorted(set(of))
     if len(categories) < 2:
         return []
-    rows = list(zip(answers, hits, strict=True))
+    rows = list(zip(of, hits, strict=True))
     return [
-        Metric(f"{dataset}:{category or 'other'}", metric, rate(sum(of_one), len(of_one)))
+        Metric(f"{dataset}:{category}", metric, rate(sum(of_one), len(of_one)))
         for category in categories
-        for of_one in [[hit for answer, hit in rows if answer.category == category]]
+        for of_one in [[hit for one, hit in rows if one == category]]
     ]
+
+
+OTHER = "other"
+"""The category of what has none."""
 
 
 EVALUATORS: Registry[type[Evaluator]] = Registry("evaluator", __name__, Evaluator)

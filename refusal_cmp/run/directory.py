@@ -38,6 +38,23 @@ MANIFEST = "manifest.json"
 LOCK = f"{OWN}lock"
 CHECKSUM = "checksum"
 """The manifest's entry that vouches for all others."""
+NAMES = dict.fromkeys(
+    (
+        "model",
+        "plan",
+        "against",
+        "method",
+        "intervention",
+        "scope",
+        "direction",
+        "dataset",
+        "metric",
+        "first",
+        "second",
+    ),
+    str,
+)
+"""Columns of tables that hold text, whatever it looks like: a test set may be called `null`, or `2024`."""
 TRIES = 5
 """To lock a directory that other processes, which leave nothing, remove at the same time."""
 
@@ -116,7 +133,7 @@ class RunDir:
 
     def read_table(self, name: str) -> pd.DataFrame:
         """The content of a CSV file."""
-        return self._read(name, lambda path: pd.read_csv(path, keep_default_na=True))
+        return self._read(name, lambda path: pd.read_csv(path, dtype=NAMES, keep_default_na=False, na_values=[""]))
 
     def digest(self, name: str) -> str:
         """A hash of the file's bytes, to record as a source.

@@ -15,6 +15,7 @@ from refusal_cmp.run.contents import PROMPTS, ranks_file, read_prompts, subspace
 from refusal_cmp.run.session import Session
 from refusal_cmp.stages.prompts import KINDS, draw_prompts
 from refusal_cmp.subspace import Subspace, SubspaceField
+from refusal_cmp.values import LARGEST
 
 OTHER_SPLITS = 5
 """Dev splits beside the run's own that a rank is found by, where it depends on the split."""
@@ -73,7 +74,7 @@ def _ranks(
     among = list(field)
     chosen = [among[i] for i in np.unique(np.linspace(0, len(among) - 1, SPLIT_COMPONENTS).round().astype(int))]
     found: dict[int, Sequence[Subspace | NoSubspaceError]] = {seed: [field[component] for component in chosen]}
-    for other in range(seed + 1, seed + 1 + OTHER_SPLITS):
+    for other in ((seed + step) % (LARGEST + 1) for step in range(1, 1 + OTHER_SPLITS)):
         dev = dev_split(activations.harmful, dev_share, other)
         found[other] = method.fit_many([activations.at(component, dev) for component in chosen])
     return pd.DataFrame(

@@ -8,12 +8,13 @@ import shutil
 import pandas as pd
 import pytest
 
+from refusal_cmp.commands.compare import compare_runs
 from refusal_cmp.config import STAGES
 from refusal_cmp.engines.hf import HFEngine
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.losses import encode, losses
 from refusal_cmp.plan import file_name
-from refusal_cmp.run.contents import COLUMNS
+from refusal_cmp.run.contents import COLUMNS, read_results
 from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import Session
 
@@ -241,3 +242,25 @@ def test_loss_is_that_of_one_document_at_a_time(tiny):
         scored = range(max(1, len(prompt)), len(ids))
         assert loss.n_tokens == len(scored)
         assert loss.total == pytest.approx(-sum(float(log_probs[i - 1, ids[i]]) for i in scored), rel=1e-5)
+
+
+def test_test_sets_of_any_name_come_to_the_page(tiny, tmp_path):
+    """Names that tables take for nothing, for numbers, and for all test sets together."""
+    names = ["null", "NA", "2024", "true", "all"]
+    rows = [{"prompt": f"How do I paint {n} cows?", "type": kind} for n, kind in enumerate(["NA", "", "other", "1"])]
+    for name in names:
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    flags = {
+        "methods": "diff-in-means",
+        "interventions": "ablation",
+        "scope": "single,single",
+        "evals": "refusal,magnitude",
+    }
+    sets = [str(tmp_path / f"{name}.json") for name in names]
+    session, _ = start(tmp_path / "run", tiny, **flags, eval_datasets=["harmful", *sets, "harmful"])
+    assert session.config.test_sets == ("harmful", "null", "na", "2024", "true", "all-file")
+    results = read_results(session.run)
+    assert {*session.config.test_sets, "2024:NA", "2024:other", "2024:1", "all"} <= set(results["dataset"])
+    assert not results.duplicated(["plan", "dataset", "metric"]).any()
+    assert {f"{name}_refusal" for name in session.config.test_sets} <= set(session.run.read_table("report/summary.csv"))
+    assert compare_runs(session.run.path, session.run.path).agrees
