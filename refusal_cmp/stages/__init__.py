@@ -12,8 +12,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from refusal_cmp.config import SETTINGS_OF, STAGES
+from refusal_cmp.config import SETTINGS_OF, STAGES, RunConfig, load_config
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.plan import BASELINE
+from refusal_cmp.run.contents import answers_file
 from refusal_cmp.run.session import Session
 
 CONFIG = "config.yaml"
@@ -26,7 +28,8 @@ def run_stages(session: Session, stages: Sequence[str]) -> None:
     with session.run.locked():
         _check_upstream(session, STAGES[: STAGES.index(stages[0])])
         if "config" not in session.run.manifest:
-            _note_config(session)
+            _note_config(session, session.config)
+        _check_test_sets(session)
         if stages != STAGES[-1:]:
             _check_weights(session)
         for stage in stages:
@@ -35,8 +38,9 @@ def run_stages(session: Session, stages: Sequence[str]) -> None:
             _outdate(session, STAGES[STAGES.index(stage) + 1 :] if stage in session.run.force else ())
             _function(stage)(session)
             _mark(session, stage, state="done", seconds=round(time.monotonic() - started, 3))
-            _note_config(session)  # after it: settings that a stage refuses are not the run's
-            session.run.write_bytes(CONFIG, session.config.to_yaml().encode())
+            settled = _settled(session, stage)  # after it: settings that a stage refuses are not the run's
+            _note_config(session, settled)
+            session.run.write_bytes(CONFIG, settled.to_yaml().encode())
             session.run.save()
 
 
@@ -103,6 +107,13 @@ def _check_upstream(session: Session, upstream: Sequence[str]) -> None:
                 )
 
 
+def _check_test_sets(session: Session) -> None:
+    """The prompts of a test set come from where those that were completed did: `harmful` can be played by others."""
+    for dataset in session.config.test_sets:
+        source = {"prompts": session.config.test_source(dataset)}
+        session.run.check_settings(answers_file(BASELINE, dataset), source)
+
+
 def _check_weights(session: Session) -> None:
     """The files of a model in a folder are those that the run was begun with: its name says nothing of them."""
     from refusal_cmp.model.identity import fingerprint
@@ -129,8 +140,18 @@ def _outdate(session: Session, later: Sequence[str]) -> None:
     session.run.note(stages=stages)
 
 
-def _note_config(session: Session) -> None:
-    config = session.config
+def _settled(session: Session, stage: str) -> RunConfig:
+    """The configuration once a stage is done: later ones have the settings that they were done with, if they were."""
+    stages = session.run.manifest["stages"]
+    later = [name for name in STAGES[STAGES.index(stage) + 1 :] if stages.get(name, {}).get("state") == "done"]
+    names = [name for one in later if one in SETTINGS_OF for name in SETTINGS_OF[one].model_fields]
+    if not names:
+        return session.config
+    before = load_config(None, session.run.settings)
+    return session.config.model_copy(update={name: getattr(before, name) for name in names})
+
+
+def _note_config(session: Session, config: RunConfig) -> None:
     session.run.note(config=config.model_dump(mode="json"), config_hash=config.digest, seed=config.seed)
 
 
