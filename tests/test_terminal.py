@@ -258,6 +258,21 @@ def test_a_warning_is_a_sentence(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == f"Warning: {SHOWN}.\n"
 
 
+def test_a_fault_of_ours_is_shown_as_text(monkeypatch, capsys):
+    from refusal_cmp import cli
+
+    def fail():
+        raise KeyError(EVIL) from OSError("\x1b[2J")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    said = capsys.readouterr().err
+    assert said.startswith("OSError: \\x1b[2J\n")
+    assert 'raise KeyError(EVIL) from OSError("\\x1b[2J")' in said
+    assert "\x1b" not in said
+
+
 def test_a_key_among_the_options_is_warned_of_and_not_shown(tmp_path):
     key = "sk-very-secret-0123"
     environment = {**os.environ, "COLUMNS": "400"}
