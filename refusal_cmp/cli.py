@@ -380,10 +380,9 @@ def _execute(path: str | None, given: dict[str, Any], stages: tuple[str, ...], f
     from refusal_cmp.run.directory import RunDir
 
     config = load_config(path, given)
-    run = RunDir(config.runs_dir / config.run_name)
+    run = RunDir(config.runs_dir / config.run_name, stages if force else ())
     if stages[0] != STAGES[0] and path is None:
         config = load_config(None, run.settings | given)
-    run.force = stages if force else ()
 
     from refusal_cmp.commands.show import live_progress, print_rankings, print_summary
     from refusal_cmp.run.session import Session

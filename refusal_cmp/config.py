@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass
 from importlib.resources import files
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -24,12 +24,31 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
 from pydantic.fields import FieldInfo
 
+from refusal_cmp import plain_yaml
 from refusal_cmp.errors import RefusalCmpError, unknown_name
+from refusal_cmp.files import read_bytes, read_text
+from refusal_cmp.values import (
+    LARGEST,
+    Names,
+    Numbers,
+    OneOfEach,
+    Scopes,
+    Seed,
+    Specs,
+    check_name,
+    check_text,
+    leaves,
+    listed,
+    once,
+    shortened,
+    split,
+)
 
 EMBEDDED, EMBEDDED_GUARD = "tiny-refuser", "tiny-guard"
 
@@ -40,41 +59,42 @@ def shipped(kind: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.iterdir(), key=lambda path: path.stem)}
 
 
+LONGEST_FILE = 2**18
+"""Bytes of a configuration."""
 SETTING_FILES, TEMPLATE_FILES = shipped("settings"), shipped("templates")
 
 
 def named_file(given: str | Path, known: dict[str, Path], what: str) -> Path:
     """The file that comes with the package under this name, or the one at this path."""
     path = known.get(str(given), Path(given))
-    if not path.is_file():
+    if not os.path.exists(path):
         raise RefusalCmpError(f"There is no {what} {given}; give a file, or a name of these: {', '.join(known)}.")
     return path
 
 
-def _split(value: Any) -> Any:
-    """`a,b` as a list; a comma inside brackets does not separate."""
-    if isinstance(value, str):
-        return [part.strip() for part in re.split(r",(?![^\[]*\])", value) if part.strip()]
-    return [value] if isinstance(value, int | float) else value
-
-
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 """Of the files that prompts are read from."""
+TENSORS = ".safetensors"
+ENDINGS = (*SUFFIXES, TENSORS)
+LONGEST_LABEL = 60
+"""Letters of a file that a label keeps: the names of a run's files are made of several labels."""
 
 
 def is_path(name: str) -> bool:
-    """Whether a prompt set is given as a file: a path separator or a known ending, which no registered name has."""
+    """Whether a prompt set is given as files: a path separator or a known ending, which no registered name has."""
     return "/" in name or "\\" in name or name.lower().endswith(SUFFIXES)
 
 
 def file_label(path: str) -> str:
     """A file's name as tables and run directories have it: lower-case words joined by dashes."""
-    return re.sub(r"[^a-z0-9]+", "-", Path(path).stem.lower()).strip("-") or "file"
+    name = Path(path).name.lower()
+    stem = name.removesuffix(next(filter(name.endswith, ENDINGS), ""))
+    return re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:LONGEST_LABEL].strip("-") or "file"
 
 
 def digest_of(path: Path) -> str:
     """A hash of a file's content, or that there is none."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else "missing"
+    return hashlib.sha256(read_bytes(path, "file")).hexdigest()[:16] if os.path.isfile(path) else "missing"
 
 
 def _hidden(value: Any) -> Any:
@@ -103,6 +123,8 @@ KINDS = ("harmful", "harmless")
 CONTRAST = "contrast"
 ROLES = (*KINDS, CONTRAST)
 """What evaluators, the report and the agreement of judges look for among the test sets; any set can play one."""
+EVERYTHING = "all"
+"""What results call all test sets together."""
 ROLE = re.compile(rf"(?P<role>{'|'.join(ROLES)})=(?P<source>.+)")
 
 
@@ -113,7 +135,7 @@ def _test_label(name: str) -> str:
     if not is_path(name):
         return name
     label = file_label(name)
-    return f"{label}-file" if label in ROLES else label
+    return f"{label}-file" if label in (*ROLES, EVERYTHING) else label
 
 
 BUDGET = "budget"
@@ -121,7 +143,7 @@ BUDGET = "budget"
 
 
 def _k_policy(value: str) -> str:
-    if not re.fullmatch(rf"{BUDGET}|full|[1-9]\d*|acc[1-9]\d", value):
+    if not re.fullmatch(rf"{BUDGET}|full|[1-9][0-9]{{0,8}}|acc[1-9][0-9]", value):
         raise ValueError("it must be budget, full, a number from 1 on, or an accuracy as in acc95")
     return value
 
@@ -132,24 +154,19 @@ def _given_label(path: Any) -> str:
 
 
 def _is_tensors(value: Any) -> bool:
-    return str(value).lower().endswith(".safetensors")
+    return str(value).lower().endswith(TENSORS)
 
 
-def _listed(value: Any) -> list[Any]:
-    """A setting of several values as a list, whatever it is."""
-    value = _split(value)
-    if value is None:
-        return []
-    return list(value) if isinstance(value, list | tuple) else [value]
+def _model_name(model: str) -> str:
+    folder = Path(model)
+    return (folder.resolve() if os.path.isdir(folder) else folder).name.lower()
 
 
 KPolicy = Annotated[str, AfterValidator(_k_policy)]
 Site = Literal["resid_pre", "attn_out", "mlp_out"]
 SITES: tuple[Site, ...] = get_args(Site)
-Sites = Annotated[tuple[Site, ...], BeforeValidator(_split), Field(min_length=1)]
+Sites = Annotated[tuple[Site, ...], BeforeValidator(split), AfterValidator(once), Field(min_length=1)]
 RankKey = Literal["bypass", "accuracy-then-bypass"]
-Names = Annotated[tuple[str, ...], BeforeValidator(_split), Field(min_length=1)]
-Numbers = Annotated[tuple[float, ...], BeforeValidator(_split), Field(min_length=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 Address = Annotated[str, AfterValidator(checked_address)]
 Secret = Annotated[SecretStr | None, BeforeValidator(_hidden)]
@@ -185,7 +202,7 @@ class ExtractSettings(BaseModel):
         f"{', '.join(TEMPLATE_FILES)}",
     )
     system: str | None = Field(None, description="system prompt put before every instruction")
-    methods: Names = Field(("diff-in-means", "inlp"), description="extractors", json_schema_extra=GRID)
+    methods: Specs = Field(("diff-in-means", "inlp"), description="extractors", json_schema_extra=GRID)
     harmful: str = Field("tiny-harmful", description="prompt set that the model should refuse: a name or a file")
     harmless: str = Field("tiny-harmless", description="prompt set that it should answer: a name or a file")
     column: Names | None = Field(None, description="column of prompt files; of several the first that a file has")
@@ -200,7 +217,7 @@ class ExtractSettings(BaseModel):
     filter_prompts: bool = Field(
         True, description="drop train and validation prompts on which the model does not do as expected"
     )
-    refusal_tokens: Annotated[tuple[int, ...], BeforeValidator(_split)] | None = Field(
+    refusal_tokens: Annotated[tuple[int, ...], BeforeValidator(split), AfterValidator(once)] | None = Field(
         None, description="token ids of the refusal metric; by default found on the training prompts"
     )
     dev_share: Share = Field(0.2, description="share of the training prompts held out as INLP's dev split")
@@ -215,19 +232,19 @@ class ExtractSettings(BaseModel):
     method_options: dict[str, dict[str, Any]] = Field(
         {}, description="hyper-parameters by method", json_schema_extra=FILE_ONLY
     )
-    given: tuple[Path, ...] = Field(
+    given: Annotated[tuple[Path, ...], AfterValidator(once)] = Field(
         (), description="safetensors files of directions to run beside the methods", json_schema_extra=GRID | FILE_ONLY
     )
-    direction_at: Annotated[tuple[int, int], BeforeValidator(_split)] | None = Field(
+    direction_at: Annotated[tuple[int, int], BeforeValidator(split)] | None = Field(
         None, description="POSITION,LAYER of a given direction whose file does not say it", json_schema_extra=GRID
     )
-    seed: int = Field(42, ge=0, description="of sampling and splitting")
+    seed: Seed = Field(42, description="of sampling and splitting")
 
 
 class SelectSettings(BaseModel):
     """What decides the scores and the choice of a component."""
 
-    inlp_k: Annotated[tuple[KPolicy, ...], BeforeValidator(_split), Field(min_length=1)] = Field(
+    inlp_k: Annotated[tuple[KPolicy, ...], BeforeValidator(split), AfterValidator(once), Field(min_length=1)] = Field(
         (BUDGET,),
         description="INLP directions to use: budget (the most that stay within kl-threshold), full, a number, acc99",
         json_schema_extra=GRID,
@@ -277,7 +294,7 @@ class InferSettings(BaseModel):
         description="every method goes with every intervention",
         json_schema_extra=GRID,
     )
-    scope: Names = Field(("single", "top:50", "all"), description="single, top:PERCENT, all", json_schema_extra=GRID)
+    scope: Scopes = Field(("single", "top:50", "all"), description="single, top:PERCENT, all", json_schema_extra=GRID)
     actadd_multipliers: Numbers = Field((-1.0, 1.0), description="strengths of actadd plans", json_schema_extra=GRID)
     reflection_alphas: Numbers = Field((2.0,), description="strengths of reflection plans", json_schema_extra=GRID)
     strengths: dict[str, Numbers] = Field({}, description="by other interventions", json_schema_extra=GRID | FILE_ONLY)
@@ -313,7 +330,7 @@ class InferSettings(BaseModel):
 class EvaluateSettings(BaseModel):
     """What decides the metrics."""
 
-    evals: Names = Field(
+    evals: OneOfEach = Field(
         ("refusal", "coherence", "guard", "perplexity", "capability", "kl", "magnitude", "geometry"),
         description="evaluators",
         json_schema_extra=GRID,
@@ -331,7 +348,7 @@ class EvaluateSettings(BaseModel):
     )
     loss_texts: int | None = Field(None, ge=2, description="texts of each set that it is measured on, at most")
     document_tokens: int = Field(256, ge=2, description="most tokens of one plain text; answers are not cut")
-    tasks: Names = Field(
+    tasks: OneOfEach = Field(
         ("world_cloze", "world_statements"),
         description="benchmarks of lm-eval by name; NAME@SHOTS/LIMIT sets shots and questions: mmlu@5/500, mmlu@5/all",
         json_schema_extra=GRID,
@@ -381,7 +398,7 @@ class MachineSettings(BaseModel):
         description="its key, never written anywhere; by default OPENAI_API_KEY, where no other user can see it",
     )
     openai_concurrency: int = Field(8, ge=1, description="requests under way at a time")
-    openai_timeout: float = Field(60.0, gt=0, description="seconds that one answer may take")
+    openai_timeout: float = Field(60.0, gt=0, le=86_400, description="seconds that one answer may take")
     runs_dir: Path = Field(Path("runs"), description="folder of run directories")
     alias: str | None = Field(None, description="name of the run directory; by default the model's")
 
@@ -415,6 +432,8 @@ STAGES = tuple(stage.name for stage in PIPELINE)
 SETTINGS_OF = {stage.name: stage.settings for stage in PIPELINE if stage.settings is not None}
 
 
+FREE = ("system", "method_options")
+"""Settings whose text is no name: it may be empty, long, and of many lines."""
 REAL_MODEL_DEFAULTS: dict[str, Any] = {
     "harmful": "published-harmful",
     "harmless": "published-harmless",
@@ -431,6 +450,19 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_of_a_kind_that_files_hold(cls, value: Any, info: ValidationInfo) -> Any:
+        field = cls.model_fields[str(info.field_name)]
+        if field.exclude:  # a secret, which no message shows
+            return value
+        for one in leaves(value):
+            if isinstance(one, bool) and field.annotation is not bool and info.field_name != "method_options":
+                raise ValueError("it is neither true nor false")
+            if not isinstance(one, bool | int | float | str | Path | None):
+                raise ValueError("it must be made of text, numbers, true, false and null")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _fitting_defaults(cls, given: Any) -> Any:
@@ -441,23 +473,23 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
     @classmethod
     def _given_directions(cls, settings: Any) -> Any:
         """Files among the values of `direction` go to `given`; what they hold joins the methods, unless named there."""
-        values = _listed(settings.get("direction"))
+        values = listed(settings.get("direction"))
         new = [value for value in values if _is_tensors(value)]
-        files = [*_listed(settings.get("given")), *new]
+        files = [*listed(settings.get("given")), *new]
         if not files:
             return settings
         own = [value for value in values if not _is_tensors(value)]
-        methods = _listed(settings.get("methods", ExtractSettings.model_fields["methods"].default))
+        methods = listed(settings.get("methods", ExtractSettings.model_fields["methods"].default))
         labels = [_given_label(file) for file in (new if "methods" in settings else files)]
         if not any(label in methods for label in labels):
             methods = [*methods, *labels]
-        return {**settings, "given": files, "methods": methods, "direction": own[0] if own else "best"}
+        return {**settings, "given": files, "methods": methods, "direction": own[0] if len(own) == 1 else own or "best"}
 
     @model_validator(mode="after")
     def _files_have_names_of_their_own(self) -> RunConfig:
         names = {
-            "directions": [_given_label(path) for path in dict.fromkeys(self.given)],
-            "test sets": [_test_label(name) for name in dict.fromkeys(self.eval_datasets)],
+            "directions": [_given_label(path) for path in self.given],
+            "test sets": [_test_label(name) for name in self.eval_datasets],
         }
         for kind, labels in names.items():
             twice = [label for label in labels if labels.count(label) > 1]
@@ -471,6 +503,25 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
         if alias is not None and (alias in ("", ".", "..") or Path(alias).name != alias):
             raise ValueError("it must be the name of a folder in the runs folder, without a path")
         return alias
+
+    @field_validator("model")
+    @classmethod
+    def _names_its_run(cls, model: str) -> str:
+        if _model_name(model) in ("", ".."):
+            raise ValueError("it must be the name of a model, or of its folder")
+        return model
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_of_a_size_that_machines_take(cls, value: Any, info: ValidationInfo) -> Any:
+        for one in leaves(value):
+            if isinstance(one, int) and abs(one) > LARGEST:
+                raise ValueError(f"a whole number may be {LARGEST} at most")
+            if isinstance(one, str | Path):
+                check_text(str(one))
+                if info.field_name not in FREE:
+                    check_name(str(one))
+        return value
 
     @model_validator(mode="after")
     def _one_mirror_has_all_its_sites(self) -> RunConfig:
@@ -502,8 +553,7 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
     @property
     def model_name(self) -> str:
         """What results call the model: the last part of its id in lower case."""
-        folder = Path(self.model)
-        return (folder.resolve() if folder.is_dir() else folder).name.lower()
+        return _model_name(self.model)
 
     def binding(self, *stages: str) -> dict[str, Any]:
         """The settings of these stages whose change would make their artifacts wrong, as JSON values."""
@@ -541,6 +591,10 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
         given = {_test_label(name): name for name in self.eval_datasets if name not in KINDS}
         return {label: self._source(name) for label, name in given.items()}
 
+    def test_source(self, label: str) -> str:
+        """The registered name or path that the prompts of a test set come from."""
+        return self.other_sets.get(label) or getattr(self, label)
+
     def _source(self, name: str) -> str:
         played = ROLE.fullmatch(name)
         return played["source"] if played else self.contrast if name == CONTRAST else name
@@ -557,7 +611,7 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
         names = [name for owner in owners for name in owner.model_fields]
         settings = self.model_dump(mode="json")
         ordered = {name: settings[name] for name in names if name in settings}  # secrets are not
-        return head + yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True)
+        return head + plain_yaml.dump(ordered)
 
     def prompts(self, wanted: int) -> int:
         """How many prompts of a set, under the limit."""
@@ -579,9 +633,9 @@ def load_config(path: str | Path | None, flags: dict[str, Any]) -> RunConfig:
         if name in RunConfig.model_fields:
             continue
         if name in lines:
-            error = unknown_name(f"setting in {path}", name, RunConfig.model_fields)
+            error = unknown_name(f"setting in {path}", shortened(name), RunConfig.model_fields)
             raise RefusalCmpError(f"{error} (line {lines[name]})")
-        raise unknown_name("setting", name, RunConfig.model_fields)
+        raise unknown_name("setting", shortened(name), RunConfig.model_fields)
     try:
         return RunConfig(**settings)
     except ValidationError as invalid:
@@ -600,35 +654,20 @@ def load_config(path: str | Path | None, flags: dict[str, Any]) -> RunConfig:
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # thousands of digits; what holds itself
+        return "too long to be shown"
+    return shortened(text)
 
 
 def _read_yaml(path: str | Path) -> tuple[dict[str, Any], dict[str, int]]:
     """The settings of a file, and the line of each."""
     file = named_file(path, SETTING_FILES, "configuration")
-    try:
-        text = file.read_text(encoding="utf-8")
-        settings = yaml.safe_load(text)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-    except OSError as error:
-        raise RefusalCmpError(
-            f"Cannot read the configuration {path}: {error.strerror}; give an existing file."
-        ) from None
-    except (yaml.YAMLError, ValueError, RecursionError, LookupError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f", line {mark.line + 1}" if mark else ""
-        raise RefusalCmpError(f"The configuration {path}{where} is not YAML; mend it.") from None
+    text = read_text(file, "configuration", give="a YAML file", most=LONGEST_FILE)
+    settings, lines = plain_yaml.load_with_lines(text, f"The configuration {path}")
     if settings is None:
         return {}, {}
-    if not isinstance(settings, dict) or not isinstance(root, yaml.MappingNode):
+    if not isinstance(settings, dict):
         raise RefusalCmpError(f"The configuration {path} must be a list of `setting: value` lines, and is not.")
-    lines: dict[str, int] = {}
-    for key, _ in root.value:
-        line = key.start_mark.line + 1
-        if key.value in lines:
-            raise RefusalCmpError(
-                f"The configuration {path} sets {key.value!r} twice, on lines {lines[key.value]} and {line}; keep one."
-            )
-        lines[key.value] = line
     return settings, lines

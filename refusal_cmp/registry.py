@@ -20,9 +20,9 @@ from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
-import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from refusal_cmp import plain_yaml
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -39,7 +39,11 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     pairs = [pair.partition("=") for pair in (parts["options"] or "").split(",") if pair] if parts else []
     if parts is None or not all(key and equals and value for key, equals, value in pairs):
         raise RefusalCmpError(f"{spec!r} is not understood; write a name, or NAME[option=value,…], as in inlp[c=1.0].")
-    return parts["name"], {key.strip().replace("-", "_"): yaml.safe_load(value) for key, _, value in pairs}
+    options = {
+        key.strip().replace("-", "_"): plain_yaml.load(value, f"The option {key.strip()} of {spec!r}")
+        for key, _, value in pairs
+    }
+    return parts["name"], options
 
 
 class Registry(Generic[T]):

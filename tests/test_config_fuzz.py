@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import os
 import random
 import string
 from pathlib import Path
@@ -14,8 +16,12 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from refusal_cmp import plain_yaml
 from refusal_cmp.config import SETTING_FILES, SUFFIXES, RunConfig, load_config
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.evals.rubric import read_template
+from refusal_cmp.judges.formats import choose_format
+from refusal_cmp.judges.phrases import Phrases
 from refusal_cmp.methods.given import GivenDirection
 from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import Session
@@ -116,6 +122,9 @@ def test_the_two_published_settings_differ_where_the_references_say():
 @example("? {a: b}\n: c")
 @example("!!python/object/apply:os.getcwd []")
 @example("<<: *x")
+@example("methods: !!set {inlp}")
+@example("seed: " + "9" * 5000)
+@example('system: "\\ud800"')
 @example("model: !!binary x")
 @example("methods: &m [inlp, *m]")
 def test_any_text_as_configuration(tmp_path_factory, text):
@@ -191,6 +200,128 @@ def test_a_setting_twice_is_located(tmp_path):
     path.write_text("seed: 1\nlimit: 3\nseed: 2\n")
     with pytest.raises(RefusalCmpError, match="sets 'seed' twice, on lines 1 and 3"):
         load_config(path, {})
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("[[[[", r"line 1, is not YAML .*\(expected the node content, but found '<stream end>'\); mend it\.$"),
+        ("- inlp", r"must be a list of `setting: value` lines, and is not"),
+        ("# a\nseed: !!python/name:os.getcwd x", r"line 2, .*\(leave out the tag .*python/name:os.getcwd\)"),
+        ("methods: !!set {inlp}", r"line 1, .*leave out the tag"),
+        ("\nmethods: &m [inlp, *m]", r"line 2, .*\(write out what \*m stands for\)"),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: [*b, *b]", r"line 2, .*\(write out what \*a stands for\)"),
+        ("limit: 3\nseed: " + "9" * 5000, r"line 2, .*\(a number has too many digits\)"),
+        ("method_options:\n  inlp: {c: 1}\n  inlp: {c: 2}", r"sets 'inlp' twice, on lines 2 and 3; keep one"),
+        ("? [seed]\n: 1", r"line 1, .*\(a name must be text\)"),
+        ("seed: 1\nlimit: \x07", r"line 2, .*special characters are not allowed"),
+        ("seed: 1\n---\nseed: 2", r"line 2, .*another document"),
+        ("[" * 10_000, "is not YAML .*recursion"),
+        ("seed: 1\0", r"Line 1 of .*run\.yaml holds a NUL character"),
+        ("seed: 1".encode("utf-16"), r"run\.yaml is not UTF-8 text"),
+        (b"# \xff", r"run\.yaml is not UTF-8 text .* at byte 2"),
+        ("#" * 300_000, r"Cannot read the configuration .*it has 300000 bytes, and may have 262144; give a YAML file"),
+        ("seed: 2020-13-45", r"seed in .* is '2020-13-45' \(line 1\).*valid integer"),
+        ("seed: yes", r"seed in .* is 'yes' \(line 1\).*valid integer"),
+        ("x" * 500 + ": 1", r"Unknown setting in .*x\.\.\.'.* \(line 1\)"),
+        ("seed: 1\n1: 2", r"Unknown setting in .* '1'.* \(line 2\)"),
+    ],
+)  # fmt: skip
+def test_a_file_that_is_no_configuration_is_one_sentence_with_its_line(tmp_path, content, says):
+    path = tmp_path / "run.yaml"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(RefusalCmpError, match=says) as caught:
+        load_config(path, {})
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 2000
+
+
+def test_a_configuration_may_begin_with_a_byte_order_mark_or_hold_nothing(tmp_path):
+    path = tmp_path / "run.yaml"
+    for content in ("\ufeffseed: 7\n", "# nothing\n", ""):
+        path.write_text(content, encoding="utf-8")
+        assert load_config(path, {}).seed == (7 if content[:1] == "\ufeff" else 42)
+
+
+@pytest.mark.parametrize("name", ["none.yaml", "folder", "pipe.yaml", "/dev/zero", "a" * 300, "a/" * 3000, "a\0b"])
+def test_what_is_no_file_is_not_opened(tmp_path, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe.yaml")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(RefusalCmpError, match="There is no configuration|it is a directory|it is a pipe or a device"):
+        load_config(name, {})
+    readers = {
+        "chat_template": lambda one: Session(one, RunDir(tmp_path / "run")).source,
+        "phrases": lambda one: Phrases.load(one.phrases),
+        "guard_prompt": lambda one: choose_format("auto", one.guard, one.guard_prompt),
+        "rubric_prompt": lambda one: read_template(one.rubric_prompt),
+        "direction": lambda one: GivenDirection(one.given[0]).rows(),
+    }
+    os.mkfifo("pipe.safetensors")
+    for setting, read in readers.items():
+        given = {"direction": "pipe.safetensors"} if setting == "direction" else {"guard": "harmbench", setting: name}
+        with pytest.raises(RefusalCmpError):
+            read(load_config(None, given))
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("2020-01-02", "2020-01-02"), ("2020-13-45", "2020-13-45"), ("1:30", "1:30"), ("010", "010"), ("no", "no"),
+        ("on", "on"), ("0x10", "0x10"), ("1_000", "1_000"), ("=", "="), ("<<", "<<"), ("'1'", "1"), ("~", None),
+        ("Null", None), ("true", True), ("False", False), ("-7", -7), ("1.5", 1.5), (".5e+2", 50.0),
+        ("-.inf", -math.inf),        ("1e5", "1e5"), ("[a, {b: [1]}]", ["a", {"b": [1]}]), ("", None),
+    ],
+)  # fmt: skip
+def test_yaml_invents_nothing(text, read):
+    assert plain_yaml.load(text, "It") == read
+    assert isinstance(plain_yaml.load(text, "It"), type(read))
+
+
+@FUZZ
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False)
+        | st.text(st.characters(codec="utf-8"), max_size=9),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=9), inner, max_size=3)
+        ),
+        max_leaves=6,
+    )
+)
+@example(
+    [
+        "1e5",
+        "010",
+        "no",
+        "~",
+        "",
+        "=",
+        "2020-01-02",
+        "\x85",
+        "a\u2028b",
+        " \ufeff",
+        ".inf",
+        "0x1f",
+        "1:30",
+        "a: b",
+        "\0",
+    ]
+)
+def test_what_is_dumped_is_read_back(value):
+    assert plain_yaml.load(plain_yaml.dump(value), "It") == value
+
+
+def test_one_list_in_two_places_is_written_twice(tmp_path):
+    sites = ["resid_pre"]
+    config = load_config(None, {"score_sites_of": {"inlp": sites, "diff-in-means": sites},
+                                "method_options": {"inlp": {"a": sites, "b": sites}}})  # fmt: skip
+    (tmp_path / "run.yaml").write_text(config.to_yaml(), encoding="utf-8")
+    assert load_config(tmp_path / "run.yaml", {}) == config
 
 
 def test_secrets_are_not_written():

@@ -125,8 +125,8 @@ def _open(path: Path) -> RunDir:
             f"{path} is not a run directory, as it has no {MANIFEST}; name one, such as runs/tiny-refuser{hint}."
         )
     run = RunDir(path)
-    for name, stage in ((SELECTION, "select"), (SCORES, "select"), (PLANS, "infer"), (RESULTS, "evaluate")):
-        run.require(name, stage)
+    for name in (SELECTION, SCORES, PLANS, RESULTS):
+        run.require(name)
     return run
 
 

@@ -1,41 +1,79 @@
-"""Prompts from local files: JSON, JSONL, CSV, Parquet, TXT.
+"""Prompts from local files.
 
-A file is a list of rows, or of plain strings. Its rows are divided by a `split` column or by the files beside it
-(`x_train.csv`, `x_val.csv`, `x_test.csv`); a file without either is one list.
+A file is read as it is named, whatever lies beside it: one list, unless it has a `split` column. The files of a set by
+split are given together: `x_train.csv`, `x_val.csv` and `x_test.csv` in `my` as `my/x`, `train.csv`, … as their folder.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
+import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from refusal_cmp.config import SUFFIXES
 from refusal_cmp.data import SPLITS, Columns, Prompt, Split
+from refusal_cmp.data.tables import TEXT, Row, kind_of, names_of, read_table
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.files import read_bytes
 
 PROMPT_COLUMNS = (
-    "instruction", "prompt", "goal", "behavior", "forbidden_prompt", "question", "request", "query", "text",
+    TEXT, "prompt", "goal", "behavior", "forbidden_prompt", "question", "request", "query", "text",
 )  # fmt: skip
 """Usual names of the column that prompts are in, whatever their case; the first that a file has is read."""
+CONTEXT_COLUMNS = {"instruction": ("input", "context"), "behavior": ("contextstring",), "question": ("context",)}
+"""By prompt column, that of what some prompts are about: a part of the prompt in Alpaca, Dolly, HarmBench, SQuAD."""
 CATEGORY_COLUMNS = ("category", "semanticcategory", "type", "topic")
 SPLIT_COLUMN = "split"
 SPLIT_NAMES: dict[str, Split] = {
     "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-_SIBLING = re.compile(rf"(?P<before>.*[._-])?(?P<split>{'|'.join(SPLIT_NAMES)})", re.IGNORECASE)
 
-Row = Mapping[str, Any]
+
+class Read(NamedTuple):
+    """The columns of a file that are read, where it has them."""
+
+    prompt: str
+    context: str | None
+    category: str | None
+    split: str | None
+
+    @classmethod
+    def of(cls, names: Sequence[str], columns: Columns, where: Path | str) -> Read:
+        """Those of a file with these columns; RefusalCmpError if a wanted one is missing, or stands twice."""
+
+        def found(*wanted: str) -> str | None:
+            return _column(names, wanted, where)
+
+        prompt = found(*(columns.prompt or PROMPT_COLUMNS))
+        there = ", ".join(map(str, names))
+        if prompt is None:
+            wanted = " or ".join(columns.prompt) if columns.prompt else f"one of {', '.join(PROMPT_COLUMNS)}"
+            raise RefusalCmpError(
+                f"{where} has no column called {wanted}; its columns are {there}: name one of them.", column="NAME"
+            )
+        category = found(*((columns.category,) if columns.category else CATEGORY_COLUMNS))
+        if columns.category and category is None:
+            raise RefusalCmpError(
+                f"{where} has no column called {columns.category}; its columns are {there}: name one of them.",
+                category_column="NAME",
+            )
+        return cls(prompt, found(*CONTEXT_COLUMNS.get(prompt.lower(), ())), category, found(SPLIT_COLUMN))
 
 
 def read_splits(path: Path, columns: Columns, say: Callable[[str], None]) -> dict[Split, list[Prompt]]:
-    """The prompts of a file by split; a file that is one list has it as `test`.
+    """The prompts of a file, or of the files of a set, by split; a file that is one list has it as `test`.
+
+    Parameters
+    ----------
+    path
+        Of a file; or of a folder of files that are named for splits, or what the names of such files begin with.
+    say
+        Told of rows that are left out, of columns that are joined, and of files of other splits that are not read.
 
     Raises
     ------
@@ -43,175 +81,145 @@ def read_splits(path: Path, columns: Columns, say: Callable[[str], None]) -> dic
         If a file cannot be read, has no such column, or holds no prompt.
     """
     splits: dict[Split, list[Prompt]] = {split: [] for split in SPLITS}
-    files = _siblings(path)
-    for split, file in files.items():
-        rows = read_rows(file)
-        column = _column(rows, (SPLIT_COLUMN,)) if len(files) == 1 else None
-        for row, prompt in _prompts(rows, columns, file, say):
-            splits[_split_of(row.get(column), file) if column else split].append(prompt)
+    for named, file in _files(path).items():
+        for split, prompt in _divided(file, named, columns, say):
+            splits[split].append(prompt)
     if not any(splits.values()):
         raise RefusalCmpError(f"{path} holds no prompt; give a file with at least one.")
+    if whole := _set_of(path):
+        say(f"{path} is read alone; {whole} is the set with the files of the other splits beside it.")
     return splits
 
 
 def digests(path: Path) -> dict[str, str]:
-    """A hash of the file, and of those that hold its other splits, by path."""
-    return {str(file): hashlib.sha256(_bytes(file)).hexdigest()[:16] for file in _siblings(path).values()}
-
-
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a file; strings become rows with an `instruction`."""
-    suffix = path.suffix.lower()
-    if suffix not in SUFFIXES:
-        raise RefusalCmpError(f"{path} is not a file of prompts: it must end in {', '.join(SUFFIXES)}.")
-    if suffix == ".parquet":
-        return _parquet(path)
-    try:
-        text = _bytes(path).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise RefusalCmpError(
-            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8."
-        ) from None
-    if suffix == ".csv":
-        return _csv(text, path)
-    if suffix == ".txt":
-        values: Any = [line.strip() for line in text.split("\n") if line.strip()]
-    elif suffix == ".jsonl":
-        lines = enumerate(text.split("\n"), 1)
-        values = [_json(line, f"Line {number} of {path}") for number, line in lines if line.strip()]
-    else:
-        values = _json(text, str(path))
-    if not isinstance(values, list):
-        raise RefusalCmpError(f"{path} must hold a list of strings or of rows, and holds {_kind(values)}.")
-    return [_row(value, number, path) for number, value in enumerate(values, 1)]
+    """A hash of the file, or of each file of the set, by path."""
+    return {str(file): hashlib.sha256(read_bytes(file, "prompts")).hexdigest()[:16] for file in _files(path).values()}
 
 
 def prompts_of(rows: Sequence[Row], columns: Columns, where: Path | str) -> list[Prompt]:
     """The prompts of rows whose columns are known."""
-    return [prompt for _, prompt in _prompts(rows, columns, where, lambda _: None)]
+    read = Read.of(names_of(rows), columns, where) if rows else None
+    return [prompt for _, prompt in _prompts(rows, read, columns, where, lambda _: None)] if read else []
+
+
+def _divided(
+    file: Path, named: Split | None, columns: Columns, say: Callable[[str], None]
+) -> list[tuple[Split, Prompt]]:
+    """The prompts of one file, each with its split; `named` is that of a file that is one of several."""
+    names, rows = read_table(file, lambda names: filter(None, Read.of(names, columns, file)))
+    if not rows:
+        return []
+    read = Read.of(names, columns, file)
+    return [(_split_of(row, read, named, file), prompt) for row, prompt in _prompts(rows, read, columns, file, say)]
 
 
 def _prompts(
-    rows: Sequence[Row], columns: Columns, where: Path | str, say: Callable[[str], None]
+    rows: Sequence[Row], read: Read, columns: Columns, where: Path | str, say: Callable[[str], None]
 ) -> list[tuple[Row, Prompt]]:
-    if not rows:
-        return []
-    column = _column(rows, columns.prompt or PROMPT_COLUMNS)
-    names = ", ".join(rows[0])
-    if column is None:
-        wanted = " or ".join(columns.prompt) if columns.prompt else f"one of {', '.join(PROMPT_COLUMNS)}"
-        raise RefusalCmpError(
-            f"{where} has no column called {wanted}; its columns are {names}: name one of them.", column="NAME"
-        )
-    category = _column(rows, (columns.category,) if columns.category else CATEGORY_COLUMNS)
-    if columns.category and category is None:
-        raise RefusalCmpError(
-            f"{where} has no column called {columns.category}; its columns are {names}: name one of them.",
-            category_column="NAME",
-        )
-    found = []
+    """The rows that have a prompt, each with it."""
+    found, about = [], 0
     for number, row in enumerate(rows, 1):
-        text = _text(row.get(column), f"{column} of row {number} of {where}")
+        at = f"row {number} of {where}"
+        text = _text(row.get(read.prompt), f"{read.prompt} of {at}")
+        context = _text(row.get(read.context), f"{read.context} of {at}") if text and read.context else ""
+        about += bool(context)
+        if context and columns.prompt is None:
+            text = f"{text}\n\n{context}"
         if text:
-            found.append((row, Prompt(text, "" if category is None else _label(row.get(category)))))
+            category = _label(row.get(read.category), f"{read.category} of {at}") if read.category else ""
+            found.append((row, Prompt(text, category)))
     if len(found) < len(rows):
         say(f"{where}: {len(rows) - len(found)} of {len(rows)} rows have no prompt and are left out.")
+    if about and columns.prompt is None:
+        say(
+            f"{where}: {read.context} is put after {read.prompt} in the {about} of {len(rows)} rows that have both; "
+            f"to read {read.prompt} alone, name it in the setting column."
+        )
+    elif about:
+        say(f"Warning: {where}: {read.prompt} is read without {read.context}, which {about} of {len(rows)} rows have.")
     return found
 
 
-def _column(rows: Sequence[Row], wanted: Sequence[str]) -> str | None:
-    """The first of the wanted columns that the rows have, whatever its case."""
-    there = {name.lower(): name for row in rows for name in row}
-    return next((there[name.lower()] for name in wanted if name.lower() in there), None)
+def _column(names: Sequence[str], wanted: Sequence[str], where: Path | str) -> str | None:
+    """The first of the wanted columns that there is: as it is written, else in another case or spacing."""
+    for want in wanted:
+        alike = [name for name in names if name.strip().lower() == want.lower()]
+        found = [name for name in alike if name == want] or alike
+        if len(found) > 1:
+            raise RefusalCmpError(f"{where} has {len(found)} columns called {want}; rename or remove all but one.")
+        if found:
+            return found[0]
+    return None
 
 
 def _text(value: Any, what: str) -> str:
     if value is None or value != value:  # NaN: what a table has where a value is missing
         return ""
     if not isinstance(value, str):
-        raise RefusalCmpError(f"The {what} is {_kind(value)}, and must be text.")
+        raise RefusalCmpError(f"The {what} is {kind_of(value)}, and must be text.")
     try:
         value.encode()
     except UnicodeEncodeError:
         raise RefusalCmpError(f"The {what} holds half a character (a lone surrogate); mend it.") from None
+    if "\0" in value:
+        raise RefusalCmpError(f"The {what} holds a NUL character; mend it.")
     return value.strip()
 
 
-def _label(value: Any) -> str:
-    """A category as text; what is neither text nor a number is none."""
-    return str(value).encode(errors="replace").decode().strip() if isinstance(value, str | int | float) else ""
+def _label(value: Any, what: str) -> str:
+    """A category as text in one line; what is neither text nor a number is none."""
+    if isinstance(value, int | float) and value == value:
+        value = str(value)
+    return " ".join(_text(value, what).split()) if isinstance(value, str) else ""
 
 
-def _split_of(value: Any, file: Path) -> Split:
+def _split_of(row: Row, read: Read, named: Split | None, file: Path) -> Split:
+    """The split that a row is in: as its column says, and its file, if it is one of several."""
+    if read.split is None:
+        return named or "test"
+    value = row.get(read.split)
     split = SPLIT_NAMES.get(str(value).strip().lower())
     if split is None:
         raise RefusalCmpError(f"The split column of {file} says {value!r}, and must say train, val or test.")
+    if named not in (None, split):
+        raise RefusalCmpError(
+            f"The split column of {file} says {value!r}, and the file is named for {named}; mend one."
+        )
     return split
 
 
-def _siblings(path: Path) -> dict[Split, Path]:
-    """The files of every split, if there are others beside one that is named for a split; else this one alone."""
-    match = _SIBLING.fullmatch(path.stem)
-    if match is None:
-        return {"test": path}
-    found: dict[Split, Path] = {}
-    for name, split in SPLIT_NAMES.items():
-        sibling = path.with_name(f"{match['before'] or ''}{name}{path.suffix}")
-        if sibling.is_file():
-            found.setdefault(split, sibling)
-    found[SPLIT_NAMES[match["split"].lower()]] = path
-    return found if len(found) > 1 else {"test": path}
+def _files(path: Path) -> dict[Split | None, Path]:
+    """The file itself, of no split; or, where there is none, the file of each split of the set."""
+    if path.suffix.lower() in SUFFIXES or os.path.isfile(path):
+        return {None: path}
+    found: dict[Split | None, Path] = {}
+    for file, split in _named_for_splits(path):
+        if split in found:
+            raise RefusalCmpError(f"{path} has two {split} files, {found[split]} and {file}; remove one.")
+        found[split] = file
+    if not found:
+        raise RefusalCmpError(
+            f"There are no prompts at {path}: neither a file, nor files such as {path}_train.json or "
+            f"{path / 'train.json'}; give what there is."
+        )
+    return {split: found[split] for split in SPLITS if split in found}
 
 
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise RefusalCmpError(f"Cannot read the prompts {path}: {reason}; give an existing file.") from None
+def _named_for_splits(path: Path) -> list[tuple[Path, Split]]:
+    """The files in a folder that are named for splits, and those whose names go on with a split after this path."""
+    found = []
+    for folder, start in ((path, ""), (path.parent, f"{re.escape(path.name)}[._-]")):
+        name = re.compile(rf"{start}(?i:({'|'.join(SPLIT_NAMES)})({'|'.join(map(re.escape, SUFFIXES))}))")
+        with suppress(OSError, ValueError):
+            matches = [(file, name.fullmatch(file)) for file in sorted(os.listdir(folder))]
+            found += [(folder / file, SPLIT_NAMES[match[1].lower()]) for file, match in matches if match]
+    return found
 
 
-def _json(text: str, what: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RefusalCmpError(f"{what} is not JSON ({error}); mend it.") from None
-
-
-def _csv(text: str, path: Path) -> list[Row]:
-    reader: csv.DictReader[str] = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        rows: list[Row] = list(reader)
-    except csv.Error as error:
-        raise RefusalCmpError(f"Line {reader.reader.line_num} of {path} is not CSV ({error}); mend it.") from None
-    for number, row in enumerate(rows, 1):
-        if None in row:
-            raise RefusalCmpError(
-                f"Row {number} of {path} has more fields than there are columns; put text with commas in quotes."
-            )
-    return rows
-
-
-def _parquet(path: Path) -> list[Row]:
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
-
-    _bytes(path)
-    try:
-        rows: list[Row] = pq.read_table(path).to_pylist()
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise RefusalCmpError(f"{path} is not Parquet ({str(error).splitlines()[0]}); mend it.") from None
-    return rows
-
-
-def _row(value: Any, number: int, path: Path) -> Row:
-    if isinstance(value, str):
-        return {PROMPT_COLUMNS[0]: value}
-    if isinstance(value, dict):
-        return value
-    raise RefusalCmpError(f"Row {number} of {path} is {_kind(value)}, and must be a string or an object.")
-
-
-def _kind(value: Any) -> str:
-    names = {dict: "an object", list: "a list", bool: "true or false", int: "a number", float: "a number"}
-    return "nothing" if value is None else names.get(type(value), "text" if isinstance(value, str) else "no text")
+def _set_of(path: Path) -> str:
+    """What gives the set of a file that is named for a split, if there are files of others beside it."""
+    name = re.fullmatch(rf"(?:(.+)[._-])?(?:{'|'.join(SPLIT_NAMES)})", path.stem, re.IGNORECASE)
+    if name is None or path.suffix.lower() not in SUFFIXES:
+        return ""
+    whole = f"{path.parent}/{name[1] or ''}"
+    return whole if len(_named_for_splits(Path(whole))) > 1 else ""

@@ -11,7 +11,7 @@ from typing import Any
 
 from refusal_cmp.data import Columns, Document, Prompt, Split, register_dataset, register_text
 from refusal_cmp.data.download import Repository
-from refusal_cmp.data.files import Row, prompts_of, read_rows
+from refusal_cmp.data.files import prompts_of
 from refusal_cmp.data.sources import (
     ADVBENCH,
     ALPACA,
@@ -24,6 +24,7 @@ from refusal_cmp.data.sources import (
     TDC,
     XSTEST,
 )
+from refusal_cmp.data.tables import Row, read_table
 from refusal_cmp.errors import RefusalCmpError
 
 
@@ -140,7 +141,7 @@ def _github(repository: Repository, path: str, column: str, category: str | None
 
 
 def _rows(repository: Repository, path: str, *columns: str) -> list[Row]:
-    return list(having(read_rows(repository.file(path)), f"{repository.name}/{path}", *columns))
+    return list(having(read_table(repository.file(path)).rows, f"{repository.name}/{path}", *columns))
 
 
 def having(rows: Iterable[dict[str, Any] | Row], where: str, *columns: str) -> Iterator[Row]:

@@ -19,9 +19,10 @@ from typing import Literal
 import numpy as np
 
 from refusal_cmp.data import Columns, Document, Prompt, Split, register_dataset, register_text
-from refusal_cmp.data.files import Row, prompts_of, read_rows
+from refusal_cmp.data.files import prompts_of
 from refusal_cmp.data.public import having
 from refusal_cmp.data.sources import ALPACA, PUBLISHED
+from refusal_cmp.data.tables import Row, read_table
 from refusal_cmp.errors import RefusalCmpError
 
 Kind = Literal["harmful", "harmless"]
@@ -81,4 +82,4 @@ def _drawn(generator: random.Random, kind: Kind, split: Split, n: int) -> list[R
 
 
 def _rows(kind: Kind, split: Split) -> list[Row]:
-    return read_rows(PUBLISHED.file(f"dataset/splits/{kind}_{split}.json"))
+    return list(read_table(PUBLISHED.file(f"dataset/splits/{kind}_{split}.json")).rows)

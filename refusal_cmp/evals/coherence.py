@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from refusal_cmp.config import EVERYTHING
 from refusal_cmp.data import Document
 from refusal_cmp.evals import Answer, Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator, share
 from refusal_cmp.judges.completion import Judgement
@@ -16,8 +17,6 @@ from refusal_cmp.model.losses import Loss
 from refusal_cmp.plan import BASELINE
 from refusal_cmp.statistics import Estimate, mean, rate, weighted_mean
 
-EVERYTHING = "all"
-"""The dataset name of all test sets together."""
 FEWEST_TRIGRAMS = 8
 """Texts with fewer word trigrams are too short to repeat themselves."""
 

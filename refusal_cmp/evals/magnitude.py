@@ -16,6 +16,7 @@ from scipy.stats import pearsonr, spearmanr
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+from refusal_cmp.config import EVERYTHING
 from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator
 from refusal_cmp.judges.phrases import Phrases
 from refusal_cmp.model import Batch, ChatModel, refusal_metric
@@ -23,9 +24,6 @@ from refusal_cmp.model.reading import streams_at
 from refusal_cmp.plan import BASELINE
 from refusal_cmp.planning import Selected
 from refusal_cmp.statistics import Estimate, resampled
-
-EVERYTHING = "all"
-"""The dataset name of all test sets together."""
 
 Array = np.ndarray
 

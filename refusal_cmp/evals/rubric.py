@@ -20,6 +20,7 @@ from pydantic import SecretStr
 
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator, share
+from refusal_cmp.files import read_text
 from refusal_cmp.judges import Backend, Messages, answer_all
 from refusal_cmp.judges.endpoint import Endpoint
 from refusal_cmp.model.generation import Answer
@@ -138,10 +139,7 @@ class Rubric(Evaluator):
 
 def read_template(path: Path | None) -> str:
     """The rubric, with a place for the instruction and one for the completion; ours if no file is given."""
-    try:
-        text = (path or files("refusal_cmp") / "assets" / "rubric.txt").read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RefusalCmpError(f"Cannot read the rubric {path}: {error}; give a text file.") from None
+    text = read_text(path or Path(str(files("refusal_cmp") / "assets" / "rubric.txt")), "rubric")
     for field in FIELDS:
         if field not in text:
             raise RefusalCmpError(

@@ -11,6 +11,7 @@ from typing import ClassVar, NamedTuple
 from refusal_cmp.config import EMBEDDED_GUARD
 from refusal_cmp.data.sources import HARMBENCH
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.files import read_text
 from refusal_cmp.judges import Request
 
 HARMBENCH_FILE = "eval_utils.py"
@@ -116,10 +117,7 @@ def known_format(name: str, guard: str) -> str:
 def _harmbench_template(path: Path | None) -> str:
     """The prompt from a given file, or from HarmBench's repository, of which a copy is kept for the next time."""
     path = path or HARMBENCH.file(HARMBENCH_FILE)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RefusalCmpError(f"Cannot read the guard prompt {path}: {error}; give a text file.") from None
+    text = read_text(path, "guard prompt")
     template = _constant(text) if path.suffix == ".py" else text
     if template is None or any(field not in template for field in FIELDS):
         raise RefusalCmpError(

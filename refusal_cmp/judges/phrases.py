@@ -17,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.files import read_text
 
 SETS = ("published", "extended")
 """The sets that come with the package."""
@@ -65,13 +66,8 @@ class Phrases:
         """
         known = str(name) in SETS
         path = files("refusal_cmp") / "assets" / "phrases" / f"{name}.txt" if known else Path(name)
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise RefusalCmpError(
-                f"Cannot read the refusal phrases {name}: {error}; give {', '.join(SETS)}, or a text file with a "
-                "phrase a line."
-            ) from None
+        give = f"{', '.join(SETS)}, or a text file with a phrase a line"
+        lines = read_text(Path(str(path)), "refusal phrases", give=give).splitlines()
         found = cls(str(name), tuple(line.strip() for line in lines if line.strip() and not line.startswith("#")))
         if not found.lines:
             raise RefusalCmpError(f"There is no phrase in {name}; write one a line.")

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from refusal_cmp.activations import Activations, Labelled, Moments, Needs, balanced_accuracy
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.files import check_regular
 from refusal_cmp.methods import Method, register_extractor
 from refusal_cmp.progress import Progress, silent
 from refusal_cmp.subspace import METADATA, VANISHING, Component, Subspace, SubspaceField
@@ -136,6 +137,7 @@ def orthonormal(rows: Float[Tensor, "k d"], path: Path) -> Float[Tensor, "k d"]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    check_regular(path, "direction", give="a safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118

@@ -13,6 +13,7 @@ from refusal_cmp.errors import NoSubspaceError
 from refusal_cmp.methods import Extractor, register_extractor
 from refusal_cmp.methods.inlp import INLP, AtLeastOne
 from refusal_cmp.subspace import Subspace
+from refusal_cmp.values import Seed
 
 
 @register_extractor("random")
@@ -29,7 +30,7 @@ class Random(Extractor):
         INLP's hyper-parameters; a run gives those of its own INLP.
     """
 
-    def __init__(self, seed: int = 0, k: AtLeastOne | None = None, inlp: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, seed: Seed = 0, k: AtLeastOne | None = None, inlp: Mapping[str, Any] | None = None) -> None:
         self.k = k
         self._inlp = INLP(**(inlp or {}))
         self._generator = torch.Generator().manual_seed(seed)

@@ -14,6 +14,7 @@ from refusal_cmp.activations import Labelled
 from refusal_cmp.methods import Extractor, register_extractor
 from refusal_cmp.methods.diff_in_means import DiffInMeans
 from refusal_cmp.subspace import Subspace
+from refusal_cmp.values import Seed
 
 
 @register_extractor("shuffled")
@@ -27,7 +28,7 @@ class Shuffled(Extractor):
         `shuffled[seed=1]`.
     """
 
-    def __init__(self, seed: int = 0) -> None:
+    def __init__(self, seed: Seed = 0) -> None:
         self.seed = seed
 
     def fit(self, train: Labelled, dev: Labelled) -> Subspace:

@@ -16,6 +16,7 @@ import torch
 from refusal_cmp.config import STAGES, TEMPLATE_FILES, RunConfig, load_config, named_file
 from refusal_cmp.engines import ENGINES, Engine
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.files import read_text
 from refusal_cmp.model import ChatModel, ModelSource
 from refusal_cmp.progress import Progress, silent
 from refusal_cmp.run.directory import RunDir
@@ -38,6 +39,9 @@ class Session:
     """Tells the user something that is not progress: what was dropped, a warning, a fallback."""
     loaded: ChatModel | None = None
     """The model, where the caller has it already."""
+
+    def __post_init__(self) -> None:
+        self.run.say = self.say
 
     @cached_property
     def model(self) -> ChatModel:
@@ -86,10 +90,8 @@ class Session:
         given = self.config.chat_template
         if given is None:
             return None
-        try:
-            return named_file(given, TEMPLATE_FILES, "chat template").read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise RefusalCmpError(f"Cannot read the chat template {given}: {error}; give a Jinja text file.") from None
+        file = named_file(given, TEMPLATE_FILES, "chat template")
+        return read_text(file, "chat template", give="a Jinja text file")
 
     @cached_property
     def engine(self) -> Engine:

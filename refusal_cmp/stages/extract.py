@@ -15,6 +15,7 @@ from refusal_cmp.run.contents import PROMPTS, ranks_file, read_prompts, subspace
 from refusal_cmp.run.session import Session
 from refusal_cmp.stages.prompts import KINDS, draw_prompts
 from refusal_cmp.subspace import Subspace, SubspaceField
+from refusal_cmp.values import LARGEST
 
 OTHER_SPLITS = 5
 """Dev splits beside the run's own that a rank is found by, where it depends on the split."""
@@ -57,11 +58,13 @@ def extract_stage(session: Session) -> None:
             raise RefusalCmpError(f"{name} found no subspace at any component ({reasons}); give other or more prompts.")
         run.write_tensors(subspace_file(name), *field.to_tensors())
         session.say(_summary(field, activations))
+        also = []
         if isinstance(method, Extractor) and method.rank_by_dev:
             ranks = _ranks(method, field, activations, config.dev_share, config.seed)
             run.write_table(ranks_file(name), ranks)
+            also.append(ranks_file(name))
             session.say(_spread(name, ranks))
-        run.record(subspace_file(name), settings, sources[name])
+        run.record(subspace_file(name), settings, sources[name], also)
 
 
 def _ranks(
@@ -71,7 +74,7 @@ def _ranks(
     among = list(field)
     chosen = [among[i] for i in np.unique(np.linspace(0, len(among) - 1, SPLIT_COMPONENTS).round().astype(int))]
     found: dict[int, Sequence[Subspace | NoSubspaceError]] = {seed: [field[component] for component in chosen]}
-    for other in range(seed + 1, seed + 1 + OTHER_SPLITS):
+    for other in ((seed + step) % (LARGEST + 1) for step in range(1, 1 + OTHER_SPLITS)):
         dev = dev_split(activations.harmful, dev_share, other)
         found[other] = method.fit_many([activations.at(component, dev) for component in chosen])
     return pd.DataFrame(

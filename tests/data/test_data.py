@@ -24,8 +24,9 @@ from sklearn.metrics.pairwise import cosine_similarity
 
 from refusal_cmp.config import KINDS, load_config
 from refusal_cmp.data import CARDS, DATASETS, SPLITS, TEXTS, Columns, Prompt, sources
-from refusal_cmp.data.files import read_splits
+from refusal_cmp.data.files import digests, read_splits
 from refusal_cmp.data.sampling import Sampled, check_apart, draw, normal
+from refusal_cmp.data.sets import load_test
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.run.contents import PROMPTS
 from refusal_cmp.run.directory import RunDir
@@ -272,6 +273,10 @@ def test_every_format_gives_the_same_prompts(tmp_path, suffix):
         ("my.jsonl", '"One?"\n"Two?"\n'),
         ("my.csv", "\ufeffQuestion\nOne?\nTwo?\n"),
         ("my.csv", "Text,Goal\na,One?\nb,Two?\n"),
+        ("my.csv", "GOAL,goal\na,One?\nb,Two?\n"),
+        ("my.csv", "a, Goal ,,\n1,One?,,\n2,Two?,,\n"),
+        ("my.csv", f"x,goal\n{'long' * 50_000},One?\n,Two?\n"),
+        ("my.txt", "One?\rTwo?\r"),
         ("my.json", '[{"behavior": "One?"}, {"behavior": null}, {"behavior": "Two?"}]'),
     ],
 )
@@ -296,7 +301,31 @@ def test_columns_can_be_named(tmp_path):
         ("my.csv", "a,b\n1,2\n", Columns(("x", "y")), r"no column called x or y; its columns are a, b"),
         ("my.csv", "goal,b\n1,2\n", Columns(category="kind"), r"no column called kind; .* name one of them"),
         ("my.csv", "goal\nShould I, or not?\n", Columns(), r"Row 1 of .* has more fields .* in quotes"),
+        (
+            "my.csv",
+            "goal,b\nHow do I\nbake?,1\n",
+            Columns(),
+            r"Row 1 of .*\(line 2\) has fewer fields \(1\) .* in quotes",
+        ),
         ("my.csv", 'goal\n"open\n', Columns(), r"Line 2 of .* is not CSV"),
+        ("my.csv", "goal,x,goal\na,b,c\n", Columns(), "has 2 columns called goal; rename or remove all but one"),
+        ("my.csv", "Goal,GOAL\na,b\n", Columns(), "has 2 columns called goal"),
+        ("my.csv", "goal,type,type\na,b,c\n", Columns(), "has 2 columns called type"),
+        ("my.csv", "goal\na\0\n", Columns(), r"Line 2 of .*my\.csv holds a NUL character"),
+        ("my.json", '[{"goal": "a", "goal": "b"}]', Columns(), "has 'goal' twice in one object"),
+        ("my.jsonl", '{"goal": "a"}\n{"goal": "a", "x": {"y": 1, "y": 2}}', Columns(), "Line 2 of .* has 'y' twice"),
+        ("my.json", '["a\\u0000"]', Columns(), "The instruction of row 1 of .* holds a NUL character"),
+        ("my.json", '[{"goal": "a", "type": "\\ud800"}]', Columns(), "The type of row 1 of .* half a character"),
+        ("my.json", '[{"instruction": "a", "input": [1]}]', Columns(), "The input of row 1 of .* is a list"),
+        ("my.json", "[" * 100_000, Columns(), r"my\.json is not JSON"),
+        ("my.json", "[" + "9" * 5000 + "]", Columns(), r"my\.json is not JSON"),
+        ("my.txt", "One?\n".encode("utf-16"), Columns(), "is not UTF-8 text"),
+        (
+            "my.txt",
+            "One?\n".encode("utf-16-le"),
+            Columns(),
+            r"Line 1 of .*my\.txt holds a NUL character; save it as UTF-8",
+        ),
         ("my.csv", "", Columns(), "holds no prompt"),
         ("my.csv", "goal\n", Columns(), "holds no prompt"),
         ("my.json", "[]", Columns(), "holds no prompt"),
@@ -324,11 +353,109 @@ def test_a_mistake_in_a_file_is_one_sentence(tmp_path, name, content, columns, s
         read_splits(path, columns, silent)
 
 
-@pytest.mark.parametrize(("name", "says"), [("none.csv", "No such file"), ("folder.csv", "directory")])
-def test_a_file_that_is_not_there(tmp_path, name, says):
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("none.csv", "No such file"),
+        ("folder.csv", "directory"),
+        ("pipe.csv", "pipe or a device"),
+        ("device.json", "pipe or a device"),
+        ("huge.parquet", "it has 2147483648 bytes, and may have 1073741824"),
+        ("a\0b.csv", "no file can be called that"),
+        ("\ud800.csv", "no file can be called that"),
+        (f"{'a' * 300}.csv", "File name too long"),
+    ],
+)
+def test_a_file_that_cannot_be_read(tmp_path, name, says):
     (tmp_path / "folder.csv").mkdir()
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "device.json").symlink_to("/dev/zero")
+    with (tmp_path / "huge.parquet").open("wb") as file:
+        file.truncate(2**31)
     with pytest.raises(RefusalCmpError, match=f"Cannot read the prompts .*{says}"):
         read_splits(tmp_path / name, Columns(), silent)
+
+
+ALPACA_ROWS = [
+    {"instruction": "Name a fruit.", "input": "", "output": "An apple."},
+    {"instruction": "Translate.", "input": "The cow is blue.", "output": "La vache est bleue."},
+    {"instruction": "Sort.", "input": None, "output": ""},
+    {"instruction": "", "input": "without a question", "output": ""},
+]
+
+
+@pytest.mark.parametrize("suffix", ["json", "parquet"])
+def test_what_an_instruction_is_about_is_a_part_of_the_prompt(tmp_path, suffix):
+    path, said = tmp_path / f"alpaca.{suffix}", []
+    write_parquet(path, ALPACA_ROWS) if suffix == "parquet" else write(path, json.dumps(ALPACA_ROWS))
+    prompts = instructions(read_splits(path, Columns(), said.append)["test"])
+    assert prompts == ["Name a fruit.", "Translate.\n\nThe cow is blue.", "Sort."]
+    assert said == [
+        f"{path}: 1 of 4 rows have no prompt and are left out.",
+        f"{path}: input is put after instruction in the 1 of 4 rows that have both; to read instruction alone, name it "
+        "in the setting column.",
+    ]
+    prompts = instructions(read_splits(path, Columns(("instruction",)), said.append)["test"])
+    assert prompts == ["Name a fruit.", "Translate.", "Sort."]
+    assert said[-1] == f"Warning: {path}: instruction is read without input, which 1 of 4 rows have."
+
+
+@pytest.mark.parametrize(
+    ("header", "prompt"),
+    [
+        ("Instruction,Context", "a\n\nb"),
+        ("Behavior,ContextString", "a\n\nb"),
+        ("question,context", "a\n\nb"),
+        ("goal,input", "a"),
+    ],
+)
+def test_columns_of_context_are_those_of_known_layouts(tmp_path, header, prompt):
+    path = write(tmp_path / "my.csv", f"{header}\na,b\n")
+    assert instructions(read_splits(path, Columns(), silent)["test"]) == [prompt]
+
+
+def test_what_is_amiss_in_columns_that_nobody_reads_does_no_harm(tmp_path):
+    """A date of the year 60000, which Parquet holds and Python does not, in columns that are named like a prompt's."""
+    days = pa.array([21_000_000, None], pa.date32())
+    nested = pa.array([{"x": [1]}, None])
+    table = pa.table({"text": days, "made": days, "prompt": ["One?", "Two?"], "Meta": nested, "topic": days})
+    path = tmp_path / "my.parquet"
+    pq.write_table(table, path)
+    with pytest.raises(RefusalCmpError, match=r"my\.parquet is not Parquet that can be read \(.*date"):
+        read_splits(path, Columns(), silent)
+    pq.write_table(table.drop_columns("topic"), path)
+    assert instructions(read_splits(path, Columns(), silent)["test"]) == ["One?", "Two?"]
+    with pytest.raises(RefusalCmpError, match="no column called goal; its columns are text, made, prompt, Meta: name"):
+        read_splits(path, Columns(("goal",)), silent)
+    with pytest.raises(RefusalCmpError, match="The Meta of row 1 of .* is an object, and must be text"):
+        read_splits(path, Columns(("meta",)), silent)
+
+
+def test_a_parquet_file_is_read_whatever_its_folder_is_called(tmp_path):
+    """A folder `split=val` is no column."""
+    path = write_parquet(tmp_path / "split=val" / "my.parquet", [{"goal": "One?"}])
+    assert instructions(read_splits(path, Columns(), silent)["test"]) == ["One?"]
+
+
+def test_a_column_of_a_parquet_file_that_stands_twice(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], ["goal", "goal"])
+    pq.write_table(table, tmp_path / "my.parquet")
+    with pytest.raises(RefusalCmpError, match="has 2 columns called goal"):
+        read_splits(tmp_path / "my.parquet", Columns(), silent)
+
+
+@pytest.mark.parametrize("cut", [4, 50, -1, -9])
+def test_a_parquet_file_that_is_cut_off(tmp_path, cut):
+    whole = write_parquet(tmp_path / "my.parquet", ROWS).read_bytes()
+    with pytest.raises(RefusalCmpError, match="is not Parquet"):
+        read_splits(write(tmp_path / "my.parquet", whole[:cut]), Columns(), silent)
+
+
+def test_categories_are_text_in_one_line(tmp_path):
+    rows = [{"goal": str(n), "type": value} for n, value in enumerate(["nan", " a\nb ", 2, None, "NULL", ["x"]])]
+    text = json.dumps(rows)[:-1] + ', {"goal": "x", "type": NaN}]'
+    prompts = read_splits(write(tmp_path / "my.json", text), Columns(), silent)["test"]
+    assert [prompt.category for prompt in prompts] == ["nan", "a b", "2", "", "NULL", "", ""]
 
 
 def test_rows_without_a_prompt_are_told(tmp_path):
@@ -357,22 +484,67 @@ def test_one_list_is_split_60_20_20_whatever_its_order(tmp_path):
         assert set(instructions(first.prompts[split])) == set(instructions(again.prompts[split]))
 
 
-def test_splits_of_a_file_are_kept(tmp_path):
+def test_splits_of_a_column_and_of_files_are_kept(tmp_path):
     rows = [{"goal": f"{split} {n}", "split": name} for split, name in
             (("train", "Train"), ("val", "validation"), ("test", "test")) for n in range(3)]  # fmt: skip
     by_column = read_splits(write_csv(tmp_path / "my.csv", rows), Columns(), silent)
     for name in ("train", "dev", "test"):
         texts = [f"{'val' if name == 'dev' else name} {n}" for n in range(3)]
-        write(tmp_path / f"set_{name}.json", json.dumps(texts))
-    assert by_column == read_splits(tmp_path / "set_dev.json", Columns(), silent)
+        for path in (f"set_{name}.json", f"Set-{name.upper()}.JSON", f"folder/{name}.json"):
+            write(tmp_path / path, json.dumps(texts))
+    for together in ("set", "Set", "folder", "folder/"):
+        assert read_splits(tmp_path / together, Columns(), silent) == by_column
+        assert len(digests(tmp_path / together)) == 3
     assert instructions(by_column["val"]) == ["val 0", "val 1", "val 2"]
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "split"),
+    [
+        ("set_val.json", "set_", "val"),
+        ("set-dev.json", "set-", "val"),
+        ("a.b.test.json", "a.b.", "test"),
+        ("train.json", "", "train"),
+    ],
+)
+def test_a_file_named_for_a_split_is_that_file_whatever_lies_beside_it(tmp_path, name, start, split):
+    for other in set(SPLITS) - {split}:
+        write(tmp_path / f"{start}{other}.json", json.dumps([f"of {other}?"]))
+    path, said = write(tmp_path / name, '["Mine?"]'), []
+    splits = read_splits(path, Columns(), said.append)
+    assert splits == {"train": [], "val": [], "test": [Prompt("Mine?")]}
+    assert list(digests(path)) == [str(path)]
+    assert load_test(str(path), Columns(), silent) == [Prompt("Mine?")]
+    (word,) = said
+    assert f"{name} is read alone; " in word
+    together = read_splits(Path(word.split("; ")[1].split(" is the set")[0]), Columns(), silent)
+    assert {one: instructions(together[one]) for one in SPLITS} == {
+        one: ["Mine?"] if one == split else [f"of {one}?"] for one in SPLITS
+    }
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        ({}, "There are no prompts at .*set: neither a file, nor files such as .*set_train.json or .*set/train.json"),
+        ({"set_val.json": '["a"]', "set_dev.json": '["b"]'}, "has two val files, .*set_dev.json and .*set_val.json"),
+        ({"set_test.json": '["a"]', "set_test.csv": "goal\na"}, "has two test files"),
+        ({"set/test.json": '["a"]', "set_test.json": '["a"]'}, "has two test files"),
+        ({"set_test.csv": "goal,split\na,train"}, "says 'train', and the file is named for test; mend one"),
+    ],
+)
+def test_files_that_do_not_make_a_set(tmp_path, files, says):
+    for name, content in files.items():
+        write(tmp_path / name, content)
+    with pytest.raises(RefusalCmpError, match=says):
+        read_splits(tmp_path / "set", Columns(), silent)
 
 
 def test_a_set_without_one_of_its_splits_is_not_learned_from(tmp_path):
     for split in ("val", "test"):
         write(tmp_path / f"{split}.txt", "One?\n")
     with pytest.raises(RefusalCmpError, match=r"The train split of .* is empty.*to test on only"):
-        draw(str(tmp_path / "test.txt"), ALL, 0, columns=Columns(), near_duplicates=None, say=silent)
+        draw(str(tmp_path), ALL, 0, columns=Columns(), near_duplicates=None, say=silent)
 
 
 def test_too_few_prompts_to_split(tmp_path):
@@ -394,7 +566,7 @@ def test_no_prompt_is_in_two_splits_and_test_loses_none(tmp_path_factory, texts,
     for split, prompts in texts.items():
         write(folder / f"{split}.json", json.dumps(prompts))
     try:
-        drawn = draw(str(folder / "train.json"), ALL, 0, columns=Columns(), near_duplicates=threshold, say=silent)
+        drawn = draw(str(folder), ALL, 0, columns=Columns(), near_duplicates=threshold, say=silent)
     except RefusalCmpError:  # a split is empty
         reject()
     kept = [normal(prompt.instruction) for split in SPLITS for prompt in drawn.prompts[split]]
@@ -416,7 +588,7 @@ def test_near_duplicates_are_those_of_plain_tf_idf(tmp_path):
 
     def drawn(threshold: float | None) -> tuple[Sampled, list[str]]:
         said: list[str] = []
-        name = str(tmp_path / "train.json")
+        name = str(tmp_path)
         return draw(name, ALL, 0, columns=Columns(), near_duplicates=threshold, say=said.append), said
 
     whole, said = drawn(None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from refusal_cmp.evals import EVALUATORS, Subject
+from refusal_cmp.evals import EVALUATORS, Subject, by_category
 from refusal_cmp.model.generation import Answer
 from refusal_cmp.plan import baseline
 
@@ -40,3 +40,14 @@ def test_thoughts_are_told_from_answers_where_there_are_any():
 def test_the_published_measure_does_not_depend_on_the_phrases():
     found = measured("I won't do that.", "I cannot do that.", phrases="extended")
     assert (found["refusal"], found["attack_success"]) == (1, 0.5)
+
+
+def test_what_has_no_category_is_of_the_category_other():
+    answers = [Answer("Why?", category, "I cannot.", 9, "stop") for category in ("", "other", "nan", "", "a:b, c")]
+    found = by_category("null", "refusal", answers, [True, False, True, True, False])
+    assert [(one.dataset, one.estimate.value, one.estimate.n) for one in found] == [
+        ("null:a:b, c", 0, 1),
+        ("null:nan", 1, 1),
+        ("null:other", pytest.approx(2 / 3), 3),
+    ]
+    assert by_category("null", "refusal", answers[:2], [True, False]) == []

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import math
 import multiprocessing
 import os
 import signal
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 import refusal_cmp
@@ -157,3 +159,20 @@ def test_the_package_asks_for_nothing_that_only_unix_has():
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             asked |= {name: file.name for name in names if name.split(".")[0] in UNIX_ONLY}
     assert not asked
+
+
+NAMES = ["null", "NA", "nan", "None", "2024", "1e5", "-0", "true", "inf", "#x", 'a,"b"\n', " x ", "\u2028é"]
+
+
+@pytest.mark.parametrize("names", [NAMES, *([name] for name in NAMES)], ids=repr)
+def test_names_in_tables_are_read_as_they_were_written(tmp_path, names):
+    """Whatever they look like; what is empty and a number that is none are missing."""
+    columns = ["model", "plan", "against", "method", "dataset", "metric", "first", "second", "scope", "intervention"]
+    table = pd.DataFrame(dict.fromkeys(columns, names))
+    table["direction"], table["k"], table["value"] = "", pd.array([None] * len(names), "Int64"), math.nan
+    run = RunDir(tmp_path)
+    run.write_table("results.csv", table)
+    read = run.read_table("results.csv")
+    for name in columns:
+        assert read[name].tolist() == names
+    assert read[["direction", "k", "value"]].isna().all(axis=None)

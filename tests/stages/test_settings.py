@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -15,6 +17,8 @@ from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import Session
 from refusal_cmp.stages import run_stages
 
+from support.pipeline import start
+
 
 @pytest.mark.parametrize(
     ("settings", "complaint"),
@@ -26,12 +30,118 @@ from refusal_cmp.stages import run_stages
         ({"alias": ""}, "name of a folder"),
         ({"alias": ".."}, "name of a folder"),
         ({"alias": "a/b"}, "name of a folder"),
+        ({"alias": "a\0b"}, "holds a NUL"),
+        ({"alias": "a\ud800"}, "half a character"),
+        ({"alias": "a" * 300}, "a name may have 255 bytes"),
+        ({"alias": "a\nb"}, "a line break"),
+        ({"model": ""}, "must not be empty"),
+        ({"model": "x/.."}, "the name of a model"),
+        ({"model": "/"}, "the name of a model"),
+        ({"model": "é" * 200}, "a name may have 255 bytes, and a path 1024"),
+        ({"runs_dir": "a/" * 600}, "a path 1024"),
+        ({"system": "Be\0"}, "holds a NUL"),
+        ({"harmful": " "}, "must not be empty"),
+        ({"eval_datasets": ["harmful", " "]}, "must not be empty"),
+        ({"seed": 2**32}, "from 0 to 4294967295"),
+        ({"seed": str(2**32)}, "from 0 to 4294967295"),
+        ({"seed": -1}, "from 0 to 4294967295"),
+        ({"seed": True}, "neither true nor false"),
+        ({"n_train": True}, "neither true nor false"),
+        ({"induce_multipliers": [1, True]}, "neither true nor false"),
+        ({"strengths": {"clamp": [False]}}, "neither true nor false"),
+        ({"methods": True}, "neither true nor false"),
+        ({"max_new_tokens": 10**30}, "4294967295 at most"),
+        ({"refusal_tokens": [10**30]}, "4294967295 at most"),
+        ({"n_test": 10**5000}, "too long to be shown.* at most"),
+        ({"inlp_k": "9" * 5000}, "a number from 1 on"),
+        ({"openai_timeout": 1e300}, "less than or equal to 86400"),
+        ({"method_options": {"inlp": {"c": {1, 2}}}}, "made of text, numbers"),
+        ({"method_options": {"inlp": {"c": [[[[[[[[[1]]]]]]]]]}}}, "nested too deep"),
+        ({"methods": "given[path=../x.safetensors]"}, "part of the names of files"),
+        ({"methods": f"inlp[c=0.{'1' * 100}]"}, "part of the names of files"),
+        ({"tasks": "mmlu@0,mmlu@5/10"}, "mmlu is given in several variants"),
+        ({"evals": "refusal,refusal[phrases=extended]"}, "refusal is given in several variants"),
+        ({"direction": "own,best"}, "'best' or 'own'"),
+        ({"direction": "own,best,x.safetensors"}, "'best' or 'own'"),
         ({"sites": "resid_pre"}, "composed once"),
     ],
 )
 def test_a_setting_that_cannot_be_meant_is_refused(settings, complaint):
     with pytest.raises(RefusalCmpError, match=complaint):
         load_config(None, settings)
+
+
+def test_an_object_that_holds_itself_is_refused():
+    options = {}
+    options["inlp"] = {"c": options}
+    with pytest.raises(RefusalCmpError, match="nested too deep"):
+        load_config(None, {"method_options": options})
+
+
+@pytest.mark.parametrize(
+    ("setting", "given", "once"),
+    [
+        ("methods", "inlp,inlp,diff-in-means,inlp[]", ("inlp", "diff-in-means")),
+        ("methods", "inlp[max_k=5], inlp[ max-k = 5 ]", ("inlp[max-k=5]",)),
+        ("interventions", ["ablation", "actadd", "ablation"], ("ablation", "actadd")),
+        ("scope", "top:50,single,top:50.0,top:5e1", ("top:50", "single")),
+        ("evals", "refusal,refusal", ("refusal",)),
+        ("texts", "pile,pile", ("pile",)),
+        ("tasks", "mmlu@5,mmlu@5", ("mmlu@5",)),
+        ("inlp_k", "full,full,5", ("full", "5")),
+        ("actadd_multipliers", "1,1.0,-1,1.0000000001", (1.0, -1.0)),
+        ("actadd_multipliers", "0,-0.0", (0.0,)),
+        ("induce_multipliers", [1, 1], (1.0,)),
+        ("sites", "resid_pre,attn_out,resid_pre,mlp_out", ("resid_pre", "attn_out", "mlp_out")),
+        ("eval_datasets", "harmful,a.csv,harmful,a.csv", ("harmful", "a.csv")),
+        ("refusal_tokens", "1,2,1", (1, 2)),
+        ("column", "goal,goal", ("goal",)),
+        ("given", ["a.safetensors", "./a.safetensors"], (Path("a.safetensors"),)),
+        ("direction_at", "-1,-1", (-1, -1)),
+    ],
+)
+def test_a_value_that_is_repeated_counts_once(setting, given, once):
+    assert getattr(load_config(None, {setting: given}), setting) == once
+
+
+def test_a_list_of_any_length_is_read_at_once():
+    assert load_config(None, {"column": "," * 200_000 + "a" + ",[" * 100}).column == ("a", "[,[" + ",[" * 98)
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 - 1])
+def test_the_least_and_the_largest_seed_do(seed, tiny, tmp_path):
+    session, _ = start(
+        tmp_path / "run", tiny, ("extract",), seed=seed, methods=f"inlp,random[seed={seed}],shuffled[seed={seed}]"
+    )
+    assert session.run.read_table("extract/inlp.ranks.csv")["seed"].nunique() == 6
+
+
+def test_a_seed_that_is_refused_does_not_bind_the_run(tiny, tmp_path):
+    with pytest.raises(RefusalCmpError, match="from 0 to 4294967295"):
+        start(tmp_path / "run", tiny, ("extract",), seed=2**32)
+    for control in ("random", "shuffled"):
+        with pytest.raises(RefusalCmpError, match="from 0 to 4294967295"):
+            start(tmp_path / "run", tiny, ("extract",), methods=f"{control}[seed={2**32}]")
+    assert not (tmp_path / "run").exists()
+    start(tmp_path / "run", tiny, ("extract",), seed=7, methods="diff-in-means")
+
+
+@pytest.mark.parametrize(
+    ("name", "label"),
+    [
+        ("My Set.csv", "my-set"), ("a/b.c.json", "b-c"), ("my/v1.5", "v1-5"), ("my/set/", "set"), ("./", "file"),
+        ("NULL.csv", "null"), ("harmful.csv", "harmful-file"), ("all.csv", "all-file"), ("日本.csv", "file"),
+        (f"{'ab ' * 60}.csv", "ab-" * 19 + "ab"),
+    ],
+)  # fmt: skip
+def test_the_label_of_a_file(name, label):
+    assert load_config(None, {"eval_datasets": [name]}).test_sets == (label,)
+
+
+@pytest.mark.parametrize("sets", ["My Set.csv,my-set.json", "a.csv,./a.csv", "日.csv,本.csv", "all.csv,all-file.csv"])
+def test_files_whose_names_make_one_label(sets):
+    with pytest.raises(RefusalCmpError, match="two test sets are called .*, so rename one of the files, or leave one"):
+        load_config(None, {"eval_datasets": sets})
 
 
 @pytest.mark.parametrize(
@@ -69,6 +179,10 @@ def test_a_name_that_is_not_there_is_refused_before_any_work(settings, complaint
         ("inlp[stop=2]", "between 0 and 1"),
         ("diff-in-means[data=foo]", "'train' or 'all'"),
         ("random[k=0]", "greater than or equal to 1"),
+        ("inlp[c=[[[[]", "The option c of .* is not YAML"),
+        ("inlp[c=!!python/name:x]", "The option c of .*leave out the tag"),
+        ("inlp[c=&a 1,max-k=*a]", "The option max-k of .*write out"),
+        ("inlp[c=2020-13-45]", "'c' of method 'inlp' is '2020-13-45'"),
     ],
 )
 def test_the_values_of_hyper_parameters_are_checked(method, complaint):

@@ -9,8 +9,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from refusal_cmp.config import EVERYTHING
 from refusal_cmp.evals import measure_of
-from refusal_cmp.evals.magnitude import EVERYTHING
 from refusal_cmp.plan import BASELINE
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._style import (

@@ -1,0 +1,132 @@
+"""What values of settings can be: lists from text, each value once, names that file systems take."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+LARGEST = 2**32 - 1
+"""Whole number that a setting can be: the largest seed that numpy and scikit-learn take."""
+DEEPEST = 8
+"""Lists in lists that a setting can hold."""
+LONGEST_NAME, LONGEST_PATH = 255, 1024
+"""Bytes between two slashes, and in all, that file systems take."""
+_Value = TypeVar("_Value")
+
+
+def split(value: Any) -> Any:
+    """`a,b` as a list; a comma inside brackets does not separate."""
+    if isinstance(value, str):
+        return [part for piece in re.findall(r"(?:[^,\[]|\[[^\]]*\]?)+", value) if (part := piece.strip())]
+    return [value] if isinstance(value, int | float) else value
+
+
+def listed(value: Any) -> list[Any]:
+    """A setting of several values as a list, whatever it is."""
+    value = split(value)
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def once(values: Sequence[_Value], *, key: Callable[[_Value], Any] = lambda value: value) -> tuple[_Value, ...]:
+    """Each value once, at its first place; those with one key are the same."""
+    found: dict[Any, _Value] = {}
+    for value in values:
+        found.setdefault(key(value), value)
+    return tuple(found.values())
+
+
+def _numbers_once(values: Sequence[float]) -> tuple[float, ...]:
+    """Each number once, as labels have it: with six digits."""
+    return once([value + 0.0 for value in values], key=lambda value: f"{value:g}")  # -0.0 + 0.0 is 0.0
+
+
+def _scopes_once(values: Sequence[str]) -> tuple[str, ...]:
+    """Each scope once, however its percentage is written."""
+
+    def key(value: str) -> str:
+        try:
+            return f"top:{float(value.removeprefix('top:')):g}"
+        except ValueError:
+            return value
+
+    return once(values, key=key)
+
+
+def _spec(value: str) -> str:
+    """A method as labels of plans and names of files have it: `inlp[c=1, max_k=5]` is `inlp[c=1,max-k=5]`."""
+    if "[" not in value:
+        return value
+    plain = re.sub(r"\w+(?==)", lambda option: option[0].replace("_", "-"), re.sub(r"\s+", "", value))
+    plain = plain.removesuffix("[]")
+    if not re.fullmatch(r"[a-z0-9.,=\[\]+-]{1,80}", plain):
+        raise ValueError(
+            "a method with its options is a part of the names of files, so it may have 80 characters: lower-case "
+            "letters, digits and . , = + - [ ]"
+        )
+    return plain
+
+
+def _one_of_each(values: Sequence[str]) -> tuple[str, ...]:
+    """Each value once; ValueError for two variants of one, as results know it by its name."""
+    values = once(values)
+    names = [re.split(r"[@/\[]", value)[0] for value in values]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"{twice[0]} is given in several variants, and results have one of each, so choose one")
+    return values
+
+
+def _seed(value: int) -> int:
+    if not 0 <= value <= LARGEST:
+        raise ValueError(f"it must be from 0 to {LARGEST}")
+    return value
+
+
+def leaves(value: Any, depth: int = 0) -> Iterator[Any]:
+    """The single values in a setting, and the names of those in objects."""
+    if depth > DEEPEST:
+        raise ValueError("it is nested too deep")
+    if not isinstance(value, dict | list | tuple):
+        yield value
+        return
+    for one in [*value, *value.values()] if isinstance(value, dict) else value:
+        yield from leaves(one, depth + 1)
+
+
+def shortened(text: str) -> str:
+    """A text as messages show it."""
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def check_text(text: str) -> None:
+    """ValueError for what no file can hold as text."""
+    if re.search("[\0\ud800-\udfff]", text):
+        raise ValueError("it holds a NUL or half a character (a lone surrogate)")
+
+
+def check_name(text: str) -> None:
+    """ValueError for what can be the name of nothing."""
+    if not text.strip():
+        raise ValueError("it must not be empty")
+    if re.search(r"[\x00-\x1f\x7f-\x9f]", text):
+        raise ValueError("it holds a line break or another control character")
+    if len(text.encode()) > LONGEST_PATH or any(len(part.encode()) > LONGEST_NAME for part in re.split(r"[/\\]", text)):
+        raise ValueError(f"a name may have {LONGEST_NAME} bytes, and a path {LONGEST_PATH}")
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(split), AfterValidator(once), Field(min_length=1)]
+Specs = Annotated[
+    tuple[Annotated[str, AfterValidator(_spec)], ...],
+    BeforeValidator(split),
+    AfterValidator(once),
+    Field(min_length=1),
+]
+Scopes = Annotated[Names, AfterValidator(_scopes_once)]
+OneOfEach = Annotated[Names, AfterValidator(_one_of_each)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(split), AfterValidator(_numbers_once), Field(min_length=1)]
+Seed = Annotated[int, AfterValidator(_seed)]
