@@ -6,7 +6,6 @@ import io
 import os
 import pty
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -158,8 +157,7 @@ def test_a_prompt_and_an_answer_are_escaped_on_any_console(console):
 def test_a_summary_says_where_it_is_as_text(console, tmp_path):
     run = RunDir(tmp_path / NAME)
     for file in ("results.csv", "select/rankings.json"):
-        (run.path / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(RUN / file, run.path / file)
+        run.write_bytes(file, (RUN / file).read_bytes())
     shown = console(file=io.StringIO(), width=400)
     print_summary(shown, run)
     print_rankings(shown, run)
