@@ -79,7 +79,7 @@ class _OneSentence(TyperGroup):
             raise
         except RefusalCmpError as error:
             if ctx.meta.get(DEBUG):
-                err.print(lines(traceback.format_exc()), highlight=False, soft_wrap=True)
+                _show_traceback()
             err.print(Text("Error:", "bold red"), line(_advised(error)), highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
 
@@ -359,7 +359,15 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):  # of a terminal that does not have every character
             stream.reconfigure(errors="backslashreplace")
     warnings.showwarning = lambda message, *_: _tell(f"Warning: {message}")
-    app()
+    try:
+        app()
+    except Exception:  # a fault of ours, which may quote anything
+        _show_traceback()
+        sys.exit(1)
+
+
+def _show_traceback() -> None:
+    err.print(lines(traceback.format_exc()), highlight=False, soft_wrap=True)
 
 
 def _tell(message: str) -> None:

@@ -6,7 +6,6 @@ import io
 import os
 import pty
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -158,8 +157,7 @@ def test_a_prompt_and_an_answer_are_escaped_on_any_console(console):
 def test_a_summary_says_where_it_is_as_text(console, tmp_path):
     run = RunDir(tmp_path / NAME)
     for file in ("results.csv", "select/rankings.json"):
-        (run.path / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(RUN / file, run.path / file)
+        run.write_bytes(file, (RUN / file).read_bytes())
     shown = console(file=io.StringIO(), width=400)
     print_summary(shown, run)
     print_rankings(shown, run)
@@ -256,6 +254,21 @@ def test_a_warning_is_a_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cli, "app", lambda: warnings.warn(f"{EVIL}.", stacklevel=1))
     cli.main()
     assert capsys.readouterr().err == f"Warning: {SHOWN}.\n"
+
+
+def test_a_fault_of_ours_is_shown_as_text(monkeypatch, capsys):
+    from refusal_cmp import cli
+
+    def fail():
+        raise KeyError(EVIL) from OSError("\x1b[2J")
+
+    monkeypatch.setattr(cli, "app", fail)
+    with pytest.raises(SystemExit, match="1"):
+        cli.main()
+    said = capsys.readouterr().err
+    assert said.startswith("OSError: \\x1b[2J\n")
+    assert 'raise KeyError(EVIL) from OSError("\\x1b[2J")' in said
+    assert "\x1b" not in said
 
 
 def test_a_key_among_the_options_is_warned_of_and_not_shown(tmp_path):

@@ -31,7 +31,7 @@ BUSY = (408, 409, 425, 429)
 """Statuses after which the same request may succeed, like those from 500 on."""
 LONGEST_WAIT = 60.0
 """Seconds between two tries, whatever the server asks for."""
-MOST_BYTES = 2**23
+MOST_BYTES = 2**22
 """Of an answer, after decompression."""
 SHORTEST_SECRET = 8
 """Characters of a key that is looked for in answers; a shorter one guards nothing and may be a word of them: EMPTY."""
@@ -237,11 +237,10 @@ def _pattern(key: str) -> re.Pattern[str]:
 
 def _written(character: str) -> str:
     """The ways to write a character: as it is, percent-encoded, escaped as in JSON or HTML, for a URL in base64."""
-    code = f"{ord(character):02x}"
-    ways = {
-        re.escape(one) for one in (character, html.escape(character), {"+": "-", "/": "_"}.get(character, character))
-    }
-    return rf"(?:\\*(?:{'|'.join(sorted(ways))})|%(?:25)*{code}|\\+(?:u00|x){code}|&#(?:0*{ord(character)}|x0*{code});)"
+    number, code = ord(character), f"{ord(character):02x}"
+    plain = {character, html.escape(character), {"+": "-", "/": "_"}.get(character, character)}
+    ways = "|".join(sorted(map(re.escape, plain)))
+    return rf"(?:\\{{0,8}}(?:{ways})|%(?:25)*{code}|\\{{1,8}}(?:u00|x){code}|&#(?:0*{number}|x0*{code});)"
 
 
 def _cause(error: Exception) -> str:

@@ -469,7 +469,7 @@ def test_more_than_an_answer_can_be_is_not_read(pieces):
     try:
         with (
             endpoint(lambda *_: Reply(pieces=pieces)) as server,
-            pytest.raises(RefusalCmpError, match="what came is more than 8,388,608 bytes"),
+            pytest.raises(RefusalCmpError, match="what came is more than 4,194,304 bytes"),
         ):
             list(quick(server.url, retries=0).answer(["question"], 5))
         assert tracemalloc.get_traced_memory()[1] < 2**26
