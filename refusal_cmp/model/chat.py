@@ -104,7 +104,7 @@ class Chat:
         self._check_controls()
         if tokenizer.pad_token_id is None:
             ends = min(self.stop_ids, default=None)
-            tokenizer.pad_token = tokenizer.eos_token or (ends and tokenizer.convert_ids_to_tokens(ends))
+            tokenizer.pad_token = None if ends is None else tokenizer.eos_token or tokenizer.decode([ends])
 
     @classmethod
     def load(cls, source: ModelSource) -> Chat:
@@ -269,7 +269,8 @@ class Chat:
         split = [
             text
             for text, token in self.tokenizer.get_vocab().items()
-            if text in prompt
+            if isinstance(text, str)  # tiktoken's are bytes
+            and text in prompt
             and self._is_control(token)
             and token not in self.tokenizer(text, add_special_tokens=False)["input_ids"]
         ]

@@ -319,6 +319,11 @@ CHOICES = """
 - A template that takes the content of a message as a list of parts, as many multimodal ones do, gets it so.
 - Two come with us, for published work to be repeated: `--chat-template qwen-1`, as some Qwen-1 repositories have none,
   and `--chat-template llama-2`, whose prompt ends in a space, a post-instruction token more than in Llama-2's own.
+- A template is a program, and may fail at some prompts only: whatever it dies of is said with the prompt that it dies
+  at, before any work, and it may take two seconds for one. Control tokens of the vocabulary that it writes have to be
+  read as such by the tokenizer; prompts that hold some (`<|im_end|>`) are counted, with a warning.
+- A prompt longer than the model's context is refused, and so is one that leaves no room for `--max-new-tokens` where
+  positions are not rotary. The answers of rotary models may run on beyond it.
 
 ## Large models
 
@@ -326,6 +331,9 @@ CHOICES = """
 GPUs and then the CPU, as accelerate places them; weights are bfloat16 on a GPU unless `--dtype` says otherwise.
 `--quantization 8bit` or `4bit` needs bitsandbytes. `--revision` names a branch, tag or commit. Code that comes with a
 model runs only with `--trust-remote-code`.
+
+A model has to be whole: an adapter is merged into its base first, and a weight that its files lack or that has another
+shape is an error, as no random number takes its place.
 """
 
 
