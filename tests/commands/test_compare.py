@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -61,12 +62,20 @@ def refusal_cmp(monkeypatch, capsys):
     return run
 
 
+def rewrite(path, name, content):
+    """As if the run had come to something else."""
+    run = RunDir(path)
+    write = {".csv": run.write_table, ".jsonl": run.write_lines, ".json": run.write_json}
+    write[Path(name).suffix](name, content)
+    run.save()
+
+
 def change_value(run, by):
     """Move the baseline's refusal on harmful prompts."""
     results = pd.read_csv(run / "results.csv")
     there = results.query("method == 'baseline' and dataset == 'harmful' and metric == 'refusal'").index
     results.loc[there, "value"] += by
-    results.to_csv(run / "results.csv", index=False)
+    rewrite(run, "results.csv", results)
 
 
 def test_a_copy_agrees_in_everything(original, copy, refusal_cmp):
@@ -96,7 +105,7 @@ def test_a_number_that_is_none_is_beyond_any_tolerance(original, copy, refusal_c
 def test_a_completion_is_shown_from_where_it_parts(original, copy, refusal_cmp):
     rows = [json.loads(line) for line in (copy / ANSWERS).read_text().splitlines()]
     rows[1]["completion"] += " and [bold]more"
-    (copy / ANSWERS).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rewrite(copy, ANSWERS, rows)
     code, shown = refusal_cmp("compare", original, copy)
     assert code == 1
     assert "· harmful · 1 of" in shown
@@ -108,7 +117,7 @@ def test_a_completion_is_shown_from_where_it_parts(original, copy, refusal_cmp):
 def test_another_component_is_a_difference(original, copy, refusal_cmp):
     selection = json.loads((copy / "select/selection.json").read_text())
     selection["methods"][0]["selected"] = [-4, 1]
-    (copy / "select/selection.json").write_text(json.dumps(selection))
+    rewrite(copy, "select/selection.json", selection)
     code, shown = refusal_cmp("compare", original, copy, "--tolerance", "100")
     assert code == 1
     assert "(-4, 1)" in shown
@@ -117,10 +126,10 @@ def test_another_component_is_a_difference(original, copy, refusal_cmp):
 def test_what_one_run_lacks_is_a_difference_whatever_the_tolerance(original, copy, refusal_cmp):
     label = "diff-in-means/clamp:1@all"
     plans = [row for row in json.loads((copy / "infer/plans.json").read_text()) if row["label"] != label]
-    (copy / "infer/plans.json").write_text(json.dumps(plans))
+    rewrite(copy, "infer/plans.json", plans)
     results = pd.read_csv(copy / "results.csv")
     kept = results.query("not (intervention == 'clamp' and strength == 1)")
-    kept.to_csv(copy / "results.csv", index=False)
+    rewrite(copy, "results.csv", kept)
     generous = ["--tolerance", "1e9", "--completions-tolerance", "1"]
     code, shown = refusal_cmp("compare", original, copy, *generous)
     assert code == 1
@@ -130,16 +139,16 @@ def test_what_one_run_lacks_is_a_difference_whatever_the_tolerance(original, cop
 
 def test_details_are_limited_and_the_rest_is_counted(original, copy, refusal_cmp):
     results = pd.read_csv(copy / "results.csv").assign(value=2.0)
-    results.to_csv(copy / "results.csv", index=False)
+    rewrite(copy, "results.csv", results)
     shown = refusal_cmp("compare", original, copy, "--details", "3")[1]
     assert f"… and {len(results) - 3} more" in shown
 
 
 def test_another_setting_is_named_and_is_no_difference(original, copy, refusal_cmp):
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["config"] |= {"inlp_c": 0.5, "batch_size": 3}
-    manifest["versions"] |= {"torch": "2.0"}
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    run = RunDir(copy)
+    run.manifest["config"] |= {"inlp_c": 0.5, "batch_size": 3}
+    run.manifest["versions"] |= {"torch": "2.0"}
+    run.save()
     code, shown = refusal_cmp("compare", original, copy)
     assert code == 0
     assert "another inlp-c: 0.1 → 0.5" in shown
