@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
+import traceback
 import warnings
 from collections.abc import Callable
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import typer
 from pydantic.fields import FieldInfo
-from rich.console import Console
-from typer.core import TyperGroup
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
 
 from refusal_cmp.config import (
     FILE_ONLY,
@@ -25,23 +28,66 @@ from refusal_cmp.config import (
 )
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 from refusal_cmp.registry import described
+from refusal_cmp.terminal import LAYOUT, Terminal, line, lines, visible
 
 DEBUG = f"{__name__}.debug"
 """Where a command's context says whether tracebacks are wanted."""
 
 
+UsageError: Any = typer.BadParameter.__base__
+"""What typer raises for a command line that it does not understand."""
+
+
+def _write_options(command: Any, ctx: Any, formatter: Any) -> None:
+    """A command's options under the headings that they have, every name whole whatever the width."""
+    headings: dict[str, list[tuple[str, str]]] = {}
+    for param in command.get_params(ctx):
+        heading = getattr(param, "rich_help_panel", None) or (
+            "Options" if param.param_type_name == "option" else "Arguments"
+        )
+        headings.setdefault(heading, []).append(param.get_help_record(ctx))
+    for heading, records in headings.items():
+        with formatter.section(heading):
+            formatter.write_dl(records)
+
+
+class _Command(TyperCommand):
+    """A command whose help is plain text: a table in a terminal would cut the names of options."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options into the help."""
+        _write_options(self, ctx, formatter)
+
+
 class _OneSentence(TyperGroup):
     """A mistake that the user can mend is one sentence and exit code 2; with `--debug` also where it was noticed."""
+
+    def make_context(self, *args: Any, **options: Any) -> Any:
+        """Read what stands before the command."""
+        try:
+            return super().make_context(*args, **options)
+        except UsageError as error:
+            error.message = visible(error.message, LAYOUT)  # which may be the whole help
+            raise
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
         try:
             return super().invoke(ctx)
+        except UsageError as error:
+            error.message = visible(error.message)
+            raise
         except RefusalCmpError as error:
             if ctx.meta.get(DEBUG):
-                raise
-            err.print(f"[bold red]Error:[/] {_escape(_advised(error))}", highlight=False, soft_wrap=True)
+                err.print(lines(traceback.format_exc()), highlight=False, soft_wrap=True)
+            err.print(Text("Error:", "bold red"), line(_advised(error)), highlight=False, soft_wrap=True)
             raise typer.Exit(2) from None
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options and the commands into the help."""
+        _write_options(self, ctx, formatter)
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.help) for name, command in self.commands.items()])
 
 
 def _advised(error: RefusalCmpError) -> str:
@@ -61,13 +107,13 @@ app = typer.Typer(
     cls=_OneSentence,
     help="Compare ways of finding and editing the refusal directions of chat models.",
     no_args_is_help=True,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,
     pretty_exceptions_enable=False,
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-err = Console(stderr=True)
-out = Console()
+err = Terminal(stderr=True)
+out = Terminal()
 
 DASHES = {"token_normalize_func": lambda token: token.replace("_", "-")}
 OWNERS = [(stage.settings, stage.heading) for stage in PIPELINE if stage.settings is not None]
@@ -158,6 +204,11 @@ def _stage_command(stage: str) -> Callable[..., None]:
         **flags: Any,
     ) -> None:
         given = {name: value for name, value in flags.items() if value is not None}
+        if "openai_key" in given:
+            _tell(
+                "Warning: other users of this machine can see a key that is given as an option, and shells keep it; "
+                "set it in the environment as OPENAI_API_KEY instead."
+            )
         if model is not None:
             given["model"] = model
         if top_percentage is not None:
@@ -171,10 +222,10 @@ def _stage_command(stage: str) -> Callable[..., None]:
 
 
 for _stage, _help in (("run", EVERYTHING), *((stage.name, stage.help) for stage in PIPELINE)):
-    app.command(_stage, help=_help, context_settings=DASHES)(_stage_command(_stage))
+    app.command(_stage, cls=_Command, help=_help, context_settings=DASHES)(_stage_command(_stage))
 
 
-@app.command(context_settings=DASHES)
+@app.command(cls=_Command, context_settings=DASHES)
 def export(
     plan: Annotated[str, typer.Argument(help="Label of a plan of the run, such as inlp/nullspace@all.")],
     out_dir: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
@@ -194,10 +245,10 @@ def export(
 
     session = open_run(config.runs_dir / config.run_name, device=config.device)
     difference = export_plan(session, plan, out_dir)
-    err.print(f"{out_dir} is written; largest difference of a logit: {difference:.1e}.", highlight=False)
+    _tell(f"{out_dir} is written; largest difference of a logit: {difference:.1e}.")
 
 
-@app.command(context_settings=DASHES)
+@app.command(cls=_Command, context_settings=DASHES)
 def compare(
     run_a: Annotated[Path, typer.Argument(help="Run directory, such as runs/tiny-refuser.")],
     run_b: Annotated[Path, typer.Argument(help="Run directory to lay beside it.")],
@@ -220,14 +271,14 @@ def compare(
     diffs = compare_folders(run_a, run_b, allowed) if every else {"": compare_runs(run_a, run_b, allowed)}
     for name, diff in diffs.items():
         if name:
-            out.rule(_escape(name), align="left")
+            out.rule(line(name), align="left")
         print_diff(out, diff, details)
     agree = all(diff.agrees for diff in diffs.values())
     out.print("\nWithin tolerance." if agree else "\nThe runs differ.", style="bold", highlight=False)
     raise typer.Exit(0 if agree else 1)
 
 
-@app.command("inspect", context_settings=DASHES)
+@app.command("inspect", cls=_Command, context_settings=DASHES)
 def inspect_command(
     run: Annotated[Path, typer.Argument(help="Run directory, such as runs/tiny-refuser.")],
     prompt: Annotated[str, typer.Argument(help="What is put to the model.")],
@@ -253,17 +304,17 @@ def inspect_command(
     print_inspection(out, found)
     if save is not None:
         save_heat(save, found)
-        err.print(f"{save} is written.", highlight=False)
+        _tell(f"{save} is written.")
 
 
 def _list_command(name: str, registry: tuple[str, str], about: str) -> None:
-    @app.command(name, help=f"List the registered {about}.")
+    @app.command(name, cls=_Command, help=f"List the registered {about}.")
     def command() -> None:
         from rich.table import Table
 
         table = Table("name", "what it is", "from", box=None, header_style="bold")
         for plugin, summary, module in described(*registry):
-            table.add_row(plugin, _escape(summary), module)
+            table.add_row(line(plugin), line(summary), line(module))
         out.print(table)
 
 
@@ -276,7 +327,7 @@ for _name, _decorator, _about in (
     _list_command(_name, (f"refusal_cmp.{_name}", _decorator), _about)
 
 
-@app.command()
+@app.command(cls=_Command)
 def datasets() -> None:
     """List the registered prompt sets and text sets, with sizes and sources."""
     from rich.table import Table
@@ -291,7 +342,7 @@ def datasets() -> None:
         table.add_column("source", overflow="fold")
         for name, summary, module in registry.describe():
             card = CARDS[registry].get(name, Card())
-            table.add_row(name, card.size, _escape(summary), card.source or module)
+            table.add_row(line(name), line(card.size), line(summary), line(card.source or module))
         out.print(table)
         out.print()
     note = (
@@ -304,7 +355,16 @@ def datasets() -> None:
 
 def main() -> None:
     """Entry point."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # of a terminal that does not have every character
+            stream.reconfigure(errors="backslashreplace")
+    warnings.showwarning = lambda message, *_: _tell(f"Warning: {message}")
     app()
+
+
+def _tell(message: str) -> None:
+    """A sentence beside the results."""
+    err.print(line(message), highlight=False, soft_wrap=True)
 
 
 def _execute(path: str | None, given: dict[str, Any], stages: tuple[str, ...], force: bool) -> None:
@@ -312,30 +372,29 @@ def _execute(path: str | None, given: dict[str, Any], stages: tuple[str, ...], f
     from refusal_cmp.run.directory import RunDir
 
     config = load_config(path, given)
-    run = RunDir(config.runs_dir / config.run_name)
+    run = RunDir(config.runs_dir / config.run_name, stages if force else ())
     if stages[0] != STAGES[0] and path is None:
         config = load_config(None, run.settings | given)
-    run.force = stages if force else ()
 
     from refusal_cmp.commands.show import live_progress, print_rankings, print_summary
     from refusal_cmp.run.session import Session
     from refusal_cmp.stages import run_stages
 
-    session = Session(config, run, say=lambda message: err.print(_escape(message), highlight=False, soft_wrap=True))
+    session = Session(config, run, say=_tell)
     try:
         with live_progress(err) as session.progress:
             run_stages(session, stages)
     except KeyboardInterrupt:
-        err.print("Stopped. Type the same command again to go on; finished work is kept.")
+        _tell("Stopped. Type the same command again to go on; finished work is kept.")
         raise typer.Exit(130) from None
     if "select" in stages and config.compare_rankings:
         print_rankings(out, run)
     if stages[-1] in ("evaluate", "report"):
         print_summary(out, run)
         if stages[-1] == "report":
-            err.print(f"The page: {run.path / 'report/index.html'}", highlight=False, soft_wrap=True)
+            _tell(f"The page: {run.path / 'report/index.html'}")
     else:
-        err.print(f"{stages[-1]} is done: {run.path / stages[-1]}", highlight=False)
+        _tell(f"{stages[-1]} is done: {run.path / stages[-1]}")
 
 
 def _span(start: str | None, until: str | None) -> tuple[str, ...]:
@@ -356,9 +415,3 @@ def _quiet() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     os.environ.setdefault("TQDM_DISABLE", "1")
     warnings.filterwarnings("ignore", module="lm_eval|datasets|multiprocess")
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

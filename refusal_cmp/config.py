@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -101,6 +102,22 @@ def _hidden(value: Any) -> Any:
     return value if value is None or isinstance(value, SecretStr) else SecretStr(str(value))
 
 
+def checked_address(url: str) -> str:
+    """The address of an endpoint, which a run writes down; the error does not show it, as a key may be in it."""
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0 and "@" not in parts.netloc
+    except ValueError:
+        fits = False
+    if not fits or any(one in "?# " or not one.isprintable() for one in url):
+        raise RefusalCmpError(
+            "The address of an endpoint must be like http://localhost:8000/v1, with the key apart, and this one is "
+            "not; mend it.",
+            openai_url="URL",
+        )
+    return url
+
+
 KINDS = ("harmful", "harmless")
 """The kinds of prompt that a run learns from, and the roles in which its own test prompts are completed."""
 CONTRAST = "contrast"
@@ -151,6 +168,7 @@ SITES: tuple[Site, ...] = get_args(Site)
 Sites = Annotated[tuple[Site, ...], BeforeValidator(split), AfterValidator(once), Field(min_length=1)]
 RankKey = Literal["bypass", "accuracy-then-bypass"]
 Share = Annotated[float, Field(gt=0, lt=1)]
+Address = Annotated[str, AfterValidator(checked_address)]
 Secret = Annotated[SecretStr | None, BeforeValidator(_hidden)]
 GRID: dict[str, Any] = {"grid": True}
 """Marks a list that spans the grid: adding to it adds work and leaves finished work valid."""
@@ -371,14 +389,16 @@ class MachineSettings(BaseModel):
     vllm_gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="share of a GPU's memory that vLLM may take"
     )
-    openai_url: str | None = Field(
+    openai_url: Address | None = Field(
         None, description="OpenAI-compatible endpoint of guard and rubric; by default OPENAI_BASE_URL"
     )
     openai_key: Secret = Field(
-        None, exclude=True, description="its key, never written anywhere; by default OPENAI_API_KEY"
+        None,
+        exclude=True,
+        description="its key, never written anywhere; by default OPENAI_API_KEY, where no other user can see it",
     )
     openai_concurrency: int = Field(8, ge=1, description="requests under way at a time")
-    openai_timeout: float = Field(60.0, gt=0, le=86_400, description="seconds to wait for an answer")
+    openai_timeout: float = Field(60.0, gt=0, le=86_400, description="seconds that one answer may take")
     runs_dir: Path = Field(Path("runs"), description="folder of run directories")
     alias: str | None = Field(None, description="name of the run directory; by default the model's")
 
@@ -570,6 +590,10 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
         """Those of them that are not the run's own prompts, each with the registered name or path of its source."""
         given = {_test_label(name): name for name in self.eval_datasets if name not in KINDS}
         return {label: self._source(name) for label, name in given.items()}
+
+    def test_source(self, label: str) -> str:
+        """The registered name or path that the prompts of a test set come from."""
+        return self.other_sets.get(label) or getattr(self, label)
 
     def _source(self, name: str) -> str:
         played = ROLE.fullmatch(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.util import find_spec
 
 import pytest
@@ -48,3 +49,11 @@ def tiny_fields(tiny):
     """Both methods' subspaces on the embedded model, by method."""
     prompts = instructions("tiny-harmful", "train", 64), instructions("tiny-harmless", "train", 64)
     return {method: extract(tiny, *prompts, method=method) for method in ("diff-in-means", "inlp")}
+
+
+@pytest.fixture(scope="session")
+def code_cache(tmp_path_factory) -> Iterator[None]:
+    """Where transformers keeps the code that comes with models; one for all tests, as Python imports it once."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
+        yield

@@ -179,6 +179,27 @@ def test_help_does_not_import_torch():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("name", ["", *typer.main.get_command(cli.app).commands])
+def test_help_cuts_no_name_at_80_columns(name, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys, "argv", ["refusal-cmp", *filter(None, [name]), "--help"])
+    with pytest.raises(SystemExit, match="0"):
+        cli.main()
+    shown = capsys.readouterr().out
+    group = typer.main.get_command(cli.app)
+    command = group.commands[name] if name else group
+    options = [option for param in command.params for option in (*param.opts, *param.secondary_opts)]
+    names = [*options, "--help", *([] if name else group.commands)]
+    words = shown.replace(",", " ").split()
+    assert [one for one in names if one not in words] == []
+    assert max(map(len, shown.splitlines())) <= 80
+    assert shown.count("…") == sum((param.help or "").count("…") for param in command.params)
+    assert "..." not in shown.replace("[ARGS]...", "")
+    if name == "run":
+        headings = [line for line in shown.splitlines() if line.endswith(":") and not line.startswith(" ")]
+        assert {"Extraction:", "Selection:", "Evaluation:", "Machine:"} <= set(headings)
+
+
 @pytest.mark.parametrize(
     ("command", "name"),
     [("methods", "inlp"), ("interventions", "alterrep"), ("evals", "refusal"), ("datasets", "tiny-harmful")],

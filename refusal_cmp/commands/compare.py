@@ -8,6 +8,7 @@ has and the other lacks is a difference whatever the tolerance.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from refusal_cmp.config import MachineSettings
@@ -24,6 +24,7 @@ from refusal_cmp.plan import file_name
 from refusal_cmp.run.contents import PLANS, RESULTS, SCORES, SELECTION, answers_file, read_choices, read_results
 from refusal_cmp.run.directory import MANIFEST, RunDir
 from refusal_cmp.subspace import Component
+from refusal_cmp.terminal import line
 
 Part = Literal["run", "selection", "scores", "metrics", "completions"]
 PARTS: tuple[Part, ...] = ("selection", "scores", "metrics", "completions")
@@ -124,8 +125,8 @@ def _open(path: Path) -> RunDir:
             f"{path} is not a run directory, as it has no {MANIFEST}; name one, such as runs/tiny-refuser{hint}."
         )
     run = RunDir(path)
-    for name, stage in ((SELECTION, "select"), (SCORES, "select"), (PLANS, "infer"), (RESULTS, "evaluate")):
-        run.require(name, stage)
+    for name in (SELECTION, SCORES, PLANS, RESULTS):
+        run.require(name)
     return run
 
 
@@ -267,7 +268,7 @@ def _excerpts(one: str | None, other: str | None) -> tuple[str, str]:
 
 def _excerpt(text: str, start: int) -> str:
     end = start + EXCERPT
-    return ("…" if start else "") + " ".join(text[start:end].split()) + ("…" if len(text) > end else "")
+    return ("…" if start else "") + re.sub("[ \n\t]+", " ", text[start:end]).strip() + ("…" if len(text) > end else "")
 
 
 def _missing(part: Part, name: tuple[str, ...], from_a: bool) -> Entry:
@@ -280,7 +281,7 @@ def _missing(part: Part, name: tuple[str, ...], from_a: bool) -> Entry:
 def print_diff(console: Console, diff: Diff, most: int) -> None:
     """The summary, and then at most so many of the differences of each part that are beyond the tolerance."""
     for name, one, other in diff.made:
-        console.print(f"made with another {name}: {escape(one)} → {escape(other)}", style="dim", highlight=False)
+        console.print(line(f"made with another {name}: {one} → {other}"), style="dim", highlight=False)
     counts = Counter((entry.part, entry.outcome) for entry in diff.entries)
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("compared")
@@ -304,7 +305,7 @@ def _print_beyond(console: Console, part: Part, entries: Sequence[Entry], most: 
     table.add_column("apart", justify="right")
     for one in sorted(entries, key=lambda one: -one.size)[:most]:
         size = {"selection": "", "completions": f"{one.size:.0%}"}.get(part, f"{one.size:.2g}")
-        table.add_row(escape(" · ".join(one.name)), escape(one.a), escape(one.b), size)
+        table.add_row(line(" · ".join(one.name)), line(one.a), line(one.b), size)
     _print_listed(console, table, len(entries))
 
 
@@ -315,7 +316,7 @@ def _print_missing(console: Console, entries: Sequence[Entry], most: int) -> Non
         found.setdefault((one.outcome, one.name[0]), Counter())[one.part] += 1
     for (outcome, name), counts in list(found.items())[:most]:
         what = ", ".join(f"{part}: {count}" for part, count in counts.items() if part != "run")
-        table.add_row(outcome, escape(name), what)
+        table.add_row(outcome, line(name), what)
     _print_listed(console, table, len(found))
 
 

@@ -13,12 +13,13 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
+from transformers.utils import GENERATION_CONFIG_NAME
 
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.batching import is_out_of_memory
 from refusal_cmp.model.folding import InexactError, fold, folded_weights
-from refusal_cmp.model.loading import auto_class
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.run.contents import RESULTS, SCORES, read_plans
 from refusal_cmp.run.session import Session
@@ -65,16 +66,16 @@ def export(model: ChatModel, plan: Plan, folder: Path, card: str = "") -> float:
         config, state = folded_weights(model, fold(plan, model.n_layers))
     except InexactError as reason:
         raise RefusalCmpError(
-            f"{plan.label} cannot be folded into the weights of {model.name} exactly: {reason}; run it with --engine "
-            "hf or vllm instead."
+            f"{plan.label} cannot be folded into the weights of {model.name} exactly: {reason}; apply it while the "
+            "model runs instead."
         ) from None
     with _complete_or_absent(folder) as temporary:
         _save(model, config, state, temporary)
-        difference, largest = largest_difference(model, plan, _load(model, config, temporary))
+        difference, largest = largest_difference(model, plan, _load(model, temporary))
         if not difference <= largest * TOLERANCE.get(model.model.dtype, FINE_TOLERANCE):
             raise RefusalCmpError(
                 f"{plan.label} in the weights of {model.name} gives logits that are off by up to {difference:.2g}, so "
-                "these weights do not do what the model's structure says; run the plan with --engine hf instead."
+                "these weights do not do what the model's structure says; apply it while the model runs instead."
             )
         (temporary / "README.md").write_text(card.replace("{difference}", f"{difference:.1e}"), encoding="utf-8")
     return difference
@@ -158,22 +159,25 @@ def _save(model: ChatModel, config: Any, state: dict[str, Tensor], folder: Path)
     config.dtype = model.model.dtype
     with torch.device("meta"):
         shell = type(model.model)(config)
-    shell.generation_config = model.model.generation_config
+    shell.generation_config = GenerationConfig()
     shell.save_pretrained(folder, state_dict=state)
+    # As it came: transformers reads settings that do not go together and refuses to save them.
+    model.model.generation_config.to_json_file(folder / GENERATION_CONFIG_NAME, keys_to_pop=["compile_config"])
     model.tokenizer.save_pretrained(folder)
 
 
-def _load(model: ChatModel, config: Any, folder: Path) -> nn.Module:
+def _load(model: ChatModel, folder: Path) -> nn.Module:
     """The saved model by plain transformers, placed like the original."""
     placed = getattr(model.model, "hf_device_map", {"": model.device})
     try:
-        return auto_class(config).from_pretrained(folder, dtype=model.model.dtype, device_map=placed).eval()
+        return type(model.model).from_pretrained(folder, dtype=model.model.dtype, device_map=placed).eval()
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         raise RefusalCmpError(
             f"The exported model does not fit beside {model.name} on {model.device}, where the two are compared; use "
-            "--device cpu."
+            "another device.",
+            device="cpu",
         ) from error
 
 

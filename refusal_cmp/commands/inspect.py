@@ -17,7 +17,6 @@ from jaxtyping import Float
 from matplotlib.figure import Figure
 from rich.color import Color
 from rich.console import Console
-from rich.markup import escape
 from rich.style import Style
 from rich.table import Table
 from rich.text import Text
@@ -35,6 +34,7 @@ from refusal_cmp.report.figures._style import BLUE, COLUMN, INK, PAGE, VERMILION
 from refusal_cmp.run.contents import PROMPTS, read_plans, read_selected
 from refusal_cmp.run.session import Session
 from refusal_cmp.subspace import Component
+from refusal_cmp.terminal import line, lines, visible
 
 SEPARATED = 0.01
 """Class means closer than this along the direction, relative to their length, give a layer no scale."""
@@ -222,16 +222,16 @@ def _print_strip(console: Console, tokens: Sequence[str], reading: Reading) -> N
     low, high = reading.means[:, reading.component.layer].tolist()
     console.print()
     console.print(
-        f"[bold]{escape(reading.method)}[/] at {reading.component}: {here:.2f}, where the harmless mean is {low:.2f} "
-        f"and the harmful mean {high:.2f}",
+        line(reading.method, "bold"),
+        f"at {reading.component}: {here:.2f}, where the harmless mean is {low:.2f} and the harmful mean {high:.2f}",
         highlight=False,
     )
     console.print(" " * (margin + 1 + cell * reading.component.layer) + "▼", highlight=False)
     for index, (label, shares) in enumerate(zip(labels, reading.shares.tolist(), strict=True)):
-        line = Text(label[:margin].rjust(margin) + " ")
+        strip = Text(label[:margin].rjust(margin) + " ")
         for share in shares:
-            line.append_text(_shade(share, cell))
-        console.print(line.append(" ◀" if index == row else ""), no_wrap=True, overflow="crop")
+            strip.append_text(_shade(share, cell))
+        console.print(strip.append(" ◀" if index == row else ""), no_wrap=True, overflow="crop")
     console.print(f"{'layer':>{margin}} 0{n_layers - 1:>{cell * n_layers - 1}}", style="dim", highlight=False)
 
 
@@ -248,13 +248,14 @@ def _shade(share: float, width: int) -> Text:
 def _print_responses(console: Console, responses: Sequence[Response]) -> None:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for one in responses:
-        table.add_column(escape(one.plan), overflow="fold", ratio=1)
+        table.add_column(line(one.plan), overflow="fold", ratio=1)
     table.add_row(*(f"refusal metric {one.metric:+.2f}, {one.verdict}" for one in responses), style="dim")
-    table.add_row(*(escape(one.completion) or "[dim](nothing)[/]" for one in responses))
+    table.add_row(*(lines(one.completion) or Text("(nothing)", "dim") for one in responses))
     console.print()
     console.print(table, highlight=False)
 
 
 def _visible(token: str) -> str:
     """A token's text on one line, with what would not be seen."""
-    return token.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣") if token.isspace() else " ".join(token.split())
+    spaced = token.replace(" ", "␣") if token.isspace() else token.strip(" ")
+    return visible(spaced.replace("\n", "⏎").replace("\t", "⇥"))

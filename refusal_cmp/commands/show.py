@@ -7,8 +7,7 @@ from contextlib import contextmanager
 from textwrap import wrap
 
 import pandas as pd
-from rich.console import Console
-from rich.markup import escape
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -19,6 +18,7 @@ from refusal_cmp.progress import Progress
 from refusal_cmp.report.table import Column, columns, language_column, summary
 from refusal_cmp.run.contents import RANKINGS, RESULTS, read_results
 from refusal_cmp.run.directory import RunDir
+from refusal_cmp.terminal import line, lines, visible
 
 FIRST: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("refusal", KINDS),
@@ -45,7 +45,7 @@ RANKINGS_LEGEND = (
 def live_progress(console: Console) -> Iterator[Progress]:
     """Progress bars with time left; a line stays when its work is done, unless it was a part of another's."""
     bars = Bars(
-        TextColumn("{task.description:<34}"),
+        TextColumn("{task.description:<34}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -58,7 +58,7 @@ def live_progress(console: Console) -> Iterator[Progress]:
 
     @contextmanager
     def progress(description: str, total: int) -> Iterator[Callable[[int], None]]:
-        task = bars.add_task(description, total=total, visible=total > 0)
+        task = bars.add_task(visible(description), total=total, visible=total > 0)
         running.append(task)
         try:
             yield lambda steps: bars.advance(task, steps)
@@ -86,9 +86,9 @@ def print_rankings(console: Console, run: RunDir) -> None:
         )
     for one in run.read_json(RANKINGS):
         for name, pool in one["pools"].items():
-            row = [escape(one["method"]), name, str(pool["n"])]
+            row: list[RenderableType] = [line(one["method"]), line(name), str(pool["n"])]
             if pool["rho"] is None:
-                table.add_row(*row, "–", pool["why"])
+                table.add_row(*row, "–", line(pool["why"]))
                 continue
             interval = f"{pool['ci_low']:.2f}…{pool['ci_high']:.2f}"
             top = "–" if pool["top5_overlap"] is None else f"{pool['top5_overlap']:.0%}"
@@ -106,23 +106,29 @@ def print_summary(console: Console, run: RunDir) -> None:
     found = (language_column(results), *columns(results))
     there = [one for one in found if one.name in rows and one.dataset != ON_DISTRIBUTION]
     shown = _fitting(there, rows, console.width - max(map(len, rows["plan"])) - len("  layers"))
-    table = Table(title=str(run.path), title_justify="left", header_style="bold", box=None, padding=(0, 0, 0, 1))
+    table = Table(
+        title=line(str(run.path), "table.title"),
+        title_justify="left",
+        header_style="bold",
+        box=None,
+        padding=(0, 0, 0, 1),
+    )
     table.add_column("plan", no_wrap=True, vertical="bottom")
     table.add_column("layers", justify="right", vertical="bottom")
     for column in shown:
-        table.add_column(_heading(column), justify="right", vertical="bottom")
+        table.add_column(lines(_heading(column)), justify="right", vertical="bottom")
     method = None
     for _, row in rows.iterrows():
         if method not in (None, row["method"]):
             table.add_row()
         method = row["method"]
         layers = "" if pd.isna(row["n_layers"]) else str(int(row["n_layers"]))
-        table.add_row(escape(row["plan"]), layers, *(_cell(column, row) for column in shown))
+        table.add_row(line(row["plan"]), layers, *(_cell(column, row) for column in shown))
     console.print(table)
     measures = dict.fromkeys(column.measure for column in shown if column.measure.meaning)
     legend = [f"{measure.title.lower()}: {measure.meaning}" for measure in measures]
-    console.print("; ".join([*legend, "layers: how many are edited"]) + ".", style="dim", highlight=False)
-    console.print(f"Every number with its interval: {run.path / RESULTS}", highlight=False, soft_wrap=True)
+    console.print(line("; ".join([*legend, "layers: how many are edited"]) + "."), style="dim", highlight=False)
+    console.print(line(f"Every number with its interval: {run.path / RESULTS}"), highlight=False, soft_wrap=True)
 
 
 def _fitting(there: Sequence[Column], rows: pd.DataFrame, width: int) -> list[Column]:
@@ -148,7 +154,7 @@ def _heading(column: Column) -> str:
     dataset = column.dataset
     for start in EMBEDDED:
         dataset = dataset.removeprefix(start)
-    return "\n".join([*wrap(column.measure.heading, WIDEST), *([dataset] if dataset else [])])
+    return "\n".join([*wrap(column.measure.heading, WIDEST), *([visible(dataset)] if dataset else [])])
 
 
 def _cell(column: Column, row: pd.Series) -> str:

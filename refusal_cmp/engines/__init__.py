@@ -74,5 +74,5 @@ class Engine(ABC):
         """Free what the engine holds; nothing is asked of it afterwards."""
 
 
-ENGINES: Registry[type[Engine]] = Registry("engine", __name__)
+ENGINES: Registry[type[Engine]] = Registry("engine", __name__, Engine)
 register_engine = ENGINES.register

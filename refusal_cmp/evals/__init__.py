@@ -16,6 +16,8 @@ from refusal_cmp.judges.phrases import Phrases
 from refusal_cmp.model import Answer as Answer
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.chat import NO_TURNS, Turns
+from refusal_cmp.model.identity import fingerprint
+from refusal_cmp.model.source import model_path
 from refusal_cmp.plan import Plan
 from refusal_cmp.planning import Selected as Selected
 from refusal_cmp.progress import Progress, silent
@@ -176,7 +178,7 @@ OTHER = "other"
 """The category of what has none."""
 
 
-EVALUATORS: Registry[type[Evaluator]] = Registry("evaluator", __name__)
+EVALUATORS: Registry[type[Evaluator]] = Registry("evaluator", __name__, Evaluator)
 register_evaluator = EVALUATORS.register
 
 
@@ -186,10 +188,19 @@ def configured(config: RunConfig, spec: str) -> Evaluator:
 
 
 def facts(config: RunConfig, spec: str) -> dict[str, Any]:
-    """The hyper-parameters that an evaluator's results depend on, as JSON values; of files, what is in them."""
+    """The hyper-parameters that an evaluator's results depend on, as JSON values; of files and models in folders by
+    name and content.
+    """
     given = {name: value for name, value in _settings(config, spec).items() if name not in MachineSettings.model_fields}
     plain = config.model_dump(mode="json", include=set(given))
-    return {name: digest_of(value) if isinstance(value, Path) else plain[name] for name, value in given.items()}
+    return {name: _with_content(value, plain[name]) for name, value in given.items()}
+
+
+def _with_content(value: Any, plain: Any) -> Any:
+    if isinstance(value, Path):
+        return f"{value.name} ({digest_of(value)})"
+    folder = Path(model_path(value)) if isinstance(value, str) else None
+    return f"{plain} ({fingerprint(folder)})" if folder and folder.is_dir() else plain
 
 
 def _settings(config: RunConfig, spec: str) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def _find_task(spec: Spec) -> Any:
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    if os.path.isfile(EMBEDDED_TASKS / f"{spec.name}.yaml"):
+    if os.path.isfile(f"{EMBEDDED_TASKS}/{spec.name}.yaml"):
         manager = TaskManager(include_path=str(EMBEDDED_TASKS), include_defaults=False)
     else:
         manager = _all_tasks()

@@ -58,4 +58,5 @@ def remove(
     return edits
 
 
+INTERVENTIONS.base = Intervention  # the registry is known where plans are made, which know no class of it
 register_intervention = INTERVENTIONS.register

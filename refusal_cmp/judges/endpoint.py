@@ -19,7 +19,7 @@ class Endpoint:
     concurrency: int
     """Requests under way at a time."""
     timeout: float
-    """Seconds to wait for an answer."""
+    """Seconds that one answer may take."""
 
     def open(self, model: str) -> Backend:
         """A model behind the endpoint."""

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import json
 import os
 import random
 import re
-import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
+from contextlib import aclosing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
 
+import anyio
 import httpx2
+from anyio.from_thread import start_blocking_portal
 from pydantic import SecretStr
 
+from refusal_cmp.config import checked_address
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.judges import Backend, Request
 
@@ -24,6 +31,10 @@ BUSY = (408, 409, 425, 429)
 """Statuses after which the same request may succeed, like those from 500 on."""
 LONGEST_WAIT = 60.0
 """Seconds between two tries, whatever the server asks for."""
+MOST_BYTES = 2**23
+"""Of an answer, after decompression."""
+SHORTEST_SECRET = 8
+"""Characters of a key that is looked for in answers; a shorter one guards nothing and may be a word of them: EMPTY."""
 
 
 class UnansweredError(Exception):
@@ -43,6 +54,15 @@ class UnansweredError(Exception):
         self.final = final
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What the requests under way share; all of it lives in one event loop."""
+
+    client: httpx2.AsyncClient
+    slots: anyio.Semaphore
+    given_up: anyio.Event
+
+
 class OpenAIBackend(Backend):
     """Asks an endpoint, several requests at a time.
 
@@ -57,7 +77,7 @@ class OpenAIBackend(Backend):
     concurrency
         Requests under way at a time.
     timeout
-        Seconds to wait for an answer.
+        Seconds that one answer may take, from the connection to its last byte.
     retries
         Tries of a request after the first.
     backoff
@@ -76,7 +96,7 @@ class OpenAIBackend(Backend):
         backoff: float = 1.0,
     ) -> None:
         self.model = model
-        self.url = _checked(url or os.environ.get(URL_VARIABLE))
+        self.url = _address(url or os.environ.get(URL_VARIABLE))
         self._key = (key.get_secret_value() if key is not None else os.environ.get(KEY_VARIABLE, "")).strip()
         if not re.fullmatch(r"[!-~]*", self._key):
             raise RefusalCmpError(
@@ -84,11 +104,8 @@ class OpenAIBackend(Backend):
                 f"anew, best in the environment as {KEY_VARIABLE}.",
                 openai_key="",
             )
-        headers = {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        limits = httpx2.Limits(max_connections=concurrency)
-        self._client = httpx2.Client(headers=headers, timeout=timeout, limits=limits)
+        self._secret = _pattern(self._key)
         self.concurrency, self.timeout, self.retries, self.backoff = concurrency, timeout, retries, backoff
-        self._given_up = threading.Event()
 
     def answer(self, requests: Sequence[Request], max_new_tokens: int) -> Iterator[tuple[int, str]]:
         """See `Backend.answer`.
@@ -98,115 +115,153 @@ class OpenAIBackend(Backend):
         RefusalCmpError
             If a request stays without answer after all tries; it names the endpoint and the last failure.
         """
-        self._given_up.clear()
+        headers = {"Content-Type": "application/json"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
         failure: UnansweredError | None = None
-        pool = ThreadPoolExecutor(self.concurrency)
-        try:
-            futures = {pool.submit(self._persist, request, max_new_tokens): at for at, request in enumerate(requests)}
-            for future in as_completed(futures):
-                error = future.exception()
-                if error is None:
-                    yield futures[future], future.result()
-                elif not isinstance(error, UnansweredError):
-                    raise error
-                elif failure is None:
-                    failure = error
-                    self._given_up.set()
-        finally:
-            self._given_up.set()  # also where the caller leaves early: what is not asked yet stays so
-            pool.shutdown()
+        made = httpx2.AsyncClient(headers=headers, timeout=None)  # `timeout` is the whole answer's, not one byte's
+        with start_blocking_portal() as portal, portal.wrap_async_context_manager(made) as client:
+            work = _Work(client, anyio.Semaphore(self.concurrency), anyio.Event())
+            futures = {
+                portal.start_task_soon(self._persist, work, request, max_new_tokens): at
+                for at, request in enumerate(requests)
+            }
+            try:
+                for future in as_completed(futures):
+                    error = future.exception()
+                    if isinstance(error, UnansweredError):
+                        failure = failure or error
+                    elif (text := future.result()) is not None:
+                        yield futures[future], text
+            finally:
+                for future in futures:  # where the caller leaves early: what is not answered yet stays so
+                    future.cancel()
         if failure is not None:
             raise self._explained(failure) from None
 
     def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
+        """Nothing is held between answers."""
 
-    def _persist(self, request: Request, max_new_tokens: int) -> str:
-        """The answer, after as many tries as it takes."""
-        for attempt in range(self.retries + 1):
-            if self._given_up.is_set():
-                break
-            try:
-                return self._try(request, max_new_tokens)
-            except UnansweredError as error:
-                if error.final or attempt == self.retries:
-                    raise
-                # half of the wait is drawn at random, so that many requests do not come back at once
-                wait = self.backoff * 2**attempt * random.uniform(0.5, 1.0)
-                if self._given_up.wait(min(max(wait, error.wait), LONGEST_WAIT)):
-                    raise
-        raise UnansweredError("another request stayed without answer")
+    async def _persist(self, work: _Work, request: Request, max_new_tokens: int) -> str | None:
+        """The answer, after as many tries as it takes; None once another request is given up."""
+        async with work.slots:
+            for attempt in range(self.retries + 1):
+                if work.given_up.is_set():
+                    break
+                try:
+                    return await self._try(work.client, request, max_new_tokens)
+                except UnansweredError as error:
+                    if error.final or attempt == self.retries:
+                        work.given_up.set()
+                        raise
+                    # half of the wait is drawn at random, so that many requests do not come back at once
+                    wait = self.backoff * 2**attempt * random.uniform(0.5, 1.0)
+                    with anyio.move_on_after(min(max(wait, error.wait), LONGEST_WAIT)):
+                        await work.given_up.wait()
+        return None
 
-    def _try(self, request: Request, max_new_tokens: int) -> str:
+    async def _try(self, client: httpx2.AsyncClient, request: Request, max_new_tokens: int) -> str:
         body: dict[str, Any] = {"model": self.model, "temperature": 0, "max_tokens": max_new_tokens}
         if isinstance(request, str):
             path, body["prompt"] = "completions", request
         else:
             path, body["messages"] = "chat/completions", request
+        came: httpx2.Response | None = None
+        content = bytearray()
         try:
-            response = self._client.post(f"{self.url}/{path}", json=body)
-        except httpx2.TimeoutException:
-            raise UnansweredError(f"nothing came within {self.timeout:g} seconds") from None
-        except httpx2.RequestError as error:
-            raise UnansweredError(self._plain(str(error)) or type(error).__name__) from None
-        if response.status_code != 200:
-            busy = response.status_code in BUSY or response.status_code >= 500
+            with anyio.move_on_after(self.timeout) as deadline:
+                asked = client.stream("POST", f"{self.url}/{path}", content=json.dumps(body))
+                async with asked as came, aclosing(came.aiter_bytes()) as chunks:
+                    async for chunk in chunks:
+                        content += chunk
+                        if len(content) > MOST_BYTES:
+                            break
+        except (httpx2.RequestError, UnicodeError) as error:  # UnicodeError: a host that no name server takes
+            raise UnansweredError(self._plain(_cause(error))) from None
+        if came is None:
+            raise UnansweredError(f"nothing came within {self.timeout:g} seconds")
+        if came.status_code != 200:
+            busy = came.status_code in BUSY or came.status_code >= 500
             raise UnansweredError(
-                f"status {response.status_code}{self._reason(response)}", wait=_retry_after(response), final=not busy
+                f"status {came.status_code}{self._reason(content)}", wait=_retry_after(came), final=not busy
             )
-        return _text_of(response)
+        if deadline.cancelled_caught:
+            raise UnansweredError(f"no whole answer came within {self.timeout:g} seconds")
+        if len(content) > MOST_BYTES:
+            raise UnansweredError(f"what came is more than {MOST_BYTES:,} bytes")
+        text = _text_of(content)
+        return self._secret.sub("…", text) if len(self._key) >= SHORTEST_SECRET else text
 
-    def _reason(self, response: httpx2.Response) -> str:
+    def _reason(self, content: bytes | bytearray) -> str:
         """What the server says about a failure, if it does so in the usual form."""
         try:
-            reason = response.json()["error"]["message"]
-        except (ValueError, KeyError, TypeError):
+            reason = json.loads(content)["error"]["message"]
+        except (ValueError, KeyError, TypeError, RecursionError):
             return ""
-        return f": {self._plain(str(reason))[:200]}"
+        return f": {self._plain(reason)[:200]}" if isinstance(reason, str) else ""
 
     def _plain(self, text: str) -> str:
         """One line without the key."""
         text = " ".join(text.split()).rstrip(".")
-        return text.replace(self._key, "…") if self._key else text
+        return self._secret.sub("…", text) if self._key else text
 
     def _explained(self, failure: UnansweredError) -> RefusalCmpError:
         tries = "" if failure.final else f" in {self.retries + 1} tries"
         return RefusalCmpError(
-            f"The endpoint {self.url} gave no answer{tries} ({failure}); mend it or name another, and do the same "
-            "again: what was judged before is kept.",
+            f"The endpoint {self._plain(self.url)} gave no answer{tries} ({failure}); mend it or name another, and do "
+            "the same again: what was judged before is kept.",
             openai_url="",
         )
 
 
-def _checked(url: str | None) -> str:
-    """The address without what could be secret in it or is not its part."""
+def _address(url: str | None) -> str:
+    """The address up to what every request adds to it."""
     if not url:
         raise RefusalCmpError(
             f"The openai backend needs the address of an endpoint, such as http://localhost:8000/v1; give it, or set "
             f"it in the environment as {URL_VARIABLE}.",
             openai_url="URL",
         )
-    try:
-        parsed = httpx2.URL(url)
-    except httpx2.InvalidURL:
-        parsed = httpx2.URL("")
-    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo or parsed.query:
-        raise RefusalCmpError(
-            "The address of an endpoint must be like http://localhost:8000/v1, with the key apart, and this one is "
-            "not; mend it.",
-            openai_url="URL",
-        )
-    return url.rstrip("/").removesuffix("/chat/completions")
+    return checked_address(url).rstrip("/").removesuffix("/chat/completions")
 
 
-def _text_of(response: httpx2.Response) -> str:
+def _pattern(key: str) -> re.Pattern[str]:
+    """Finds a key however a server writes it: in any case, spaced out, encoded for a URL, escaped, in hex or base64."""
+    forms = [key, key.encode().hex()]
+    for shift in range(3):  # of base64, what does not depend on the bytes before and after the key
+        encoded = base64.b64encode(bytes(shift) + key.encode()).decode()
+        forms.append(encoded[-(-shift * 4 // 3) : (shift + len(key)) * 4 // 3])
+    told = [form for form in forms if form == key or len(form) >= SHORTEST_SECRET]
+    return re.compile("|".join("[^!-~]*".join(map(_written, form)) for form in told), re.IGNORECASE)
+
+
+def _written(character: str) -> str:
+    """The ways to write a character: as it is, percent-encoded, escaped as in JSON or HTML, for a URL in base64."""
+    code = f"{ord(character):02x}"
+    ways = {
+        re.escape(one) for one in (character, html.escape(character), {"+": "-", "/": "_"}.get(character, character))
+    }
+    return rf"(?:\\*(?:{'|'.join(sorted(ways))})|%(?:25)*{code}|\\+(?:u00|x){code}|&#(?:0*{ord(character)}|x0*{code});)"
+
+
+def _cause(error: Exception) -> str:
+    """What is wrong with the connection, in words."""
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, ConnectionError) and link.errno:
+            return os.strerror(link.errno)
+        link = link.__cause__ or link.__context__
+    return str(error) or type(error).__name__
+
+
+def _text_of(content: bytes | bytearray) -> str:
+    """The answer in a response, as text that can be written anywhere."""
     try:
-        choice = response.json()["choices"][0]
+        choice = json.loads(content)["choices"][0]
         text = choice["message"]["content"] if "message" in choice else choice["text"]
-    except (ValueError, KeyError, IndexError, TypeError):
+        return re.sub("[\ud800-\udfff]", "\ufffd", "" if text is None else text)  # halves of a pair are no character
+    except (ValueError, LookupError, TypeError, RecursionError):
         raise UnansweredError("what came is not the JSON of an answer") from None
-    return text if isinstance(text, str) else ""
 
 
 def _retry_after(response: httpx2.Response) -> float:
@@ -218,6 +273,6 @@ def _retry_after(response: httpx2.Response) -> float:
         pass
     try:
         when = parsedate_to_datetime(value)
-    except ValueError:
+        return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
         return 0.0
-    return max(0.0, (when.replace(tzinfo=when.tzinfo or UTC) - datetime.now(UTC)).total_seconds())

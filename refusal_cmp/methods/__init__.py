@@ -91,7 +91,7 @@ class Extractor(Method):
             return error
 
 
-EXTRACTORS: Registry[type[Method]] = Registry("method", __name__)
+EXTRACTORS: Registry[type[Method]] = Registry("method", __name__, Method)
 register_extractor = EXTRACTORS.register
 
 

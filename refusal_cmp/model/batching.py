@@ -143,6 +143,11 @@ class Batch:
         """Positions counted from each prompt's first token: `forward` does not derive them from the mask."""
         return (self.mask.long().cumsum(-1) - 1).clamp(min=0)
 
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What `forward` is given."""
+        return {"input_ids": self.ids, "attention_mask": self.mask.long(), "position_ids": self.position_ids}
+
     def repeated(self, times: int) -> Batch:
         """The batch `times` times over, one copy after the other."""
         return Batch(self.ids.repeat(times, 1), self.mask.repeat(times, 1))

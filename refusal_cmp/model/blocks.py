@@ -27,6 +27,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.model.foreign import reason
 from refusal_cmp.model.hooks import first, hidden_input, installed
 
 PROBE_TOKENS = 8
@@ -106,6 +107,7 @@ def find_blocks(model: nn.Module) -> tuple[Block, ...]:
         )
     modules = run[min(run, key=lambda name: name.count("."))]
     in_order = [records[block] for block in modules]
+    _check_finite(model, in_order)
     _check_chain(model, in_order)
     return tuple(_sites(index, *pair) for index, pair in enumerate(zip(modules, in_order, strict=True)))
 
@@ -146,11 +148,10 @@ def _probe(model: nn.Module, blocks: Sequence[nn.Module]) -> dict[nn.Module, _Re
     try:
         with torch.inference_mode(), installed(handles):
             model(input_ids=ids.to(input_device(model)), use_cache=False)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).strip().split("\n")[0].rstrip(".")
+    except Exception as error:  # of the code that comes with a model too
         raise RefusalCmpError(
-            f"{type(model).__name__} does not run on text alone ({type(error).__name__}: {reason}); refusal-cmp works "
-            "on decoder-only transformers."
+            f"{type(model).__name__} does not run on text alone ({reason(error)}); refusal-cmp works on decoder-only "
+            "transformers."
         ) from error
     return records
 
@@ -170,6 +171,23 @@ def _record_output(record: _Record, name: str, _: nn.Module, __: Any, output: An
     hidden = first(output)
     if record.entry is not None and isinstance(hidden, Tensor) and hidden.numel() == record.entry.numel():
         record.seen.append(_Seen(name, hidden.clone().reshape(record.entry.shape)))
+
+
+def _check_finite(model: nn.Module, records: Sequence[_Record]) -> None:
+    """The stream is a number everywhere: nothing adds up to what is none."""
+    for index, record in enumerate(records):
+        for stream, where in ((record.entry, "enters"), (record.exit, "leaves")):
+            if stream is None or bool(stream.isfinite().all()):
+                continue
+            told = f"What {where} block {index} of {type(model).__name__} is not finite in {str(stream.dtype)[6:]}"
+            if stream.dtype == torch.float16:
+                raise RefusalCmpError(
+                    f"{told}, which ends at {torch.finfo(stream.dtype).max:.0f}; load the model in bfloat16.",
+                    dtype="bfloat16",
+                )
+            raise RefusalCmpError(
+                f"{told}, so weights before it are broken; download the model again, or give another."
+            )
 
 
 def _check_chain(model: nn.Module, records: Sequence[_Record]) -> None:

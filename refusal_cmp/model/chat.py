@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from jinja2 import TemplateError
-
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.model.foreign import reason, time_limit
 from refusal_cmp.model.source import ModelSource
 
 REFUSAL_OPENERS = (
@@ -38,6 +37,15 @@ THOUGHTS = (
 
 PROBE_INSTRUCTIONS = ("Name a colour.", "What is 2 + 2?", "hello", "List: a, b,\nc", "Say «yes»", "(x)")
 PROBE_ANSWER = "Green, as grass is."
+
+RENDER_SECONDS = 2.0
+"""Most time that a template may take for one prompt; real ones take a thousandth of it."""
+SHOWN = 40
+"""Letters of a prompt that a message begins it with."""
+
+
+class _NotRenderedError(Exception):
+    """A template did not give a text; the message is why."""
 
 
 @dataclass(frozen=True)
@@ -69,11 +77,19 @@ class Chat:
     Raises
     ------
     RefusalCmpError
-        If there is no chat template or it cannot be rendered, or it has no place for a system prompt that is given.
+        If there is no chat template or it cannot be rendered, it has no place for a system prompt that is given, or
+        the tokenizer reads its control tokens as text.
     """
 
     def __init__(self, tokenizer: Any, name: str, generation_config: Any, *, system: str | None = None) -> None:
-        if not getattr(tokenizer, "chat_template", None):
+        template = getattr(tokenizer, "chat_template", None)
+        if isinstance(template, dict) and template and "default" not in template:
+            raise RefusalCmpError(
+                f"The tokenizer of {name} has several chat templates, {', '.join(map(str, template))}, and none is "
+                "called default; give the text of one of them.",
+                chat_template="FILE",
+            )
+        if not template:
             raise RefusalCmpError(
                 f"The tokenizer of {name} has no chat template, so it is not a chat model; give one, or choose a "
                 "chat-tuned model.",
@@ -83,10 +99,12 @@ class Chat:
         self.name = name
         self.system = system
         self._generation_config = generation_config
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
         self._in_parts = self._takes_parts()
         self._check_system()
+        self._check_controls()
+        if tokenizer.pad_token_id is None:
+            ends = min(self.stop_ids, default=None)
+            tokenizer.pad_token = tokenizer.eos_token or (ends and tokenizer.convert_ids_to_tokens(ends))
 
     @classmethod
     def load(cls, source: ModelSource) -> Chat:
@@ -171,58 +189,130 @@ class Chat:
         """A rendered conversation that has been held; nothing where the template cannot render one."""
         try:
             return self._render(said, self._in_parts, ends_open=False)
-        except (TemplateError, TypeError):
+        except _NotRenderedError:
             return ""
 
     def render(self, instruction: str) -> str:
-        """The prompt text: the instruction in the model's own chat template, ready for the answer."""
+        """The prompt text: the instruction in the model's own chat template, ready for the answer.
+
+        Raises
+        ------
+        RefusalCmpError
+            If the template does not render this instruction; its reason is said.
+        """
+        try:
+            return self._prompt(instruction)
+        except _NotRenderedError as why:
+            raise RefusalCmpError(
+                f"The chat template of {self.name} does not render the prompt {beginning(instruction)} ({why}); leave "
+                "that out, mend the template, or give another.",
+                chat_template="FILE",
+            ) from None
+
+    def _prompt(self, instruction: str) -> str:
         system = [] if self.system is None else [("system", self.system)]
         return self._render([*system, ("user", instruction)], self._in_parts)
 
     def _render(self, said: Sequence[tuple[str, str]], in_parts: bool, ends_open: bool = True) -> str:
+        """What the template makes of a conversation; it is a program, and any of its errors is a reason."""
         messages = [
             {"role": role, "content": [{"type": "text", "text": text}] if in_parts else text} for role, text in said
         ]
-        return self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=ends_open, **ANSWER_AT_ONCE
-        )
+        try:
+            with time_limit(RENDER_SECONDS):
+                text = self.tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=ends_open, **ANSWER_AT_ONCE
+                )
+            text.encode()  # what is no text, as half a pair of surrogates, tokenizers do not take
+        except TimeoutError:
+            raise _NotRenderedError(f"it is not done after {RENDER_SECONDS:g} seconds") from None
+        except Exception as error:
+            raise _NotRenderedError(reason(error)) from None
+        return text
 
     def _takes_parts(self) -> bool:
         """Whether the template wants a message's content as a list of parts: many multimodal ones lose plain text."""
-        reason = "the user's text is not in what it renders"
+        why = "the user's text is not in what it renders"
         for in_parts in (False, True):
             try:
                 if PROBE_INSTRUCTIONS[0] in self._render([("user", PROBE_INSTRUCTIONS[0])], in_parts):
                     return in_parts
-            except (TemplateError, TypeError) as error:
-                reason = str(error)
+            except _NotRenderedError as error:
+                why = str(error)
         raise RefusalCmpError(
-            f"The chat template of {self.name} does not work ({reason}); mend it, or give another.",
+            f"The chat template of {self.name} does not work ({why}); mend it, or give another.",
             chat_template="FILE",
         )
 
     def _check_system(self) -> None:
         if self.system is None:
             return
-        reason = "it leaves it out"
+        why = "it leaves it out"
         try:
-            if self.system.strip() in self.render(PROBE_INSTRUCTIONS[0]):
+            if self.system.strip() in self._prompt(PROBE_INSTRUCTIONS[0]):
                 return
-        except (TemplateError, TypeError) as error:
-            reason = str(error)
+        except _NotRenderedError as error:
+            why = str(error)
         raise RefusalCmpError(
-            f"The chat template of {self.name} takes no system prompt ({reason}); leave the prompt out, or give "
+            f"The chat template of {self.name} takes no system prompt ({why}); leave the prompt out, or give "
             "another template.",
             system="",
             chat_template="FILE",
         )
 
+    def _check_controls(self) -> None:
+        """Control tokens of the vocabulary that the template writes are read as what they are.
+
+        Some tokenizers read none in text, as those of mistral-common and of a bare sentencepiece file.
+        """
+        prompt = self.render(PROBE_INSTRUCTIONS[0])
+        split = [
+            text
+            for text, token in self.tokenizer.get_vocab().items()
+            if text in prompt
+            and self._is_control(token)
+            and token not in self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ]
+        if split:
+            raise RefusalCmpError(
+                f"The tokenizer of {self.name} reads {max(split, key=len)}, which the chat template writes, letter by "
+                "letter and not as the control token that it is; choose a copy of the model with a tokenizer.json that "
+                "knows its control tokens."
+            )
+
     def tokenize(self, instructions: Sequence[str]) -> list[list[int]]:
         """Token ids of the rendered prompts; RefusalCmpError for one string, whose letters would be prompts."""
         if isinstance(instructions, str):
-            raise RefusalCmpError(f"A list of instructions is expected, not one string: [{instructions[:40]!r}].")
+            raise RefusalCmpError(f"A list of instructions is expected, not one string: [{beginning(instructions)}].")
         texts = [self.render(instruction) for instruction in instructions]
         return self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+    @cached_property
+    def _turn_tokens(self) -> frozenset[int]:
+        """Tokens that only a template should write: the special ones, and those between turns."""
+        added = self.tokenizer.added_tokens_decoder
+        special = {*self.tokenizer.all_special_ids, *(token for token, one in added.items() if one.special)}
+        between = (token for token in added if self.tokenizer.decode([token]).strip() in self.turns.markers)
+        return frozenset(token for token in {*special, *between} if self._is_control(token))
+
+    def controls_in(self, instructions: Sequence[str]) -> dict[str, str]:
+        """The instructions that hold control tokens as text, each with its first: `<|im_end|>` ends the user's turn."""
+        if not instructions:
+            return {}
+        read = self.tokenizer(list(instructions), add_special_tokens=False)["input_ids"]
+        found = {
+            instruction: next((token for token in ids if token in self._turn_tokens), None)
+            for instruction, ids in zip(instructions, read, strict=True)
+        }
+        return {text: self.tokenizer.decode([token]).strip() for text, token in found.items() if token is not None}
+
+    @property
+    def unread_tags(self) -> list[str]:
+        """Control tokens by their look, `<|…|>`, that the template writes and the tokenizer reads letter by letter."""
+        written = re.findall(r"<[|｜][^<>\s]+[|｜]>", self.render(PROBE_INSTRUCTIONS[0]))
+        return [
+            tag for tag in dict.fromkeys(written) if len(self.tokenizer(tag, add_special_tokens=False)["input_ids"]) > 1
+        ]
 
     def refusal_candidates(self) -> dict[int, str]:
         """First tokens of the usual refusal openers, in the position right after the generation prompt.
@@ -240,3 +330,8 @@ class Chat:
                 first = self.tokenizer(opener, add_special_tokens=False)["input_ids"][0]
             candidates[first] = self.tokenizer.decode([first])
         return candidates
+
+
+def beginning(instruction: str) -> str:
+    """The first letters of a prompt, quoted."""
+    return repr(instruction if len(instruction) <= SHOWN else f"{instruction[:SHOWN]}…")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.batching import PASS_ROWS, Batch, RowBudget
 from refusal_cmp.model.blocks import Block, find_blocks, input_device
-from refusal_cmp.model.chat import PROBE_INSTRUCTIONS, Chat
+from refusal_cmp.model.chat import PROBE_INSTRUCTIONS, Chat, beginning
+from refusal_cmp.model.foreign import check_code
 from refusal_cmp.model.generation import Completion, greedy
 from refusal_cmp.model.hooks import after, before, installed
 from refusal_cmp.model.source import ModelSource
@@ -61,6 +63,7 @@ class ChatModel(Chat):
         super().__init__(tokenizer, name, model.generation_config, system=system)
         self.model: Any = model.eval()
         self.revision = revision
+        check_code(model, name)
         self.blocks: tuple[Block, ...] = find_blocks(model)
 
     @classmethod
@@ -107,7 +110,8 @@ class ChatModel(Chat):
     def context(self) -> int:
         """Most tokens that the model takes; where its positions have no end, as many as its tokenizer says."""
         config = self.model.config.get_text_config()
-        return getattr(config, "max_position_embeddings", None) or self.tokenizer.model_max_length
+        named = (getattr(config, name, None) for name in ("max_position_embeddings", "max_seq_len"))
+        return next(filter(None, named), self.tokenizer.model_max_length)
 
     @property
     def device(self) -> torch.device:
@@ -116,10 +120,53 @@ class ChatModel(Chat):
 
     # Prompts
 
+    def tokenize(self, instructions: Sequence[str], max_new_tokens: int = 0) -> list[list[int]]:
+        """Token ids of the rendered prompts, each no longer than the context.
+
+        Parameters
+        ----------
+        max_new_tokens
+            Tokens that are to follow. They must fit too where positions end with the context, as learned ones do;
+            rotary ones are computed, and an answer may run on beyond those that the model was trained on.
+        """
+        sequences = super().tokenize(instructions)
+        rotary = getattr(self.model.config.get_text_config(), "rope_parameters", None)
+        room = 0 if rotary else max_new_tokens
+        for instruction, ids in zip(instructions, sequences, strict=True):
+            if len(ids) + room <= self.context:
+                continue
+            to_follow, fewer = (f" and {room} are to follow", "let fewer follow, ") if room else ("", "")
+            raise RefusalCmpError(
+                f"The prompt {beginning(instruction)} has {len(ids)} tokens{to_follow}, and the context of {self.name} "
+                f"ends at {self.context}; leave that prompt out, {fewer}or choose a model with a longer context.",
+                **({"max_new_tokens": ""} if room else {}),
+            )
+        return sequences
+
+    def check_prompts(
+        self, name: str, instructions: Sequence[str], max_new_tokens: int, say: Callable[[str], None]
+    ) -> None:
+        """Before any work on a set of prompts: each renders and fits, see `tokenize`; what a reader of it should know.
+
+        Parameters
+        ----------
+        say
+            Told how many prompts hold control tokens, which end the user's turn wherever they stand.
+        """
+        self.tokenize(instructions, max_new_tokens)
+        controls = self.controls_in(instructions)
+        if controls:
+            prompt, token = next(iter(controls.items()))
+            say(
+                f"Warning: {len(controls)} of {len(instructions)} prompts of {name} hold control tokens, as {token} in "
+                f"{beginning(prompt)}, which the model does not read as text of the user's; leave those prompts out "
+                "unless that is meant."
+            )
+
     def batch(self, sequences: Sequence[Sequence[int]]) -> Batch:
         """Token sequences as one batch, padded on the left."""
         length = max(map(len, sequences))
-        ids = torch.full((len(sequences), length), self.tokenizer.pad_token_id)
+        ids = torch.full((len(sequences), length), self.tokenizer.pad_token_id or 0)  # masked, whatever it is
         mask = torch.zeros((len(sequences), length), dtype=torch.bool)
         for row, sequence in enumerate(sequences):
             ids[row, length - len(sequence) :] = torch.tensor(sequence)
@@ -181,17 +228,22 @@ class ChatModel(Chat):
 
     # Forward passes
 
+    @cached_property
+    def _keeps(self) -> bool:
+        return "logits_to_keep" in signature(self.model.forward).parameters
+
+    def forward(self, keep: int, **inputs: Any) -> Any:
+        """The model's output, with the logits of the last `keep` tokens; code that comes with a model may make all."""
+        if self._keeps:
+            inputs["logits_to_keep"] = keep
+        out = self.model(**inputs)
+        out.logits = out.logits[:, -keep:]
+        return out
+
     @torch.inference_mode()
     def last_logits(self, batch: Batch) -> Float[Tensor, "n vocab"]:
         """Logits at the last position of every prompt, float32."""
-        out = self.model(
-            input_ids=batch.ids,
-            attention_mask=batch.mask.long(),
-            position_ids=batch.position_ids,
-            use_cache=False,
-            logits_to_keep=1,
-        )
-        return out.logits[:, -1].float()
+        return self.forward(1, **batch.inputs, use_cache=False).logits[:, -1].float()
 
     def streams(self, batch: Batch) -> list[Float[Tensor, "n s d"]]:
         """The residual stream on entry to every block."""

@@ -16,18 +16,20 @@ from refusal_cmp.progress import Progress, silent
 class Generates(Protocol):
     """What generation needs of a `ChatModel`."""
 
-    model: Any
     tokenizer: Any
 
     @property
     def stop_ids(self) -> frozenset[int]:
         """Tokens that end a completion."""
 
-    def tokenize(self, instructions: Sequence[str]) -> list[list[int]]:
-        """Token ids of the rendered prompts."""
+    def tokenize(self, instructions: Sequence[str], max_new_tokens: int = 0) -> list[list[int]]:
+        """Token ids of the rendered prompts, which leave room for new ones."""
 
     def batch(self, sequences: Sequence[Sequence[int]]) -> Batch:
         """Token sequences as one batch, padded on the left."""
+
+    def forward(self, keep: int, **inputs: Any) -> Any:
+        """The model's output, with the logits of the last `keep` tokens."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def greedy(
         each finished batch are added.
     """
     completions: MutableMapping[int, Completion] = {} if done is None else done
-    sequences = model.tokenize(instructions)
+    sequences = model.tokenize(instructions, max_new_tokens)
     left = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
     with torch.inference_mode(), progress("generating", len(instructions)) as advance:
         while left:
@@ -83,13 +85,8 @@ def _complete(model: Generates, batch: Batch, max_new_tokens: int) -> list[Compl
     active = torch.arange(len(batch))  # the rows still in the batch
     ids, mask, positions, cache = batch.ids, batch.mask.long(), batch.position_ids, None
     for _ in range(max_new_tokens):
-        out = model.model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
+        out = model.forward(
+            1, input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         )
         logits = out.logits[:, -1].float()
         cache = with_room(out.past_key_values) if cache is None else out.past_key_values

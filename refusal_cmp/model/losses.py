@@ -73,13 +73,7 @@ def next_token_loss(logits: Float[Tensor, "s vocab"], targets: Int[Tensor, " s"]
 def _batch_losses(model: ChatModel, documents: Sequence[Scored]) -> list[float]:
     batch = model.batch([document.ids for document in documents])
     keep = max(document.n for document in documents) + 1
-    logits = model.model(
-        input_ids=batch.ids,
-        attention_mask=batch.mask.long(),
-        position_ids=batch.position_ids,
-        use_cache=False,
-        logits_to_keep=keep,
-    ).logits
+    logits = model.forward(keep, **batch.inputs, use_cache=False).logits
     return [
         next_token_loss(row[keep - 1 - n : keep - 1], ids[len(ids) - n :]) if n else 0.0
         for row, ids, (_, n) in zip(logits, batch.ids, documents, strict=True)

@@ -42,7 +42,6 @@ def prompts_file(config: RunConfig, dataset: str) -> str:
 
 def read_prompts(session: Session, split: str) -> list[Prompt]:
     """The prompts of a split that were sampled and kept: `harmful_train`."""
-    session.run.require(PROMPTS, "extract")
     return [Prompt(**row) for row in session.run.read_json(PROMPTS)["prompts"][split]]
 
 
@@ -64,7 +63,6 @@ def subspace_file(method: str) -> str:
 
 def read_field(session: Session, method: str) -> SubspaceField:
     """The subspaces that extract wrote."""
-    session.run.require(subspace_file(method), "extract")
     return SubspaceField.from_tensors(*session.run.read_tensors(subspace_file(method)))
 
 
@@ -108,7 +106,6 @@ def budget_file(method: str) -> str:
 
 def read_budget(session: Session, method: str) -> dict[Component, int]:
     """How many leading directions of each component stay within the KL budget: the fewest that were tried."""
-    session.run.require(budget_file(method), "select")
     tried = session.run.read_table(budget_file(method)).sort_values("k", ascending=False)
     where = zip(tried["position"], tried["layer"], strict=True)
     return {Component(*map(int, one)): int(k) for one, k in zip(where, tried["k"], strict=True)}
@@ -121,7 +118,6 @@ def scores_file(method: str, reach: str) -> str:
 
 def read_choices(run: RunDir) -> dict[str, Selection]:
     """What select chose, by method."""
-    run.require(SELECTION, "select")
     rows = run.read_json(SELECTION)["methods"]
     if any("kl_budget" not in row for row in rows):
         raise RefusalCmpError(
@@ -183,7 +179,6 @@ def plan_file(label: str) -> str:
 
 def read_plan_facts(session: Session) -> list[tuple[Plan, str]]:
     """The plans of the run without their edits, each with the label of the plan that was run for it."""
-    session.run.require(PLANS, "infer")
     return [
         (Plan(row["label"], {}, **{name: row[name] for name in FACTS}), row["same_as"])
         for row in session.run.read_json(PLANS)
@@ -198,14 +193,12 @@ def read_plans(session: Session) -> list[tuple[Plan, str]]:
 def read_answers(session: Session, label: str, dataset: str) -> list[Answer]:
     """A plan's completions of a test set."""
     name = answers_file(label, dataset)
-    session.run.require(name, "infer")
     return [Answer(**row) for row in session.run.read_lines(name)]
 
 
 def _read_edits(session: Session, label: str) -> Mapping[Place, LowRankEdit]:
     if label == BASELINE:
         return {}
-    session.run.require(plan_file(label), "infer")
     return Plan.from_tensors(*session.run.read_tensors(plan_file(label))).edits
 
 
@@ -223,7 +216,6 @@ COLUMNS = ["model", "plan", *FACTS, "seed", "dataset", "metric", "value", "ci_lo
 
 def read_results(run: RunDir) -> pd.DataFrame:
     """`results.csv`, with plans by their labels."""
-    run.require(RESULTS, "evaluate")
     results = run.read_table(RESULTS)
     if "plan" not in results:
         raise RefusalCmpError(

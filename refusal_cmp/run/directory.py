@@ -1,8 +1,11 @@
 """The run directory: every file is written whole or not at all, and the manifest says what it was made from.
 
 An artifact is recorded with its *settings* (what the user chose) and its *sources* (digests of the files it
-came from). If both are unchanged it is reused. If a source changed it is made again. If a setting changed,
-the run stops and says which: finished work is only replaced when the user says so (`--force`).
+came from). If both are unchanged it is reused. If a source changed it is made again, and that is said. If a setting
+changed, the run stops and says which: finished work is only replaced when the user says so (`--force`).
+
+Files vouch for themselves: the manifest has the digest of each, and what is read is compared with it. An artifact that
+is not what was written there is made again by its stage, and is an error to everybody else. The manifest has its own.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,7 +26,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from refusal_cmp.activations import ACTIVATIONS
-from refusal_cmp.config import MachineSettings
+from refusal_cmp.config import STAGES, MachineSettings
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.run.files import OWN, TEMPORARY, UNFINISHED, replacing, writing
 from refusal_cmp.run.journal import Journal
@@ -33,6 +36,8 @@ Json = Any
 
 MANIFEST = "manifest.json"
 LOCK = f"{OWN}lock"
+CHECKSUM = "checksum"
+"""The manifest's entry that vouches for all others."""
 NAMES = dict.fromkeys(
     (
         "model",
@@ -54,20 +59,39 @@ TRIES = 5
 """To lock a directory that other processes, which leave nothing, remove at the same time."""
 
 
+def _say_nothing(message: str) -> None:
+    pass
+
+
+def stage_of(name: str) -> str:
+    """The stage that writes an artifact: its folder's, or evaluate for the tables of results."""
+    first = name.split("/")[0]
+    return first if first in STAGES else "evaluate"
+
+
 class RunDir:
     """A run directory and its manifest.
 
     Parameters
     ----------
     force
-        Stages whose artifacts are made again whatever is there.
+        Stages whose artifacts are made again whatever is there; with the first of all, a damaged manifest is forgotten.
+
+    Raises
+    ------
+    RefusalCmpError
+        If the manifest is not what was written there.
     """
 
     def __init__(self, path: Path, force: tuple[str, ...] = ()) -> None:
         self.path = path
         self.force = force
+        self.say: Callable[[str], None] = _say_nothing
+        """Told what is made again, and why."""
         self._made: set[str] = set()  # artifacts made by this process: never stale to it
-        self.manifest: dict[str, Json] = self.read_json(MANIFEST) if self.has(MANIFEST) else {}
+        self._said: set[tuple[str, str]] = set()
+        self._hashes: dict[str, tuple[int, int, str]] = {}  # size and time of files when they had this hash
+        self.manifest = self._read_manifest()
 
     @property
     def settings(self) -> dict[str, Json]:
@@ -81,17 +105,17 @@ class RunDir:
         """Whether the file is there."""
         return (self.path / name).is_file()
 
-    def require(self, name: str, stage: str) -> None:
+    def require(self, name: str) -> None:
         """An error that names the stage to run first, if the file is not there."""
         if not self.has(name):
             raise RefusalCmpError(
-                f"{self.path / name} is missing; run `refusal-cmp {stage}` for this run first, or `refusal-cmp run` "
-                "for everything."
+                f"{self.path / name} is missing; run `refusal-cmp {stage_of(name)}` for this run first, or "
+                "`refusal-cmp run` for everything."
             )
 
     def read_json(self, name: str) -> Json:
         """The content of a JSON file."""
-        return self._read(name, lambda path: json.loads(path.read_text(encoding="utf-8")))
+        return self._read(name, lambda path: json.loads(path.read_bytes()))
 
     def read_lines(self, name: str) -> list[Json]:
         """The content of a JSONL file."""
@@ -112,18 +136,31 @@ class RunDir:
         return self._read(name, lambda path: pd.read_csv(path, dtype=NAMES, keep_default_na=False, na_values=[""]))
 
     def digest(self, name: str) -> str:
-        """A hash of the file's bytes, to record as a source."""
-        return hashlib.sha256((self.path / name).read_bytes()).hexdigest()[:16]
+        """A hash of the file's bytes, to record as a source.
+
+        Raises
+        ------
+        RefusalCmpError
+            If the file is missing, or is not what was written there.
+        """
+        self.require(name)
+        if not self._is_intact(name):
+            stage = stage_of(name)
+            raise RefusalCmpError(
+                f"{self.path / name} is not what {stage} wrote there: it is damaged, edited or unfinished; run "
+                f"`refusal-cmp {stage}` for this run again."
+            )
+        return self._hash(name)
 
     # Writing
 
     def write_json(self, name: str, content: Json) -> None:
         """Write JSON, readable and with a stable order."""
-        self._write(name, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+        self._write(name, _readable(content))
 
     def write_lines(self, name: str, rows: list[Json]) -> None:
         """Write JSONL."""
-        self._write(name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+        self._write(name, b"".join(_encoded(row) for row in rows))
 
     def write_tensors(self, name: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Write safetensors."""
@@ -142,6 +179,7 @@ class RunDir:
         """Delete a file, if it is there."""
         with writing(self.path / name):
             (self.path / name).unlink(missing_ok=True)
+        self._files.pop(name, None)
 
     # The manifest
 
@@ -151,18 +189,15 @@ class RunDir:
 
     def save(self) -> None:
         """Write the manifest."""
-        self.write_json(MANIFEST, self.manifest)
+        if "files" in self.manifest:
+            self.note(files=dict(sorted(self._files.items())))
+        self._write(MANIFEST, _readable({**self.manifest, CHECKSUM: _checksum(self.manifest)}))
 
-    def is_fresh(self, name: str, settings: Mapping[str, Json], sources: Mapping[str, Json]) -> bool:
-        """Whether the artifact is there and was made from just these; an error if a setting changed since.
-
-        The first part of `name` is the stage that makes it.
-        """
-        if name in self._made:
-            return True
+    def check_settings(self, name: str, settings: Mapping[str, Json]) -> None:
+        """An error if the artifact is finished, with other settings than these, and is to be kept."""
         record = self.manifest.get("artifacts", {}).get(name)
-        if name.split("/")[0] in self.force or record is None or not self.has(name):
-            return False
+        if stage_of(name) in self.force or record is None or not self.has(name):
+            return
         changed = {key: (record["settings"].get(key), value) for key, value in settings.items()
                    if record["settings"].get(key) != _plain(value)}  # fmt: skip
         if changed:
@@ -174,15 +209,100 @@ class RunDir:
                 force="",
                 alias="NAME",
             )
-        return record["sources"] == _plain(sources)
 
-    def record(self, name: str, settings: Mapping[str, Json], sources: Mapping[str, Json]) -> None:
-        """Say what a finished artifact was made from."""
+    def is_fresh(self, name: str, settings: Mapping[str, Json], sources: Mapping[str, Json]) -> bool:
+        """Whether the artifact is there, as it was written, and was made from just these.
+
+        The first part of `name` is the stage that makes it. What is to be made again, though it was finished, is said.
+
+        Raises
+        ------
+        RefusalCmpError
+            If a setting changed since.
+        """
+        if name in self._made:
+            return True
+        self.check_settings(name, settings)
+        record = self.manifest.get("artifacts", {}).get(name)
+        if stage_of(name) in self.force or record is None:
+            return False
+        reason = self._why_stale(name, record, _plain(sources))
+        if reason and (stage_of(name), reason) not in self._said:
+            self._said.add((stage_of(name), reason))
+            self.say(f"{name} is made again: {reason}.")
+        return not reason
+
+    def record(
+        self, name: str, settings: Mapping[str, Json], sources: Mapping[str, Json], also: Sequence[str] = ()
+    ) -> None:
+        """Say what a finished artifact was made from.
+
+        Parameters
+        ----------
+        also
+            Other files that are made with it, and again if one of them is damaged.
+        """
         self._made.add(name)
         artifacts = dict(self.manifest.get("artifacts", {}))
-        artifacts[name] = {"settings": _plain(settings), "sources": _plain(sources)}
+        artifacts[name] = {"settings": _plain(settings), "sources": _plain(sources), "also": sorted(also)}
         self.note(artifacts=dict(sorted(artifacts.items())))
         self.save()
+
+    def _why_stale(self, name: str, record: Mapping[str, Json], sources: Mapping[str, Json]) -> str:
+        """Why a finished artifact is to be made again; empty if it is not."""
+        before = record["sources"]
+        for key in (key for key in {**before, **sources} if before.get(key) != sources.get(key)):
+            return f"{key} {'is new' if key not in before else 'is gone' if key not in sources else 'has changed'}"
+        for file in (name, *record["also"]):
+            if not self.has(file):
+                return f"{file} is missing"
+            if not self._is_intact(file):
+                return f"{file} is damaged or was edited"
+        return ""
+
+    @property
+    def _files(self) -> dict[str, str]:
+        """The digest of every file that was written, by name."""
+        return self.manifest.setdefault("files", {})
+
+    def _is_intact(self, name: str) -> bool:
+        """Whether a file has the bytes that were written there."""
+        return self.manifest.get("files", {}).get(name) == self._hash(name)
+
+    def _hash(self, name: str) -> str:
+        path = self.path / name
+        try:
+            stat = path.stat()
+            known = self._hashes.get(name)
+            if known is None or known[:2] != (stat.st_size, stat.st_mtime_ns):
+                with path.open("rb") as file:
+                    known = stat.st_size, stat.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()[:16]
+                self._hashes[name] = known
+        except OSError as error:
+            raise RefusalCmpError(f"Cannot read {path}: {error.strerror}.") from None
+        return known[2]
+
+    def _read_manifest(self) -> dict[str, Json]:
+        """The manifest; none if the run is new."""
+        path = self.path / MANIFEST
+        try:
+            content = json.loads(path.read_bytes())
+            if content.pop(CHECKSUM) == _checksum(content):
+                return content
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise RefusalCmpError(f"Cannot read {path}: {error.strerror}.") from None
+        except (ValueError, RecursionError, AttributeError, TypeError, LookupError):  # not JSON, or of another shape
+            pass
+        if STAGES[0] in self.force:
+            return {}
+        raise RefusalCmpError(
+            f"{path} is not what was written there: it is damaged, edited or of an older version; restore it, do the "
+            "whole run again, or name another.",
+            force="",
+            alias="NAME",
+        )
 
     # Work in progress
 
@@ -198,7 +318,7 @@ class RunDir:
         home, is_new = self.path.parent, not self.path.parent.exists()
         lock = self._acquire()
         try:
-            self.manifest = self.read_json(MANIFEST) if self.has(MANIFEST) else {}
+            self.manifest = self._read_manifest()
             self._sweep()
             yield
         finally:
@@ -257,6 +377,7 @@ class RunDir:
     # Files
 
     def _read(self, name: str, read: Callable[[Path], Any]) -> Any:
+        self.digest(name)  # nothing is read that nobody vouches for
         path = self.path / name
         try:
             return read(path)
@@ -269,12 +390,14 @@ class RunDir:
 
     def _write(self, name: str, content: bytes) -> None:
         if name != MANIFEST and not self.has(MANIFEST):
-            self._write(MANIFEST, b"{}\n")  # the folder is a run from its first file on
+            self._write(MANIFEST, _readable({CHECKSUM: _checksum({})}))  # the folder is a run from its first file on
         path = self.path / name
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as file:
                 file.write(content)
+        if name != MANIFEST:
+            self._files[name] = hashlib.sha256(content).hexdigest()[:16]
 
 
 def _is_newer(path: Path, than: Path) -> bool:
@@ -285,3 +408,16 @@ def _is_newer(path: Path, than: Path) -> bool:
 def _plain(value: Any) -> Json:
     """The value as JSON would give it back."""
     return json.loads(json.dumps(value))
+
+
+def _readable(content: Json) -> bytes:
+    return _encoded(content, indent=2)
+
+
+def _encoded(content: Json, indent: int | None = None) -> bytes:
+    """JSON with a line's end; a lone surrogate, which UTF-8 has not, as JSON escapes it."""
+    return (json.dumps(content, indent=indent, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
+
+
+def _checksum(manifest: Json) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()[:16]

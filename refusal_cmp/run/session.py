@@ -40,6 +40,9 @@ class Session:
     loaded: ChatModel | None = None
     """The model, where the caller has it already."""
 
+    def __post_init__(self) -> None:
+        self.run.say = self.say
+
     @cached_property
     def model(self) -> ChatModel:
         """The model, loaded on first use; a stage whose work is finished never asks for it."""

@@ -8,6 +8,7 @@ miss prefixes, so that they are scored one after the other, from the whole subsp
 
 from __future__ import annotations
 
+from collections.abc import MutableMapping
 from dataclasses import replace
 
 import pandas as pd
@@ -24,18 +25,27 @@ def within_budget(
     budget: float,
     *,
     setting: Setting | None = None,
+    done: MutableMapping[int, list[float]] | None = None,
     progress: Progress = silent,
 ) -> pd.DataFrame:
     """A row for each prefix that was scored: `position`, `layer`, `k`, `kl`. The last k of a component is its policy's.
 
     The components of a layer share passes; one that is settled is in none of those that follow.
+
+    Parameters
+    ----------
+    done
+        KL of the prefixes of each length k, from earlier calls with the same arguments; what is missing is added.
     """
+    finished: MutableMapping[int, list[float]] = {} if done is None else done
     rows, left = [], dict(field.subspaces)
     ranks = [subspace.k for subspace in left.values()]
     with progress(f"KL budget of {field.method}", sum(ranks)) as advance:
         for k in range(max(ranks), 0, -1):
             tried = {component: subspace.leading(k) for component, subspace in left.items() if subspace.k >= k}
-            kl = scorer.local_kl(replace(field, subspaces=tried), setting).mean(-1).tolist()
+            if k not in finished:
+                finished[k] = scorer.local_kl(replace(field, subspaces=tried), setting).mean(-1).tolist()
+            kl = finished[k]
             rows += [(*component, k, value) for component, value in zip(tried, kl, strict=True)]
             settled = [component for component, value in zip(tried, kl, strict=True) if value <= budget]
             for component in settled:

@@ -12,9 +12,9 @@ a local candidate's pass starts from the cached residual stream at its layer.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -108,6 +108,7 @@ class Scorer:
         multipliers: Sequence[float],
         setting: Setting | None = None,
         selected_norm: float | None = None,
+        done: MutableMapping[int, list[Any]] | None = None,
         progress: Progress = silent,
     ) -> PromptScores:
         """The per-prompt scores of every component of a field.
@@ -116,7 +117,11 @@ class Scorer:
         ----------
         selected_norm
             The unit of additions where `setting.norm` is `selected`; by default each component's own.
+        done
+            Scores of components by index, from earlier calls with the same arguments; those that are missing are added
+            in batches. A batch of which any is missing is scored as a whole: its composition decides the last bits.
         """
+        finished: MutableMapping[int, list[Any]] = {} if done is None else done
         components = list(field)
         bypass, kl = self._unknown(self.harmful, len(components)), self._unknown(self.harmless, len(components))
         induce = self._unknown(self.harmless, len(components), len(multipliers))
@@ -128,16 +133,18 @@ class Scorer:
             component, multiplier = components[pair[0]], multipliers[pair[1]]
             return _edits("actadd", field, component, reach, setting, multiplier, selected_norm)
 
-        candidates = _by_start(components, reach)
-        with progress(f"scoring {field.method}, {reach}", len(components) * (1 + len(multipliers))) as advance:
-            for start, removed in candidates.items():
-                self._fill(bypass, self.harmful, start, removed, removal, self._metric)
-                self._fill(kl, self.harmless, start, removed, removal, self._kl)
+        with progress(f"scoring {field.method}, {reach}", len(components)) as advance:
+            for start, removed in _batches(_by_start(components, reach), max(1, self.rows.limit // PART_SIZE)):
+                if any(index not in finished for index in removed):
+                    added = [(index, column) for index in removed for column in range(len(multipliers))]
+                    self._fill(bypass, self.harmful, start, removed, removal, self._metric)
+                    self._fill(kl, self.harmless, start, removed, removal, self._kl)
+                    self._fill(induce, self.harmless, start, added, addition, self._metric)
+                    for index in removed:
+                        finished[index] = [scores[index].tolist() for scores in (bypass, induce, kl)]
+                for index in removed:
+                    bypass[index], induce[index], kl[index] = map(bypass.new_tensor, finished[index])
                 advance(len(removed))
-            for start, steered in candidates.items():
-                added = [(index, column) for index in steered for column in range(len(multipliers))]
-                self._fill(induce, self.harmless, start, added, addition, self._metric)
-                advance(len(added))
         return PromptScores(bypass, induce, kl)
 
     def local_kl(self, field: SubspaceField, setting: Setting | None = None) -> Float[Tensor, "c n"]:
@@ -232,6 +239,13 @@ def _by_start(components: Sequence[Component], reach: Reach) -> dict[int, list[i
     for index, component in enumerate(components):
         candidates[component.layer if reach == "local" else 0].append(index)
     return candidates
+
+
+def _batches(candidates: Mapping[int, Sequence[int]], size: int) -> Iterator[tuple[int, Sequence[int]]]:
+    """The candidates of every start, so many at a time."""
+    for start, indices in candidates.items():
+        for first in range(0, len(indices), size):
+            yield start, indices[first : first + size]
 
 
 def _edits(

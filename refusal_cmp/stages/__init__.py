@@ -27,6 +27,8 @@ def run_stages(session: Session, stages: Sequence[str]) -> None:
         _check_upstream(session, STAGES[: STAGES.index(stages[0])])
         if "config" not in session.run.manifest:
             _note_config(session)
+        if stages != STAGES[-1:]:
+            _check_weights(session)
         for stage in stages:
             started = time.monotonic()
             _mark(session, stage, state="running")
@@ -34,8 +36,8 @@ def run_stages(session: Session, stages: Sequence[str]) -> None:
             _function(stage)(session)
             _mark(session, stage, state="done", seconds=round(time.monotonic() - started, 3))
             _note_config(session)  # after it: settings that a stage refuses are not the run's
-            session.run.save()
             session.run.write_bytes(CONFIG, session.config.to_yaml().encode())
+            session.run.save()
 
 
 def _function(stage: str) -> Callable[[Session], None]:
@@ -99,6 +101,24 @@ def _check_upstream(session: Session, upstream: Sequence[str]) -> None:
                     force="",
                     alias="NAME",
                 )
+
+
+def _check_weights(session: Session) -> None:
+    """The files of a model in a folder are those that the run was begun with: its name says nothing of them."""
+    from refusal_cmp.model.identity import fingerprint
+
+    run, folder = session.run, Path(session.source.path)
+    if session.loaded is not None or not folder.is_dir():
+        return
+    found = fingerprint(folder, session.progress)
+    if run.manifest.get("weights", found) != found and STAGES[0] not in run.force:
+        raise RefusalCmpError(
+            f"The files of the model {session.config.model} are not those that {run.path} was begun with; do the whole "
+            "run again, or name another.",
+            force="",
+            alias="NAME",
+        )
+    run.note(weights=found)
 
 
 def _outdate(session: Session, later: Sequence[str]) -> None:

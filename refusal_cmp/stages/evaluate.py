@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from refusal_cmp.config import GRID, RunConfig, is_marked
 from refusal_cmp.evals import Evaluator, Subject, configured, facts, measure_of
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.run.contents import (
@@ -37,11 +38,17 @@ HARMFUL = "harmful"
 def evaluate_stage(session: Session) -> None:
     """Run every evaluator on every distinct plan, tabulate all plans, and compare them in pairs."""
     plans = read_plans(session)
+    for dataset in session.config.test_sets:
+        source = {"prompts": session.config.test_source(dataset)}
+        session.run.check_settings(answers_file(BASELINE, dataset), source)
     distinct = [plan for plan, same_as in plans if plan.label == same_as]
     evaluators = {name: configured(session.config, name) for name in session.config.evals}
     order = sorted(evaluators, key=lambda name: ("model" not in evaluators[name].reads, evaluators[name].loads_model))
+    made_with = {name: facts(session.config, name) for name in evaluators}
     inputs = {
-        (plan.label, name): _inputs(session, plan, name, evaluators[name]) for plan in distinct for name in evaluators
+        (plan.label, name): _inputs(session, plan, evaluators[name], made_with[name])
+        for plan in distinct
+        for name in evaluators
     }
     missing = {
         name: [
@@ -70,19 +77,21 @@ def evaluate_stage(session: Session) -> None:
     _write_agreement(session, distinct)
 
 
-def _inputs(session: Session, plan: Plan, name: str, evaluator: Evaluator) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What an evaluation is made from. Settings are among the sources: a changed judge redoes only itself."""
+def _inputs(
+    session: Session, plan: Plan, evaluator: Evaluator, made_with: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings and sources that an evaluation is made from. Lists are among the sources: one can be added to."""
     run, config = session.run, session.config
     files = []
     if "completions" in evaluator.reads:
         files += [answers_file(plan.label, dataset) for dataset in config.test_sets]
     if "baseline" in evaluator.reads:
         files += [answers_file(BASELINE, dataset) for dataset in config.test_sets]
-    for file in files:
-        run.require(file, "infer")
     if "subspaces" in evaluator.reads:
         files += [SELECTION, *(subspace_file(name) for name in config.methods)]
-    return {}, {"edits": plan.digest, "settings": facts(config, name), **{file: run.digest(file) for file in files}}
+    lists = {name: value for name, value in made_with.items() if is_marked(RunConfig.model_fields[name], GRID)}
+    settings = {name: value for name, value in made_with.items() if name not in lists}
+    return settings, {"edits": plan.digest, **lists, **{file: run.digest(file) for file in files}}
 
 
 def _evaluate(
@@ -116,7 +125,8 @@ def _evaluate(
         for one in evaluation.metrics
     ]  # fmt: skip
     run.write_json(metrics_file(plan.label, name), metrics)
-    run.record(metrics_file(plan.label, name), *inputs)
+    also = [examples_file(plan.label, name, dataset) for dataset in evaluation.examples]
+    run.record(metrics_file(plan.label, name), *inputs, also)
     for one in journals:
         one.discard()
 

@@ -58,11 +58,13 @@ def extract_stage(session: Session) -> None:
             raise RefusalCmpError(f"{name} found no subspace at any component ({reasons}); give other or more prompts.")
         run.write_tensors(subspace_file(name), *field.to_tensors())
         session.say(_summary(field, activations))
+        also = []
         if isinstance(method, Extractor) and method.rank_by_dev:
             ranks = _ranks(method, field, activations, config.dev_share, config.seed)
             run.write_table(ranks_file(name), ranks)
+            also.append(ranks_file(name))
             session.say(_spread(name, ranks))
-        run.record(subspace_file(name), settings, sources[name])
+        run.record(subspace_file(name), settings, sources[name], also)
 
 
 def _ranks(

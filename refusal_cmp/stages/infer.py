@@ -29,18 +29,20 @@ from refusal_cmp.stages.prompts import read_test_prompts
 def infer_stage(session: Session) -> None:
     """Complete the test prompts under the baseline and under every distinct plan."""
     config, run = session.config, session.run
-    run.require(PROMPTS, "extract")
-    run.require(SELECTION, "select")
+    run.require(PROMPTS)
+    run.require(SELECTION)
     plans = [baseline(), *_grid(session)]
     originals = _originals(plans)
     prompts = {dataset: read_test_prompts(session, dataset) for dataset in config.test_sets}
-    settings = config.marked(COMPLETING)
+    settings = {
+        dataset: {**config.marked(COMPLETING), "prompts": config.test_source(dataset)} for dataset in config.test_sets
+    }
     distinct = [plan for plan in plans if originals[plan.label] == plan.label]
     missing = [
         (plan, dataset)
         for plan in distinct
         for dataset in config.test_sets
-        if not run.is_fresh(answers_file(plan.label, dataset), settings, _sources(session, plan, dataset))
+        if not run.is_fresh(answers_file(plan.label, dataset), settings[dataset], _sources(session, plan, dataset))
     ]
     for plan in distinct:
         _write_plan(session, plan)
@@ -50,10 +52,10 @@ def infer_stage(session: Session) -> None:
     with session.progress("plans × test sets", len(missing)) as advance:
         for plan, dataset in missing:
             name, sources = answers_file(plan.label, dataset), _sources(session, plan, dataset)
-            done = run.journal(name, [settings, sources], encode=asdict, decode=lambda row: Completion(**row))
+            done = run.journal(name, [settings[dataset], sources], encode=asdict, decode=lambda row: Completion(**row))
             answers = _complete(session, plan, prompts[dataset], done)
             run.write_lines(name, [asdict(answer) for answer in answers])
-            run.record(name, settings, sources)
+            run.record(name, settings[dataset], sources)
             done.discard()
             advance(1)
     _report_endings(session)

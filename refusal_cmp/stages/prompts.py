@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from refusal_cmp.config import KINDS, is_path
+from refusal_cmp.config import KINDS, RunConfig, is_path
 from refusal_cmp.data import SPLITS, Columns, Prompt, Split
 from refusal_cmp.data.files import digests
 from refusal_cmp.data.sampling import EARLIER, Sampled, check_apart, draw, unlike_learned
@@ -68,6 +68,15 @@ def _filtered(session: Session, drawn: dict[str, Sampled]) -> dict[str, Any]:
     config = session.config
     prompts = {f"{kind}_{split}": drawn[kind].prompts[split] for kind in KINDS for split in SPLITS}
     counts = {f"{kind}_{split}": {**drawn[kind].counts[split], "dropped": 0} for kind in KINDS for split in SPLITS}
+    tags = session.model.unread_tags if config.chat_template is not None else []
+    if tags:
+        session.say(
+            f"Warning: the chat template writes {', '.join(tags)}, which {session.model.name} has no token for and "
+            "reads letter by letter; give its own template, unless it was trained so."
+        )
+    for name, sampled in prompts.items():
+        room = config.max_new_tokens if name.endswith("_test") else 0
+        session.model.check_prompts(name, [prompt.instruction for prompt in sampled], room, session.say)
     tokens = config.refusal_tokens or refusal_tokens(
         session.model,
         [prompt.instruction for prompt in prompts["harmful_train"]],
@@ -143,24 +152,32 @@ def _write_test(session: Session, dataset: str, prompts: list[Prompt]) -> None:
             "the run learns from them."
         )
     sampled = pick(kept, config.prompts(config.n_test), config.seed)
+    session.model.check_prompts(dataset, [prompt.instruction for prompt in sampled], config.max_new_tokens, session.say)
     content = {
         "source": config.other_sets[dataset],
         "counts": {**counts, "sampled": len(sampled)},
         "prompts": [asdict(prompt) for prompt in sampled],
     }
     session.run.write_json(prompts_file(config, dataset), content)
-    session.run.record(prompts_file(config, dataset), {}, _test_sources(session, dataset))
+    session.run.record(prompts_file(config, dataset), _source_of(config, dataset), _test_sources(session, dataset))
 
 
 def _is_drawn(session: Session, dataset: str) -> bool:
     """Whether the prompts of a test set that is not the run's own are there."""
-    return session.run.is_fresh(prompts_file(session.config, dataset), {}, _test_sources(session, dataset))
+    config = session.config
+    return session.run.is_fresh(
+        prompts_file(config, dataset), _source_of(config, dataset), _test_sources(session, dataset)
+    )
+
+
+def _source_of(config: RunConfig, dataset: str) -> dict[str, Any]:
+    return {dataset: config.other_sets[dataset]}
 
 
 def _test_sources(session: Session, dataset: str) -> dict[str, Any]:
     config = session.config
     name = config.other_sets[dataset]
-    facts = {"name": name, "n": config.prompts(config.n_test), "seed": config.seed}
+    facts = {"n": config.prompts(config.n_test), "seed": config.seed}
     return {**_digests(session, prompts_file(config, dataset), name), **facts}
 
 

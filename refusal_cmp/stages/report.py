@@ -51,7 +51,7 @@ def report_stage(session: Session) -> None:
     for (name, kind), image in images.items():
         run.write_bytes(figure_file(name, kind), image)
     run.write_bytes(PAGE, render(data, outcomes, images).encode())
-    run.record(PAGE, {}, sources)
+    run.record(PAGE, {}, sources, also=[figure_file(*one) for one in images])
 
 
 def _sources(session: Session) -> dict[str, Any]:

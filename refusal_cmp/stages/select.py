@@ -46,7 +46,7 @@ def select_stage(session: Session) -> None:
     config, run = session.config, session.run
     settings = config.binding("select")
     reaches: list[Reach] = ["local", "global"] if config.compare_rankings or config.rank_by == "global" else ["local"]
-    run.is_fresh(SCORES, settings, {})  # a changed setting is an error before any work
+    run.check_settings(SCORES, settings)  # before any work
     scorer = cache(lambda: _scorer(session))
     for name in config.methods:
         if BUDGET in config.inlp_k and configured(config, name).has_k:
@@ -91,9 +91,11 @@ def _settle_budget(session: Session, field: SubspaceField, scorer: Callable[[], 
     settings = {**config.marked(KEEPING), "sites": list(edits.sites)}
     sources = {file: run.digest(file) for file in (PROMPTS, subspace_file(field.method))}
     if not run.is_fresh(name, settings, sources):
-        tried = within_budget(scorer(), field, config.kl_threshold, setting=edits, progress=session.progress)
+        done = run.journal(name, [settings, sources])
+        tried = within_budget(scorer(), field, config.kl_threshold, setting=edits, done=done, progress=session.progress)
         run.write_table(name, tried)
         run.record(name, settings, sources)
+        done.discard()
     k, kl = read_budget(session, field.method), run.read_table(name)["kl"]
     without = len(k) - int((kl <= config.kl_threshold).sum())  # what is within is the last tried of its component
     session.say(
@@ -132,17 +134,20 @@ def _scores(
     if unit is not None:
         sources["selected norm"] = unit
     if not run.is_fresh(name, settings, sources):
+        done = run.journal(name, [settings, sources])
         scores = scorer().score(
             field,
             reach,
             multipliers=config.induce_multipliers,
             setting=edits,
             selected_norm=unit,
+            done=done,
             progress=session.progress,
         )
         tensors = {"bypass": scores.bypass, "induce": scores.induce, "kl": scores.kl}
         run.write_tensors(name, tensors, {"method": field.method, "reach": reach})
         run.record(name, settings, sources)
+        done.discard()
     return PromptScores(**run.read_tensors(name)[0])
 
 
@@ -190,28 +195,33 @@ def _compare_rankings(
     made_with = {**config.binding("select"), "max_new_tokens": config.max_new_tokens}
     if run.is_fresh(RANKINGS, made_with, sources):
         return
-    studies = []
-    with session.progress("comparing rankings", len(fields)) as advance:
-        for field, table in zip(fields, tables, strict=True):
+    studies, done = [], run.journal(RANKINGS, [made_with, sources])
+    with session.progress("comparing rankings", len(fields) * JUDGED_COMPONENTS) as advance:
+        for i, (field, table) in enumerate(zip(fields, tables, strict=True)):
             of_method = study(field, table, scores[field.method], rules[field.method], config.seed)
-            studies.append({**of_method, "completions": _judged(session, field, table, settings[field.method])})
-            advance(1)
+            bypass, refused = [], []
+            for j, row in enumerate(spread_out(table, JUDGED_COMPONENTS)):
+                index = i * JUDGED_COMPONENTS + j
+                if index not in done:
+                    component = Component(int(table.loc[row, "position"]), int(table.loc[row, "layer"]))
+                    done[index] = _refused(session, field, component, settings[field.method])
+                bypass.append(float(table.loc[row, "local_bypass"]))
+                refused.append(done[index])
+                advance(1)
+            judged = {**prediction(bypass, refused), "bypass": bypass, "refused": refused}
+            studies.append({**of_method, "completions": judged})
     run.write_json(RANKINGS, studies)
     run.record(RANKINGS, made_with, sources)
+    done.discard()
 
 
-def _judged(session: Session, field: SubspaceField, table: pd.DataFrame, setting: Setting) -> dict[str, Any]:
-    """Refusal of whole completions under the local removal edit, for a spread of components."""
+def _refused(session: Session, field: SubspaceField, component: Component, setting: Setting) -> float:
+    """Share of whole completions of harmful prompts that refuse under the local removal edit of a component."""
     instructions = [prompt.instruction for prompt in read_prompts(session, "harmful_val")]
-    bypass, refused = [], []
-    for row in spread_out(table, JUDGED_COMPONENTS):
-        component = Component(int(table.loc[row, "position"]), int(table.loc[row, "layer"]))
-        plan = make_plan("nullspace", Chosen(field, component, (component,)), Scope("single"), setting=setting)
-        with session.model.edited(plan):  # the scorer has it in memory: no second engine beside it
-            completions = session.model.generate(
-                instructions, max_new_tokens=session.config.max_new_tokens, batch_size=session.config.batch_size
-            )
-        verdicts = [judge(one.text, one.finish, turns=session.model.turns).verdict for one in completions]
-        bypass.append(float(table.loc[row, "local_bypass"]))
-        refused.append(verdicts.count("refused") / len(verdicts))
-    return {**prediction(bypass, refused), "bypass": bypass, "refused": refused}
+    plan = make_plan("nullspace", Chosen(field, component, (component,)), Scope("single"), setting=setting)
+    with session.model.edited(plan):  # the scorer has it in memory: no second engine beside it
+        completions = session.model.generate(
+            instructions, max_new_tokens=session.config.max_new_tokens, batch_size=session.config.batch_size
+        )
+    verdicts = [judge(one.text, one.finish, turns=session.model.turns).verdict for one in completions]
+    return verdicts.count("refused") / len(verdicts)

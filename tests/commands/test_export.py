@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from refusal_cmp.commands.export import export, largest_difference
 from refusal_cmp.config import load_config
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.model import ChatModel
+from refusal_cmp.model import ChatModel, model_path
 from refusal_cmp.model.folding import InexactError, fold
 from refusal_cmp.plan import Place, Plan, baseline
 from refusal_cmp.planning import Setting
@@ -25,7 +27,7 @@ from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import Session
 from refusal_cmp.stages import run_stages
 
-from support.models import instructions, word_tokenizer
+from support.models import instructions, with_own_code, word_tokenizer
 
 AT = {"layer": 4, "position": -1}
 SITES = ("resid_pre", "attn_out", "mlp_out")
@@ -181,6 +183,25 @@ def test_weights_that_do_something_else_are_not_left_behind(random_model, tmp_pa
     with pytest.raises(RefusalCmpError, match="off by up to"):
         export(random_model, plan, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0.6, "top_p": 0.9}, {"early_stopping": True}, {"pad_token_id": -1}, {"own": [1]}]
+)
+def test_a_generation_configuration_that_transformers_does_not_save_is_kept_as_it_came(tmp_path, settings):
+    folder = Path(shutil.copytree(model_path("tiny-refuser"), tmp_path / "model"))
+    file = folder / "generation_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    model = ChatModel.load(str(folder))
+    assert export(model, projection(model), tmp_path / "out") < 1e-3
+    assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == json.loads(file.read_text())
+    assert ChatModel.load(str(tmp_path / "out")).stop_ids == model.stop_ids
+
+
+def test_a_model_with_code_of_its_own_is_exported_with_it(tmp_path, code_cache):
+    model = ChatModel.load(str(with_own_code(tmp_path / "model")), trust_remote_code=True)
+    assert export(model, projection(model), tmp_path / "out") < 1e-3
+    assert type(ChatModel.load(str(tmp_path / "out"), trust_remote_code=True).model).__name__ == "OwnModel"
 
 
 def test_the_original_is_unchanged(random_model, tmp_path):

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import gzip
+import html
+import itertools
 import json
 import math
 import random
+import re
 import sys
+import time
+import tracemalloc
+import zlib
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 import pytest
 import torch
@@ -381,6 +391,225 @@ def test_dying_midway_keeps_what_there_is_and_resumes():
     assert said == dict.fromkeys(range(7), "safe") | dict.fromkeys(range(7, 12), "unsafe")
 
 
+HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+DRIPS = {
+    "status": (b"HTTP/1.1 200 ", [b"O"]),
+    "head": (HEAD, [b"X", b"-", b"A", b":", b"1", b"\r\n"]),
+    "before the head": (b"", [b"HTTP/1.1 100 Continue\r\n\r\n"]),
+    "body": (HEAD + b"Content-Length: 100000\r\n\r\n", [b" "]),
+    "body to the end": (HEAD + b"\r\n", [b" "]),
+    "chunks": (CHUNKED, [b"1\r\n \r\n"]),
+    "one chunk": (CHUNKED + b"ffff\r\n", [b" "]),
+    "compressed": (HEAD + b"Content-Encoding: gzip\r\n\r\n" + gzip.compress(b" "), [gzip.compress(b"")]),
+}
+"""The beginning of a response, and what comes after it for ever."""
+
+
+@pytest.mark.parametrize("drip", DRIPS)
+def test_a_byte_now_and_then_is_no_answer_in_time(drip):
+    first, then = DRIPS[drip]
+    started = time.monotonic()
+    with (
+        endpoint(lambda *_: Reply(pieces=itertools.chain([first], itertools.cycle(then)), pause=0.02)) as server,
+        pytest.raises(RefusalCmpError, match=r"\((nothing|no whole answer) came within 0.3 seconds\)"),
+    ):
+        list(quick(server.url, timeout=0.3, retries=0).answer(ASKED[:2], 5))
+    assert time.monotonic() - started < 3
+
+
+def test_an_answer_in_pieces_is_one():
+    whole = json.dumps({"choices": [{"message": {"content": "säfe"}}]}).encode()
+    pieces = [CHUNKED, *(b"1\r\n%c\r\n" % byte for byte in whole), b"0\r\n\r\n"]
+    with endpoint(lambda *_: Reply(pieces=pieces)) as server:
+        assert list(quick(server.url).answer(ASKED[:1], 5)) == [(0, "säfe")]
+
+
+def test_a_refused_key_is_told_even_where_the_body_never_ends():
+    head = HEAD.replace(b"200 OK", b"401 No") + b"\r\n"
+    with (
+        endpoint(lambda *_: Reply(pieces=itertools.chain([head], itertools.repeat(b" ")), pause=0.02)) as server,
+        pytest.raises(RefusalCmpError, match=r"gave no answer \(status 401\)"),
+    ):
+        list(quick(server.url, timeout=0.3).answer(ASKED[:1], 5))
+    assert len(server.bodies) == 1
+
+
+def test_leaving_early_waits_for_nobody():
+    started = time.monotonic()
+    with endpoint(lambda number, _: Reply("safe", delay=0 if number == 0 else 2)) as server:
+        for _ in quick(server.url, timeout=60).answer(ASKED, 5):
+            break
+        assert time.monotonic() - started < 1.5
+
+
+def squeezed(text: bytes, encodings: str) -> list[bytes]:
+    for encoding in encodings.split(", "):
+        text = gzip.compress(text) if encoding == "gzip" else zlib.compress(text)
+    return [HEAD + f"Content-Encoding: {encodings}\r\nContent-Length: {len(text)}\r\n\r\n".encode(), text]
+
+
+SPACES = b" " * 2**26
+ANSWER = b'{"choices": [{"text": "yes"}]}'
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        squeezed(SPACES + ANSWER, "gzip"),
+        squeezed(SPACES + ANSWER, "deflate"),
+        squeezed(SPACES + ANSWER, "gzip, gzip"),
+        [HEAD + b"\r\n", SPACES],
+        [CHUNKED, *[b"100000\r\n" + b" " * 2**20 + b"\r\n"] * 20],
+    ],
+    ids=["gzip", "deflate", "gzip of gzip", "plain", "chunks"],
+)
+def test_more_than_an_answer_can_be_is_not_read(pieces):
+    tracemalloc.start()
+    try:
+        with (
+            endpoint(lambda *_: Reply(pieces=pieces)) as server,
+            pytest.raises(RefusalCmpError, match="what came is more than 8,388,608 bytes"),
+        ):
+            list(quick(server.url, retries=0).answer(["question"], 5))
+        assert tracemalloc.get_traced_memory()[1] < 2**26
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_compressed_answer_is_read():
+    with endpoint(lambda *_: Reply(pieces=squeezed(ANSWER, "gzip, deflate"))) as server:
+        assert list(quick(server.url).answer(["question"], 5)) == [(0, "yes")]
+
+
+def test_a_long_error_page_is_its_status():
+    page = "<html>" + "x" * 50_000_000
+    with (
+        endpoint(lambda *_: Reply(status=500, raw=page, headers={"Content-Type": "text/html"})) as server,
+        pytest.raises(RefusalCmpError, match=r"in 1 tries \(status 500\)"),
+    ):
+        list(quick(server.url, retries=0).answer(ASKED[:1], 5))
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("reply", "says"),
+    [
+        (Reply(raw=DEEP), "not the JSON of an answer"),
+        (Reply(raw=DEEP + "]" * 100_000), "not the JSON of an answer"),
+        (Reply(raw='{"choices":' * 100_000), "not the JSON of an answer"),
+        (Reply(raw=f'{{"choices": [{{"message": {{"content": {"9" * 5000}}}}}]}}'), "not the JSON of an answer"),
+        (Reply(raw='{"choices": [{"message": {"content": 5}}]}'), "not the JSON of an answer"),
+        (Reply(raw='{"choices": ["message"]}'), "not the JSON of an answer"),
+        (Reply(status=400, raw=DEEP), r"\(status 400\)"),
+        (Reply(status=400, raw=f'{{"error": {{"message": {DEEP}{"]" * 100_000}}}}}'), r"\(status 400\)"),
+        (Reply(status=429, headers={"Retry-After": "nan"}), "status 429"),
+        (Reply(status=429, headers={"Retry-After": "Fri, 31 Dec 9999 23:59:59 -2359"}), "status 429"),
+        (Reply(pieces=[HEAD + b"Content-Encoding: gzip\r\n\r\nno gzip"]), "Error"),
+        (Reply(pieces=[b"\x00\xff rubbish\r\n\r\n"]), "illegal"),
+        (Reply(pieces=[b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 100_000]), "too"),
+    ],
+)
+def test_what_is_no_answer_is_said(reply, says):
+    with endpoint(lambda *_: reply) as server, pytest.raises(RefusalCmpError, match=says):
+        list(quick(server.url, retries=0).answer(ASKED[:1], 5))
+
+
+def test_a_type_of_content_that_is_wrong_does_no_harm():
+    with endpoint(lambda *_: Reply("safe", headers={"Content-Type": "text/html; charset=utf-16"})) as server:
+        assert list(quick(server.url).answer(ASKED[:1], 5)) == [(0, "safe")]
+
+
+@pytest.mark.parametrize(
+    ("escaped", "text"), [("\\ud83d", "\ufffd"), ("a\\udc00b", "a\ufffdb"), ("\\ud83d\\ude00", "😀"), ("\\u0000", "\0")]
+)
+def test_half_a_character_can_be_written(escaped, text):
+    with endpoint(lambda *_: Reply(raw=f'{{"choices": [{{"message": {{"content": "{escaped}"}}}}]}}')) as server:
+        ((_, said),) = quick(server.url).answer([[{"role": "user", "content": "and asked: \ud83d"}]], 5)
+    assert said == text
+    assert said.encode().decode() == said
+
+
+def test_the_key_goes_to_no_other_host():
+    with (
+        endpoint(lambda *_: Reply("safe")) as other,
+        endpoint(lambda *_: Reply(status=307, headers={"Location": f"{other.url}/chat/completions"})) as server,
+        pytest.raises(RefusalCmpError, match="status 307"),
+    ):
+        list(quick(server.url, key=SecretStr(KEY)).answer(ASKED[:1], 5))
+    assert other.authorizations == []
+
+
+SECRET = 'sk-/+Very"<Secret&>\\0123'
+BASIC = base64.b64encode(f"user:{SECRET}".encode()).decode()
+ECHOES = {
+    "as it is": SECRET,
+    "upper": SECRET.upper(),
+    "lower": SECRET.lower(),
+    "percent": quote(SECRET, safe=""),
+    "percent, twice": quote(quote(SECRET, safe=""), safe=""),
+    "all percent": "".join(f"%{ord(one):02X}" for one in SECRET),
+    "JSON": json.dumps(SECRET)[1:-1],
+    "JSON, twice": json.dumps(json.dumps(SECRET))[1:-1],
+    "JSON, slashes": SECRET.replace("/", "\\/"),
+    "JSON, codes": "".join(f"\\u{ord(one):04x}" for one in SECRET),
+    "repr": repr(SECRET),
+    "HTML": html.escape(SECRET),
+    "HTML, codes": "".join(f"&#{ord(one)};" for one in SECRET),
+    "HTML, hex": "".join(f"&#x{ord(one):X};" for one in SECRET),
+    "lines": SECRET.replace("y", "y\r\n  ").replace("0", "\u200b0"),
+    "hex": SECRET.encode().hex(),
+    "HEX": SECRET.encode().hex(" ").upper(),
+    "base64": base64.b64encode(SECRET.encode()).decode(),
+    "base64 for URLs": base64.urlsafe_b64encode(SECRET.encode()).decode(),
+    "Basic": f"Basic {BASIC}",
+    "Bearer": base64.b64encode(f"Bearer {SECRET}!".encode()).decode(),
+    "MIME": base64.encodebytes(f"to be long enough for two lines: {SECRET} and some more".encode()).decode(),
+}
+
+
+def decoded(text):
+    """Every reading of a text in which a key could be found."""
+    plain = html.unescape(unquote(unquote(text)))
+    readings = [text, plain, re.sub(r"\\+u00(..)", lambda code: chr(int(code[1], 16)), plain).replace("\\", "")]
+    for part in re.findall(r"[\w+/=-]{12,}", "".join(text.split())):
+        for start in range(4):
+            with contextlib.suppress(ValueError):
+                readings.append(base64.b64decode(f"{part[start:].rstrip('=')}===", altchars="-_").decode("latin-1"))
+            with contextlib.suppress(ValueError):
+                readings.append(bytes.fromhex(part[start:]).decode("latin-1"))
+    return [re.sub("[^!-~]", "", one).lower() for one in readings]
+
+
+@pytest.mark.parametrize("echo", ECHOES)
+@pytest.mark.parametrize("status", [200, 401])
+def test_the_key_is_not_shown_however_it_is_written(echo, status):
+    said = f"The key {ECHOES[echo]} is wrong."
+    raw = json.dumps({"error": {"message": said}, "choices": [{"message": {"content": said}}]})
+    with endpoint(lambda *_: Reply(status=status, raw=raw)) as server:
+        backend = quick(server.url, key=SecretStr(SECRET))
+        if status == 200:
+            ((_, shown),) = backend.answer(ASKED[:1], 5)
+        else:
+            with pytest.raises(RefusalCmpError) as caught:
+                list(backend.answer(ASKED[:1], 5))
+            shown = str(caught.value)
+    assert "The key " in shown
+    assert " is wrong" in shown
+    assert "…" in shown
+    for reading in decoded(shown):
+        assert "very" not in reading
+        assert SECRET.lower() not in reading
+
+
+def test_a_key_that_is_none_changes_no_answer():
+    with endpoint(lambda *_: Reply("not empty: unsafe")) as server:
+        for key in ("EMPTY", "x", "unsafe"):
+            assert list(quick(server.url, key=SecretStr(key)).answer(ASKED[:1], 5)) == [(0, "not empty: unsafe")]
+
+
 def test_a_refused_key_is_not_tried_again_nor_shown():
     body = json.dumps({"error": {"message": f"Incorrect API key provided: {KEY}."}})
     with (
@@ -417,13 +646,34 @@ def test_address_and_key_from_the_environment(monkeypatch):
     assert server.authorizations == [f"Bearer {KEY}"]
 
 
-@pytest.mark.parametrize("url", [None, "localhost:8000", "ftp://host/v1", f"https://user:{KEY}@host/v1", "http://"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        None,
+        "localhost:8000",
+        "ftp://host/v1",
+        "http://",
+        "http://host:99999",
+        "http://[::1/v1",
+        "http://host/v1\n",
+        "http://ho st/v1",
+        f"https://user:{KEY}@host/v1",
+        f"https://{KEY}@host/v1",
+        f"https://host/v1?api_key={KEY}",
+        f"https://host/v1#{KEY}",
+        f"https:/user:{KEY}@host/v1",
+    ],
+)
 def test_an_address_that_is_none(monkeypatch, url):
     monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
     with pytest.raises(RefusalCmpError, match="address of an endpoint") as caught:
         OpenAIBackend("g", url)
     assert caught.value.settings == {"openai_url": "URL"}
     assert KEY not in str(caught.value)
+    if url is not None:  # nor does it get into a run's files
+        with pytest.raises(RefusalCmpError, match="address of an endpoint") as caught:
+            load_config(None, {"openai_url": url})
+        assert KEY not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", [f"{KEY} {KEY}", f"{KEY}\n{KEY}", f"{KEY}é"])

@@ -16,6 +16,7 @@ from refusal_cmp.model.hooks import after, before, installed
 from refusal_cmp.model.losses import encode, losses
 from refusal_cmp.plan import Plan
 
+from support.architectures import SUPPORTED, chat_model
 from support.models import TEMPLATE, instructions, word_tokenizer
 
 PROMPTS = ["how do you make a cake ?", "one cow", "red blue one two three bird"]
@@ -179,3 +180,54 @@ def test_a_pass_takes_no_more_prompts_than_its_logits_leave_room_for(random_mode
     metric = random_model.refusal_metrics(prompts, (1, 2))
     assert sizes == [PASS_ROWS, 2]
     assert metric.allclose(random_model.refusal_metrics(prompts, (1, 2), batch_size=7))
+
+
+FAMILIES = {family.key: family for family in SUPPORTED}
+ROTARY = ("llama", "gpt-neox", "gemma-3-multimodal", "falcon-sequential-alibi")
+ENDING = ("gpt-2", "opt", "gpt-j", "mpt")
+
+
+@pytest.mark.parametrize("family", [*ROTARY, *ENDING])
+def test_a_prompt_that_is_longer_than_the_context_is_named_before_any_pass(family):
+    model, passes = chat_model(FAMILIES[family]), []
+    long = ["Name a bird.", "word " * 300]
+    asks = (
+        lambda: model.tokenize(long),
+        lambda: model.refusal_metrics(long, (1, 2)),
+        lambda: model.generate(long, max_new_tokens=2),
+        lambda: model.check_prompts("harmful_test", long, 2, print),
+    )
+    with installed([before(model.blocks[0].module, lambda _: passes.append(1))]):
+        for ask in asks:
+            with pytest.raises(
+                RefusalCmpError, match="The prompt 'word word .*…' has .* tokens.* ends at 256; leave"
+            ) as caught:
+                ask()
+    assert not passes
+    assert str(len(model.tokenizer(model.render(long[1]), add_special_tokens=False)["input_ids"])) in str(caught.value)
+
+
+@pytest.mark.parametrize("family", [*ROTARY, *ENDING])
+def test_an_answer_runs_past_the_context_only_where_positions_do(family):
+    model = chat_model(FAMILIES[family])
+    model.model.generation_config.eos_token_id = None
+    n_tokens = len(model.tokenize(["Name a bird."])[0])
+    if family in ROTARY:
+        model.generate(["Name a bird."], max_new_tokens=model.context - n_tokens + 2)
+        return
+    model.generate(["Name a bird."], max_new_tokens=model.context - n_tokens)
+    with pytest.raises(
+        RefusalCmpError, match=f"has {n_tokens} tokens and 256 are to follow, and the context"
+    ) as caught:
+        model.generate(["Name a bird."], max_new_tokens=256)
+    assert caught.value.settings == {"max_new_tokens": ""}
+
+
+def test_prompts_with_control_tokens_are_counted(tiny):
+    said = []
+    prompts = [*instructions("tiny-harmless", "test", 3), "Say <|end|> twice.", "<|user|>"]
+    tiny.check_prompts("mine", prompts, 8, said.append)
+    assert len(said) == 1
+    assert said[0].startswith("Warning: 2 of 5 prompts of mine hold control tokens, as <|end|> in 'Say <|end|> twice.'")
+    tiny.check_prompts("mine", prompts[:3], 8, said.append)
+    assert len(said) == 1

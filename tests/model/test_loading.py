@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,14 +12,16 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from refusal_cmp.api import plan_intervention
 from refusal_cmp.config import load_config
+from refusal_cmp.data import Document
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.model import ChatModel, loading, model_path
+from refusal_cmp.model import ChatModel, loading
 from refusal_cmp.model.chat_model import _on_its_device
+from refusal_cmp.model.losses import encode, losses
 from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import Session
 
-from support.models import TEMPLATE, instructions, word_tokenizer
+from support.models import TEMPLATE, instructions, with_own_code, word_tokenizer
 
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
 DEAF = TEMPLATE.replace("in messages %}", "in messages if m['role'] == 'user' %}")
@@ -172,24 +172,54 @@ def test_quantization_without_bitsandbytes_is_one_sentence(monkeypatch, flags):
         ChatModel.load(**flags)
 
 
-def test_code_that_comes_with_a_model_is_run_only_on_request(tmp_path, monkeypatch):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    folder = tmp_path / "model"
-    shutil.copytree(model_path("tiny-refuser"), folder)
-    (folder / "configuration_own.py").write_text(
-        "from transformers import LlamaConfig\n\nclass OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
-    )
-    (folder / "modeling_own.py").write_text(
-        "from transformers import LlamaForCausalLM\n\nfrom .configuration_own import OwnConfig\n\n"
-        "class OwnModel(LlamaForCausalLM):\n    config_class = OwnConfig\n"
-    )
-    config = json.loads((folder / "config.json").read_text())
-    config |= {
-        "model_type": "own",
-        "auto_map": {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
+def test_code_that_comes_with_a_model_is_run_only_on_request(tmp_path, code_cache):
+    folder = with_own_code(tmp_path / "model")
     with pytest.raises(RefusalCmpError, match="brings Python code of its own") as caught:
         ChatModel.load(str(folder))
     assert caught.value.settings == {"trust_remote_code": ""}
     assert type(ChatModel.load(str(folder), trust_remote_code=True).model).__name__ == "OwnModel"
+
+
+def passing(*taken: str, also: str = "", then: str = "") -> str:
+    """A forward pass that takes these and no more, as code that is older than transformers' own does."""
+    given = ", ".join(f"{name}={name}" for name in taken)
+    parameters = ", ".join(f"{name}=None" for name in taken)
+    body = f"        out = super().forward({given})\n{then}        return out\n"
+    return f"    def forward(self, {parameters}{also}):\n{body}"
+
+
+OLD = ("input_ids", "attention_mask", "position_ids", "past_key_values", "use_cache")
+AS_TUPLES = "        out.past_key_values = tuple((one.keys, one.values) for one in out.past_key_values.layers)\n"
+
+
+@pytest.mark.parametrize("also", ["", ", num_logits_to_keep=0"])
+def test_code_that_makes_all_logits_gives_the_same_ones(tiny, tmp_path, code_cache, also):
+    own = ChatModel.load(str(with_own_code(tmp_path / "model", passing(*OLD, also=also))), trust_remote_code=True)
+    prompts = instructions("tiny-harmful", "test", 3)
+    documents = [Document(text) for text in prompts]
+    assert own.generate(prompts, max_new_tokens=12) == tiny.generate(prompts, max_new_tokens=12)
+    totals = [[one.total for one in losses(model, [encode(model, one) for one in documents])] for model in (own, tiny)]
+    assert totals[0] == pytest.approx(totals[1])
+    torch.testing.assert_close(
+        own.refusal_metrics(prompts, (5, 6)), tiny.refusal_metrics(prompts, (5, 6)), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize(
+    ("forward", "why"),
+    [
+        (passing("input_ids", "attention_mask", "past_key_values", "use_cache"), "takes no position_ids in a forward"),
+        (passing("input_ids"), "takes no attention_mask, position_ids, past_key_values, use_cache in"),
+        (
+            passing(*OLD[:3], also=", past_key_values=None, use_cache=None").replace("ids)", "ids, use_cache=False)"),
+            "no cache",
+        ),
+        (passing(*OLD, then=AS_TUPLES), "returns no cache of keys and values as transformers has them"),
+        (passing(*OLD, then="        out = out.to_tuple()\n"), "does not run .AttributeError"),
+        (passing(*OLD, then="        raise ZeroDivisionError('mine')\n"), "does not run .ZeroDivisionError: mine"),
+        ("    def __init__(self, config):\n        raise ZeroDivisionError('mine')\n", "read .ZeroDivisionError: mine"),
+    ],
+)
+def test_code_that_does_not_do_as_transformers_does_is_refused_before_any_work(tmp_path, code_cache, forward, why):
+    with pytest.raises(RefusalCmpError, match=why):
+        ChatModel.load(str(with_own_code(tmp_path / "model", forward)), trust_remote_code=True)

@@ -11,7 +11,9 @@ from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.generation import Completion
 from refusal_cmp.run.journal import Journal
 
-CORRUPTIONS = 500
+from support.attack import EFFORT, damaged
+
+CORRUPTIONS = 500 * EFFORT
 ITEMS = [Completion(f"Answer {n}, «ü» \u2028 and 1{n}.", n, "stop") for n in range(6)]
 
 
@@ -27,22 +29,6 @@ def path(tmp_path):
     for index, item in enumerate(ITEMS):
         journal[index] = item
     return journal.path
-
-
-def damaged(content, rng):
-    """The content with one thing wrong: a flipped bit, bytes that are lost, doubled or foreign, a digit changed."""
-    at, length = rng.randrange(len(content)), rng.randrange(1, 40)
-    head, tail = content[:at], content[at + length :]
-    return rng.choice(
-        [
-            head + bytes([content[at] ^ 1 << rng.randrange(8)]) + content[at + 1 :],
-            head,
-            head + tail,
-            head + rng.randbytes(length) + tail,
-            head + content[at : at + length] * 2 + tail,
-            content.replace(str(rng.randrange(10)).encode(), str(rng.randrange(10)).encode(), 1),
-        ]
-    )
 
 
 def test_a_damaged_file_gives_no_wrong_item_and_goes_on(path):

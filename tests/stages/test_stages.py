@@ -18,6 +18,7 @@ from refusal_cmp.run.contents import COLUMNS, read_results
 from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import Session
 
+from support.attack import files
 from support.pipeline import start
 
 
@@ -103,9 +104,35 @@ def test_finished_work_is_not_done_again(copied, tiny, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in copied.rglob("*.jsonl")} == before
 
 
+@pytest.mark.parametrize(
+    ("changed", "was"),
+    [
+        ({"loss_tokens": 99}, "loss-tokens was 100"),
+        ({"document_tokens": 9}, "document-tokens was 256"),
+        ({"guard_min_words": 3}, "guard-min-words was 0"),
+        ({"phrases": "extended"}, "phrases was 'published'"),
+        ({"benchmark_draw": "random"}, "benchmark-draw was 'first'"),
+        ({"contrast": "tiny-harmless"}, "contrast was 'tiny-contrast'"),
+        ({"eval_datasets": "harmful=tiny-contrast,harmless,contrast"}, "prompts was 'tiny-harmful'"),
+    ],
+)
+def test_a_setting_that_would_change_finished_work_stops_the_run(copied, tiny, changed, was):
+    before = files(copied)
+    for stages in (STAGES, ("evaluate",)):
+        with pytest.raises(RefusalCmpError, match=was):
+            start(copied, tiny, stages=stages, **changed)
+        assert files(copied) == before
+
+
+def test_a_list_that_is_added_to_is_measured_again_and_that_is_said(copied, tiny):
+    _, said = start(copied, tiny, stages=("evaluate",), texts="tiny-answers,tiny-general")
+    assert "evaluate/baseline/perplexity.json is made again: texts has changed." in said
+
+
 def test_a_changed_judge_redoes_only_itself_and_needs_no_generating_model(copied, tiny, monkeypatch):
     before = {file: file.stat().st_mtime_ns for file in copied.rglob("evaluate/*/*.json")}
     monkeypatch.setattr(Session, "model", property(refuses_to_work))
+    start(copied, tiny, stages=("evaluate",), guard_min_words=3, evals="guard", force=True)
     start(copied, tiny, stages=("evaluate",), guard_min_words=3)
     redone = {file.name for file, then in before.items() if file.stat().st_mtime_ns != then}
     assert redone == {"guard.json"}
@@ -195,7 +222,7 @@ def test_a_stage_without_the_one_before_names_it(tiny, tmp_path):
 
 def test_a_damaged_artifact_is_named(copied, tiny):
     (copied / "extract/inlp.safetensors").write_bytes(b"short")
-    with pytest.raises(RefusalCmpError, match="inlp.safetensors is damaged"):
+    with pytest.raises(RefusalCmpError, match="inlp.safetensors is not what extract wrote there"):
         start(copied, tiny, stages=("select",))
 
 

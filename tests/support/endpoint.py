@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +22,9 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
     dies: bool = False
+    pieces: Iterable[bytes] | None = None
+    """Sent as they are, head and all, `pause` seconds apart, until the client leaves."""
+    pause: float = 0.0
 
 
 class Server:
@@ -64,6 +67,12 @@ def endpoint(reply: Callable[[int, dict[str, Any]], Reply]) -> Iterator[Server]:
 
         def _send(self, reply: Reply, chat: bool) -> None:
             time.sleep(reply.delay)
+            if reply.pieces is not None:
+                self.close_connection = True
+                for piece in reply.pieces:
+                    self.wfile.write(piece)
+                    time.sleep(reply.pause)
+                return
             choice = {"message": {"role": "assistant", "content": reply.text}} if chat else {"text": reply.text}
             content = (json.dumps({"choices": [choice]}) if reply.raw is None else reply.raw).encode()
             self.send_response(reply.status)
