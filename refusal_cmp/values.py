@@ -62,7 +62,7 @@ def _spec(value: str) -> str:
     if "[" not in value:
         return value
     plain = re.sub(r"\w+(?==)", lambda option: option[0].replace("_", "-"), re.sub(r"\s+", "", value))
-    plain = plain.removesuffix("[]")
+    plain = re.sub(r"^([^\[]+)\[\]$", r"\1", plain)
     if not re.fullmatch(r"[a-z0-9.,=\[\]+-]{1,80}", plain):
         raise ValueError(
             "a method with its options is a part of the names of files, so it may have 80 characters: lower-case "
@@ -106,7 +106,7 @@ def shortened(text: str) -> str:
 def check_text(text: str) -> None:
     """ValueError for what no file can hold as text."""
     if re.search("[\0\ud800-\udfff]", text):
-        raise ValueError("it holds a NUL or half a character (a lone surrogate)")
+        raise ValueError("it holds a NUL, or what is no Unicode text (half a character, a lone surrogate)")
 
 
 def check_name(text: str) -> None:

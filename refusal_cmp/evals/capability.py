@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -152,7 +153,7 @@ def _find_task(spec: Spec) -> Any:
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    if (EMBEDDED_TASKS / f"{spec.name}.yaml").is_file():
+    if os.path.isfile(f"{EMBEDDED_TASKS}/{spec.name}.yaml"):
         manager = TaskManager(include_path=str(EMBEDDED_TASKS), include_defaults=False)
     else:
         manager = _all_tasks()
