@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from refusal_cmp import plain_yaml
+from refusal_cmp.config import plain_yaml
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 
 T = TypeVar("T", bound=Callable[..., Any])

@@ -11,10 +11,10 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from refusal_cmp.activations import Labelled
+from refusal_cmp.config.values import Seed
 from refusal_cmp.methods import Extractor, register_extractor
 from refusal_cmp.methods.diff_in_means import DiffInMeans
 from refusal_cmp.subspace import Subspace
-from refusal_cmp.values import Seed
 
 
 @register_extractor("shuffled")

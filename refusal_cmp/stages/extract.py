@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from refusal_cmp.activations import Activations, dev_split
+from refusal_cmp.config.values import LARGEST
 from refusal_cmp.errors import NoSubspaceError, RefusalCmpError
 from refusal_cmp.methods import Extractor, configured
 from refusal_cmp.model.reading import collect
@@ -15,7 +16,6 @@ from refusal_cmp.run.contents import PROMPTS, ranks_file, read_prompts, subspace
 from refusal_cmp.run.session import Session
 from refusal_cmp.stages.prompts import KINDS, draw_prompts
 from refusal_cmp.subspace import Subspace, SubspaceField
-from refusal_cmp.values import LARGEST
 
 OTHER_SPLITS = 5
 """Dev splits beside the run's own that a rank is found by, where it depends on the split."""

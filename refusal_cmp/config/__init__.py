@@ -30,10 +30,8 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from refusal_cmp import plain_yaml
-from refusal_cmp.errors import RefusalCmpError, unknown_name
-from refusal_cmp.files import read_bytes, read_text
-from refusal_cmp.values import (
+from refusal_cmp.config import plain_yaml
+from refusal_cmp.config.values import (
     LARGEST,
     Names,
     Numbers,
@@ -49,6 +47,8 @@ from refusal_cmp.values import (
     shortened,
     split,
 )
+from refusal_cmp.errors import RefusalCmpError, unknown_name
+from refusal_cmp.files import read_bytes, read_text
 
 EMBEDDED, EMBEDDED_GUARD = "tiny-refuser", "tiny-guard"
 
