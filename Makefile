@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 VLLM_BIN := .venv-vllm/bin
 VLLM_INSTALLED := .venv-vllm/.installed
 
-.PHONY: demo reference test test-vllm lint docs notebooks bench clean
+.PHONY: demo reference test fuzz test-vllm lint docs notebooks bench clean
 
 demo: $(INSTALLED)  ## compare diff-in-means and INLP on the embedded chat model
 	$(BIN)/refusal-cmp run --config demo --alias demo
@@ -17,6 +17,9 @@ reference: $(INSTALLED)  ## make the committed run of runs/tiny-refuser again, a
 
 test: $(INSTALLED)  ## the test suite, one process per core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
+
+fuzz: $(INSTALLED)  ## attack it for an hour: any input, damaged files, kills; shows what came of it
+	EFFORT=100 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -rP --tb=long tests/attack tests/run/test_journal.py
 
 test-vllm: $(VLLM_INSTALLED)  ## the tests that run the real vLLM, on a CPU
 	VLLM_ENABLE_V1_MULTIPROCESSING=0 $(VLLM_BIN)/python -m pytest tests/vllm

@@ -27,9 +27,10 @@ from refusal_cmp.run.session import Session
 from refusal_cmp.stages import _check, run_stages
 from refusal_cmp.subspace import ClassMeans, Component, Subspace, SubspaceField
 
-SETTINGS = [*SETTING_FILES, *sorted((Path(__file__).parent.parent / "examples").glob("*.yaml"))]
+from support.attack import FUZZ
+
+SETTINGS = [*SETTING_FILES, *sorted((Path(__file__).parents[2] / "examples").glob("*.yaml"))]
 NAMES = sorted(RunConfig.model_fields)
-FUZZ = settings(max_examples=100, deadline=None)
 
 texts = st.text(max_size=20) | st.sampled_from(
     [
