@@ -39,6 +39,9 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     pairs = [pair.partition("=") for pair in (parts["options"] or "").split(",") if pair] if parts else []
     if parts is None or not all(key and equals and value for key, equals, value in pairs):
         raise RefusalCmpError(f"{spec!r} is not understood; write a name, or NAME[option=value,…], as in inlp[c=1.0].")
+    names = [key.strip().replace("-", "_") for key, _, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise RefusalCmpError(f"{spec!r} sets {twice[0]} twice; keep one.")
     options = {
         key.strip().replace("-", "_"): plain_yaml.load(value, f"The option {key.strip()} of {spec!r}")
         for key, _, value in pairs

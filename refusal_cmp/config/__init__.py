@@ -36,6 +36,7 @@ from refusal_cmp.config.values import (
     Names,
     Numbers,
     OneOfEach,
+    Penalty,
     Scopes,
     Seed,
     Specs,
@@ -167,7 +168,7 @@ Site = Literal["resid_pre", "attn_out", "mlp_out"]
 SITES: tuple[Site, ...] = get_args(Site)
 Sites = Annotated[tuple[Site, ...], BeforeValidator(split), AfterValidator(once), Field(min_length=1)]
 RankKey = Literal["bypass", "accuracy-then-bypass"]
-Share = Annotated[float, Field(gt=0, lt=1)]
+Share = Annotated[float, Field(ge=0.1, le=0.9)]
 Address = Annotated[str, AfterValidator(checked_address)]
 Secret = Annotated[SecretStr | None, BeforeValidator(_hidden)]
 GRID: dict[str, Any] = {"grid": True}
@@ -221,7 +222,7 @@ class ExtractSettings(BaseModel):
         None, description="token ids of the refusal metric; by default found on the training prompts"
     )
     dev_share: Share = Field(0.2, description="share of the training prompts held out as INLP's dev split")
-    inlp_c: float = Field(0.1, gt=0, description="inverse L2 penalty of INLP's classifier")
+    inlp_c: Penalty = Field(0.1, description="inverse L2 penalty of INLP's classifier")
     inlp_classifier: Literal["newton", "logistic", "linear-svc", "ridge", "perceptron"] = Field(
         "newton", description="INLP's linear classifier: newton is our logistic regression, the others scikit-learn's"
     )

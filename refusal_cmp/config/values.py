@@ -10,6 +10,8 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 LARGEST = 2**32 - 1
 """Whole number that a setting can be: the largest seed that numpy and scikit-learn take."""
+PENALTIES = (1e-8, 1e8)
+"""Inverse penalties at which the Newton steps of a classifier are sound."""
 DEEPEST = 8
 """Lists in lists that a setting can hold."""
 LONGEST_NAME, LONGEST_PATH = 255, 1024
@@ -87,6 +89,13 @@ def _seed(value: int) -> int:
     return value
 
 
+def _penalty(value: float) -> float:
+    least, most = PENALTIES
+    if not least <= value <= most:
+        raise ValueError(f"it must be from {least:g} to {most:g}")
+    return value
+
+
 def leaves(value: Any, depth: int = 0) -> Iterator[Any]:
     """The single values in a setting, and the names of those in objects."""
     if depth > DEEPEST:
@@ -129,4 +138,5 @@ Specs = Annotated[
 Scopes = Annotated[Names, AfterValidator(_scopes_once)]
 OneOfEach = Annotated[Names, AfterValidator(_one_of_each)]
 Numbers = Annotated[tuple[float, ...], BeforeValidator(split), AfterValidator(_numbers_once), Field(min_length=1)]
+Penalty = Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_penalty)]
 Seed = Annotated[int, AfterValidator(_seed)]

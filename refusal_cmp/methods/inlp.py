@@ -33,10 +33,10 @@ from refusal_cmp.errors import NoSubspaceError, RefusalCmpError, unknown_name
 from refusal_cmp.methods import Extractor, register_extractor
 from refusal_cmp.methods._classifiers import CLASSIFIERS, classifier
 from refusal_cmp.subspace import VANISHING, Subspace
+from refusal_cmp.values import Penalty
 
 LEVEL = 0.05
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 AtLeastOne = Annotated[int, Field(ge=1)]
 
 
@@ -48,7 +48,7 @@ class INLP(Extractor):
     has_k: ClassVar[bool] = True
     rank_by_dev: ClassVar[bool] = True
 
-    c: Positive = 0.1
+    c: Penalty = 0.1
     """Inverse strength of the L2 penalty, as in scikit-learn; the activations are not rescaled."""
     stop: str | float = "binomial"
     """`binomial`: dev accuracy no better than chance, one-sided at 5 %; or a fixed balanced accuracy such as `0.55`."""

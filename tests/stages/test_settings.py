@@ -53,6 +53,10 @@ from support.pipeline import start
         ({"max_new_tokens": 10**30}, "4294967295 at most"),
         ({"refusal_tokens": [10**30]}, "4294967295 at most"),
         ({"n_test": 10**5000}, "too long to be shown.* at most"),
+        ({"dev_share": 1e-9}, "greater than or equal to 0.1"),
+        ({"dev_share": 0.9999}, "less than or equal to 0.9"),
+        ({"inlp_c": 1e308}, "from 1e-08 to 1e\\+08"),
+        ({"inlp_c": 1e-308}, "from 1e-08 to 1e\\+08"),
         ({"inlp_k": "9" * 5000}, "a number from 1 on"),
         ({"openai_timeout": 1e300}, "less than or equal to 86400"),
         ({"method_options": {"inlp": {"c": {1, 2}}}}, "made of text, numbers"),
@@ -116,6 +120,19 @@ def test_the_least_and_the_largest_seed_do(seed, tiny, tmp_path):
     assert session.run.read_table("extract/inlp.ranks.csv")["seed"].nunique() == 6
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"dev_share": 0.1, "n_train": 10, "inlp_stop": "0.55"},
+        {"dev_share": 0.9, "n_train": 10},
+        {"inlp_c": 1e-8},
+        {"inlp_c": 1e8},
+    ],
+)
+def test_the_least_and_the_largest_share_and_penalty_do(flags, tiny, tmp_path):
+    start(tmp_path / "run", tiny, ("extract",), methods="inlp", filter_prompts=False, **flags)
+
+
 def test_a_seed_that_is_refused_does_not_bind_the_run(tiny, tmp_path):
     with pytest.raises(RefusalCmpError, match="from 0 to 4294967295"):
         start(tmp_path / "run", tiny, ("extract",), seed=2**32)
@@ -175,10 +192,12 @@ def test_a_name_that_is_not_there_is_refused_before_any_work(settings, complaint
     [
         ("inlp[c=x]", "'c' of method 'inlp' is 'x'"),
         ("inlp[c=-1]", "greater than 0"),
+        ("inlp[c=1.0e+300]", "from 1e-08 to"),
         ("inlp[max_k=0]", "greater than or equal to 1"),
         ("inlp[stop=2]", "between 0 and 1"),
         ("diff-in-means[data=foo]", "'train' or 'all'"),
         ("random[k=0]", "greater than or equal to 1"),
+        ("inlp[max-k=1,max_k=2]", "sets max_k twice; keep one"),
         ("inlp[c=[[[[]", "The option c of .* is not YAML"),
         ("inlp[c=!!python/name:x]", "The option c of .*leave out the tag"),
         ("inlp[c=&a 1,max-k=*a]", "The option max-k of .*write out"),
