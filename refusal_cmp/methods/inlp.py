@@ -29,11 +29,11 @@ from torch import Tensor
 
 from refusal_cmp.activations import MIN_PROMPTS, Labelled, balanced_accuracy
 from refusal_cmp.config import RunConfig
+from refusal_cmp.config.values import Penalty
 from refusal_cmp.errors import NoSubspaceError, RefusalCmpError, unknown_name
 from refusal_cmp.methods import Extractor, register_extractor
 from refusal_cmp.methods._classifiers import CLASSIFIERS, classifier
 from refusal_cmp.subspace import VANISHING, Subspace
-from refusal_cmp.values import Penalty
 
 LEVEL = 0.05
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import SecretStr
 
 from refusal_cmp.judges.openai import OpenAIBackend
-from refusal_cmp.model import Chat
+from refusal_cmp.model.chat import Chat
 
 from support.attack import FUZZ, outcome
 from support.endpoint import Reply, endpoint
