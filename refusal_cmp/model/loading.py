@@ -55,8 +55,9 @@ def _described(source: ModelSource) -> tuple[Any, Any, Any]:
     from transformers import AutoConfig
 
     with _loading(source, "configuration"):
-        _check_whole(source)
-        _mapping(source, "config.json")
+        if Path(source.path).is_dir():  # a hub that cannot be reached is asked once, and says so
+            _check_whole(source)
+            _mapping(source, "config.json")
         config = AutoConfig.from_pretrained(source.path, **source.hub)
     with _loading(source, "tokenizer"):
         _mapping(source, "tokenizer_config.json")
