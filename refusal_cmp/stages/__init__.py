@@ -30,7 +30,7 @@ def run_stages(session: Session, stages: Sequence[str]) -> None:
         if "config" not in session.run.manifest:
             _note_config(session, session.config)
         _check_test_sets(session)
-        if stages != STAGES[-1:]:
+        if _read_more_than_the_run(stages):
             _check_weights(session)
         for stage in stages:
             started = time.monotonic()
@@ -48,6 +48,10 @@ def _function(stage: str) -> Callable[[Session], None]:
     return getattr(import_module(f"refusal_cmp.stages.{stage}"), f"{stage}_stage")
 
 
+def _read_more_than_the_run(stages: Sequence[str]) -> bool:
+    return tuple(stages) != STAGES[-1:]
+
+
 def _check(session: Session, stages: Sequence[str]) -> None:
     """Every name in the configuration is looked up before any work starts."""
     config = session.config
@@ -61,7 +65,8 @@ def _check(session: Session, stages: Sequence[str]) -> None:
     from refusal_cmp.planning import Scope
 
     model = Path(config.model)
-    if (model.is_absolute() or config.model.startswith((".", "~"))) and not model.is_dir():
+    is_folder = model.is_absolute() or config.model.startswith((".", "~"))
+    if is_folder and not model.is_dir() and _read_more_than_the_run(stages):
         raise RefusalCmpError(f"The model {config.model} is not there; give a folder, or a Hugging Face id.")
     if session.loaded is None and not evaluated:
         load_chat(session.source)

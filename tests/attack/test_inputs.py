@@ -16,7 +16,7 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from refusal_cmp.config import SETTING_FILES, SUFFIXES, RunConfig, load_config, plain_yaml
+from refusal_cmp.config import SETTING_FILES, STAGES, SUFFIXES, RunConfig, load_config, plain_yaml
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals.rubric import read_template
 from refusal_cmp.judges.formats import choose_format
@@ -370,6 +370,19 @@ tables = st.lists(
 @example([f"{n} 🙂" for n in range(9)])
 def test_any_rows_as_prompts(tmp_path_factory, rows):
     begin(tmp_path_factory.mktemp("rows"), "mine.json", json.dumps(rows).encode())
+
+
+@FUZZ
+@given(st.binary(max_size=60) | values.map(lambda value: json.dumps(value).encode()))
+@example(b"[" * 100_000)
+@example(b'{"checksum": 1, "artifacts": []}')
+def test_any_bytes_as_a_manifest(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "hand-made"
+    path.mkdir(exist_ok=True)
+    (path / "manifest.json").write_bytes(content)
+    with pytest.raises(RefusalCmpError, match="not what was written there"):
+        RunDir(path)
+    assert RunDir(path, STAGES).manifest == {}
 
 
 @FUZZ

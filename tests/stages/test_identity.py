@@ -1,0 +1,111 @@
+"""A model in a folder is what is in its files: with others at the same place, no run goes on."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from refusal_cmp.config import STAGES, load_config
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.model.identity import fingerprint
+from refusal_cmp.model.source import model_path
+from refusal_cmp.run.directory import RunDir
+from refusal_cmp.run.session import Session
+from refusal_cmp.stages import run_stages
+
+from support.attack import files
+
+SETTINGS = {
+    "model": "./model",
+    "guard": "./guard",
+    "guard_format": "llama-guard",
+    "methods": "diff-in-means",
+    "interventions": "ablation",
+    "scope": "single",
+    "harmful": "tiny-harmful",
+    "harmless": "tiny-harmless",
+    "eval_datasets": "harmful",
+    "n_train": 16,
+    "n_val": 2,
+    "n_test": 2,
+    "max_new_tokens": 4,
+    "evals": "refusal,guard",
+    "runs_dir": ".",
+    "alias": "run",
+}
+MADE = STAGES[:-1]
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A model, a guard, and a finished run with them."""
+    home = tmp_path_factory.mktemp("home")
+    shutil.copytree(model_path("tiny-refuser"), home / "model")
+    shutil.copytree(model_path("tiny-guard"), home / "guard")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        start(*MADE)
+    return home
+
+
+@pytest.fixture
+def home(original, tmp_path, monkeypatch):
+    """All of it copied to another place, where one now is."""
+    shutil.copytree(original, tmp_path / "home")
+    monkeypatch.chdir(tmp_path / "home")
+    return tmp_path / "home"
+
+
+def start(*stages, force=()):
+    run_stages(
+        Session(load_config(None, SETTINGS), RunDir(load_config(None, SETTINGS).runs_dir / "run", force)), stages
+    )
+
+
+def train_on(folder):
+    """Change one weight a little: the files keep their names and sizes."""
+    path = folder / "model.safetensors"
+    tensors, size = load_file(path), path.stat().st_size
+    tensors[min(tensors)][-1] += 0.5
+    save_file(tensors, path, metadata={"format": "pt"})
+    assert path.stat().st_size == size
+
+
+def test_a_folder_is_known_by_its_files_wherever_it_lies(home):
+    before = fingerprint(home / "model")
+    assert before == fingerprint(shutil.copytree(home / "model", home / "elsewhere"))
+    (home / "model" / "README.md").write_text("Mine.")
+    (home / "model" / "checkpoint-1").mkdir()
+    assert fingerprint(home / "model") == before
+    train_on(home / "model")
+    assert fingerprint(home / "model") != before
+    (home / "elsewhere" / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert fingerprint(home / "elsewhere") != before
+
+
+@pytest.mark.parametrize("stages", [STAGES, ("extract",), ("select",), ("infer",), ("evaluate",)])
+def test_with_new_weights_at_the_same_place_the_run_stops(home, stages):
+    train_on(home / "model")
+    before = files(home / "run")
+    with pytest.raises(RefusalCmpError, match="the model ./model are not those that run was begun with"):
+        start(*stages)
+    assert files(home / "run") == before
+
+
+def test_with_new_weights_the_whole_run_can_be_done_again(home):
+    train_on(home / "model")
+    start(*MADE, force=MADE)
+    start(*STAGES)
+
+
+def test_a_new_guard_at_the_same_place_is_another_setting(home):
+    train_on(home / "guard")
+    with pytest.raises(RefusalCmpError, match=r"guard was './guard \(\w+\)' and is now './guard \(\w+\)'"):
+        start("evaluate")
+
+
+def test_what_only_reads_the_run_needs_no_model(home):
+    shutil.rmtree(home / "model")
+    start("report")
