@@ -15,6 +15,8 @@ import torch
 
 from refusal_cmp.activations import Labelled
 from refusal_cmp.errors import NoSubspaceError
+from refusal_cmp.evals import EVALUATORS
+from refusal_cmp.methods import EXTRACTORS
 
 PLUGIN = Path(__file__).parents[2] / "examples/plugin"
 METHOD, EVALUATOR = "pca-of-differences", "first-token-entropy"
@@ -36,8 +38,12 @@ def site(tmp_path_factory):
 
 @pytest.fixture
 def plugin(site, monkeypatch):
+    """Imported for one test: what it registers is gone after it."""
     monkeypatch.syspath_prepend(site)
-    return importlib.import_module("refusal_cmp_example")
+    for registry in (EXTRACTORS, EVALUATORS):
+        monkeypatch.setattr(registry, "_plugins", {name: registry.get(name) for name in registry})
+    yield importlib.import_module("refusal_cmp_example")
+    del sys.modules["refusal_cmp_example"]
 
 
 def refusal_cmp(site, *commands, cwd=None):
