@@ -127,7 +127,7 @@ def test_logits_that_are_not_finite_are_said_and_leave_nothing(tiny, engine):
 
 
 def test_a_prompt_longer_than_the_context_is_one_sentence(tiny, engine):
-    with pytest.raises(RefusalCmpError, match="does not fit in the 1024"):
+    with pytest.raises(RefusalCmpError, match="has 2008 tokens, and the context of tiny-refuser ends at 1024"):
         engine.generate(baseline(), ["bread " * 2000], 4)
 
 
