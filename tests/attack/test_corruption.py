@@ -60,8 +60,8 @@ def test_a_damaged_file_is_healed_or_named_and_never_used(whole, tiny, tmp_path)
     rng, before, counts = Random(EFFORT), files(whole), Counter()
     names = sorted(str(path.relative_to(whole)) for path in whole.rglob("*") if path.is_file())
     for n in range(CORRUPTIONS):
-        path = shutil.copytree(whole, tmp_path / str(n))
-        name = names[n] if n < len(names) and EFFORT > 1 else rng.choice(names)
+        path = shutil.copytree(whole, tmp_path / str(n) / "run")  # the page is headed by its folder's name
+        name = rng.choice(names)
         content = (path / name).read_bytes()
         wrong = damaged(content, rng)
         if wrong == content:
@@ -79,7 +79,7 @@ def test_a_damaged_file_is_healed_or_named_and_never_used(whole, tiny, tmp_path)
             (path / name).write_bytes(content)
             assert files(path) == before, f"{name}, {stages}: it was stopped, and has changed something"
         counts[f"{ended}, {'whole run' if stages == STAGES else 'one stage'}"] += 1
-        shutil.rmtree(path)
+        shutil.rmtree(path.parent)
     report("corruptions", counts)
 
 

@@ -112,7 +112,7 @@ def test_finished_work_is_not_done_again(copied, tiny, monkeypatch):
         ({"guard_min_words": 3}, "guard-min-words was 0"),
         ({"phrases": "extended"}, "phrases was 'published'"),
         ({"benchmark_draw": "random"}, "benchmark-draw was 'first'"),
-        ({"contrast": "tiny-harmless"}, "prompts was 'tiny-contrast'"),
+        ({"contrast": "tiny-harmless"}, "was 'tiny-contrast'"),
         ({"eval_datasets": "harmful=tiny-contrast,harmless,contrast"}, "prompts was 'tiny-harmful'"),
     ],
 )
