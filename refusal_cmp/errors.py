@@ -41,3 +41,8 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> RefusalCmpError:
         return RefusalCmpError(f"Unknown {kind} {name!r}. {hint}")
     there = f"known are {', '.join(names)}" if len(names) <= MOST_LISTED else f"there are {len(names)}"
     return RefusalCmpError(f"Unknown {kind} {name!r}; {there}. {hint}".rstrip())
+
+
+def shortened(text: str) -> str:
+    """A text as messages show it."""
+    return text if len(text) <= 80 else f"{text[:77]}..."

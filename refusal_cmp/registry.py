@@ -22,8 +22,8 @@ from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from refusal_cmp.config import plain_yaml
 from refusal_cmp.errors import RefusalCmpError, unknown_name
+from refusal_cmp.files import plain_yaml
 
 T = TypeVar("T", bound=Callable[..., Any])
 

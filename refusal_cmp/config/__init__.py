@@ -30,7 +30,6 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from refusal_cmp.config import plain_yaml
 from refusal_cmp.config.values import (
     LARGEST,
     Names,
@@ -45,11 +44,10 @@ from refusal_cmp.config.values import (
     leaves,
     listed,
     once,
-    shortened,
     split,
 )
-from refusal_cmp.errors import RefusalCmpError, unknown_name
-from refusal_cmp.files import read_bytes, read_text
+from refusal_cmp.errors import RefusalCmpError, shortened, unknown_name
+from refusal_cmp.files import plain_yaml, read_bytes, read_text
 
 EMBEDDED, EMBEDDED_GUARD = "tiny-refuser", "tiny-guard"
 

@@ -107,11 +107,6 @@ def leaves(value: Any, depth: int = 0) -> Iterator[Any]:
         yield from leaves(one, depth + 1)
 
 
-def shortened(text: str) -> str:
-    """A text as messages show it."""
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
 def check_text(text: str) -> None:
     """ValueError for what no file can hold as text."""
     if re.search("[\0\ud800-\udfff]", text):

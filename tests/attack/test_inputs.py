@@ -16,9 +16,10 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from refusal_cmp.config import SETTING_FILES, STAGES, SUFFIXES, RunConfig, load_config, plain_yaml
+from refusal_cmp.config import SETTING_FILES, STAGES, SUFFIXES, RunConfig, load_config
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals.rubric import read_template
+from refusal_cmp.files import plain_yaml
 from refusal_cmp.judges.formats import choose_format
 from refusal_cmp.judges.phrases import Phrases
 from refusal_cmp.methods.given import GivenDirection

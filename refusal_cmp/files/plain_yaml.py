@@ -11,8 +11,7 @@ from typing import Any
 
 import yaml
 
-from refusal_cmp.config.values import shortened
-from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.errors import RefusalCmpError, shortened
 
 _WORDS = {"": None, "~": None, "null": None, "true": True, "false": False}
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
