@@ -29,7 +29,7 @@ QUICK = {
     "max_new_tokens": 6,
     "tasks": "world_statements",
 }
-UNITS = {"extract": 2, "select": 15, "infer": 8, "evaluate": 4}
+UNITS = {"extract": 1, "select": 10, "infer": 4, "evaluate": 2}
 """Fewest lives of a stage that is killed at the first thing it keeps, over and over."""
 
 
