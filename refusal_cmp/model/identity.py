@@ -14,6 +14,8 @@ ENDINGS = (".json", ".jinja", ".safetensors", ".bin", ".model", ".tiktoken", ".p
 NAMES = ("merges.txt", "vocab.txt")
 CHUNK = 2**24
 """Bytes that are read at a time."""
+SOON = 64
+"""Chunks that are read before anybody asks how long it takes: a gigabyte."""
 
 
 def fingerprint(folder: Path, progress: Progress = silent) -> str:
@@ -30,15 +32,16 @@ def fingerprint(folder: Path, progress: Progress = silent) -> str:
         files = sorted(
             path for path in folder.iterdir() if path.is_file() and (path.suffix in ENDINGS or path.name in NAMES)
         )
-        total = sum(path.stat().st_size for path in files)
-        with progress("reading the model's files", total) as advance, ThreadPoolExecutor() as pool:
+        chunks = sum(-(-path.stat().st_size // CHUNK) for path in files)
+        shown = chunks if chunks > SOON else 0
+        with progress("reading the model's files", shown) as advance, ThreadPoolExecutor() as pool:
 
             def digest(path: Path) -> str:
                 sha = hashlib.sha256()
                 with path.open("rb") as file:
                     while chunk := file.read(CHUNK):
                         sha.update(chunk)
-                        advance(len(chunk))
+                        advance(1)
                 return f"{path.name} {sha.hexdigest()}\n"
 
             return hashlib.sha256("".join(pool.map(digest, files)).encode()).hexdigest()[:16]
