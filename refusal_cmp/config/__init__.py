@@ -177,6 +177,8 @@ KEEPING: dict[str, Any] = {"keeping": True}
 """Marks what decides how many leading directions stay within the KL budget."""
 COMPLETING: dict[str, Any] = {"completing": True}
 """Marks what completions depend on beside their plan and prompts, which other settings of infer decide."""
+MODEL: dict[str, Any] = {"model": True}
+"""Marks what names a model: if it is a folder, the files in it matter, not its name alone."""
 FILE_ONLY: dict[str, Any] = {"file_only": True}
 """Marks a setting that is no option of the command line."""
 
@@ -360,7 +362,9 @@ class EvaluateSettings(BaseModel):
         False, description="ask a task's questions in the chat template, with the system prompt, not as plain text"
     )
     guard: str = Field(
-        "tiny-guard", description="guard model: Hugging Face id, local folder, name at the endpoint, or tiny-guard"
+        "tiny-guard",
+        description="guard model: Hugging Face id, local folder, name at the endpoint, or tiny-guard",
+        json_schema_extra=MODEL,
     )
     guard_backend: Literal["hf", "vllm", "openai"] = Field("hf", description="where the guard runs")
     guard_format: Literal["auto", "llama-guard", "harmbench"] = Field(

@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from refusal_cmp.config import MachineSettings, RunConfig, digest_of
+from refusal_cmp.config import MODEL, MachineSettings, RunConfig, digest_of, is_marked
 from refusal_cmp.judges.completion import Judgement, judge
 from refusal_cmp.judges.phrases import Phrases
 from refusal_cmp.model import Answer as Answer
@@ -193,14 +193,12 @@ def facts(config: RunConfig, spec: str) -> dict[str, Any]:
     """
     given = {name: value for name, value in _settings(config, spec).items() if name not in MachineSettings.model_fields}
     plain = config.model_dump(mode="json", include=set(given))
-    return {name: _with_content(value, plain[name]) for name, value in given.items()}
-
-
-def _with_content(value: Any, plain: Any) -> Any:
-    if isinstance(value, Path):
-        return f"{value.name} ({digest_of(value)})"
-    folder = Path(model_path(value)) if isinstance(value, str) else None
-    return f"{plain} ({fingerprint(folder)})" if folder and folder.is_dir() else plain
+    for name, value in given.items():
+        if isinstance(value, Path):
+            plain[name] = f"{value.name} ({digest_of(value)})"
+        elif is_marked(RunConfig.model_fields[name], MODEL) and (folder := Path(model_path(value))).is_dir():
+            plain[name] = f"{value} ({fingerprint(folder)})"
+    return plain
 
 
 def _settings(config: RunConfig, spec: str) -> dict[str, Any]:

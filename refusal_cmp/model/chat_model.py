@@ -86,13 +86,13 @@ class ChatModel(Chat):
         RefusalCmpError
             If there is no such model, it is not a causal chat model, or its structure is not understood.
         """
-        from refusal_cmp.model.loading import load_pretrained
+        from refusal_cmp.model.loading import load_pretrained, pinned
 
         if isinstance(source, str):
             source = ModelSource(source, **how)
+        source = pinned(source)
         model, tokenizer = load_pretrained(source, device)
-        commit = getattr(model.config, "_commit_hash", None)
-        return cls(model, tokenizer, Path(source.name).name, system=source.system, revision=commit)
+        return cls(model, tokenizer, Path(source.name).name, system=source.system, revision=source.revision)
 
     # What the model is
 

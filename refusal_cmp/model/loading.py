@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,18 @@ def load_pretrained(source: ModelSource, device: str) -> tuple[Any, Any]:
         )
     _check_complete(source, model, found)
     return model, tokenizer
+
+
+def pinned(source: ModelSource) -> ModelSource:
+    """The source at the commit that its branch or tag stands for now; one in a folder as it is."""
+    from transformers.utils import cached_file
+    from transformers.utils.hub import extract_commit_hash
+
+    if Path(source.path).is_dir():
+        return source
+    with _loading(source, "configuration"):
+        commit = extract_commit_hash(cached_file(source.path, "config.json", revision=source.revision), None)
+    return replace(source, revision=commit or source.revision)
 
 
 def load_chat(source: ModelSource) -> tuple[Any, Any]:

@@ -38,29 +38,16 @@ MANIFEST = "manifest.json"
 LOCK = f"{OWN}lock"
 CHECKSUM = "checksum"
 """The manifest's entry that vouches for all others."""
-NAMES = dict.fromkeys(
-    (
-        "model",
-        "plan",
-        "against",
-        "method",
-        "intervention",
-        "scope",
-        "direction",
-        "dataset",
-        "metric",
-        "first",
-        "second",
-    ),
-    str,
-)
+NAMES = dict.fromkeys((
+    "model", "plan", "against", "method", "intervention", "scope", "direction", "dataset", "metric", "first", "second",
+), str)  # fmt: skip
 """Columns of tables that hold text, whatever it looks like: a test set may be called `null`, or `2024`."""
 TRIES = 5
 """To lock a directory that other processes, which leave nothing, remove at the same time."""
 
 
-def _say_nothing(message: str) -> None:
-    pass
+def say_nothing(message: str) -> None:
+    """For those who are not told."""
 
 
 def stage_of(name: str) -> str:
@@ -86,7 +73,7 @@ class RunDir:
     def __init__(self, path: Path, force: tuple[str, ...] = ()) -> None:
         self.path = path
         self.force = force
-        self.say: Callable[[str], None] = _say_nothing
+        self.say: Callable[[str], None] = say_nothing
         """Told what is made again, and why."""
         self._made: set[str] = set()  # artifacts made by this process: never stale to it
         self._said: set[tuple[str, str]] = set()

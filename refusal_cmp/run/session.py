@@ -19,13 +19,9 @@ from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.files import read_text
 from refusal_cmp.model import ChatModel, ModelSource
 from refusal_cmp.progress import Progress, silent
-from refusal_cmp.run.directory import RunDir
+from refusal_cmp.run.directory import RunDir, say_nothing
 
 PACKAGES = ("refusal-cmp", "torch", "transformers", "numpy", "scipy", "scikit-learn")
-
-
-def _say_nothing(message: str) -> None:
-    pass
 
 
 @dataclass
@@ -35,7 +31,7 @@ class Session:
     config: RunConfig
     run: RunDir
     progress: Progress = silent
-    say: Callable[[str], None] = _say_nothing
+    say: Callable[[str], None] = say_nothing
     """Tells the user something that is not progress: what was dropped, a warning, a fallback."""
     loaded: ChatModel | None = None
     """The model, where the caller has it already."""

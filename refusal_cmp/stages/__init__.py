@@ -15,11 +15,8 @@ from typing import Any
 from refusal_cmp.config import SETTINGS_OF, STAGES, RunConfig, load_config
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.plan import BASELINE
-from refusal_cmp.run.contents import answers_file
+from refusal_cmp.run.contents import CONFIG, answers_file
 from refusal_cmp.run.session import Session
-
-CONFIG = "config.yaml"
-"""The run's resolved configuration; `--config` takes it."""
 
 
 def run_stages(session: Session, stages: Sequence[str]) -> None:

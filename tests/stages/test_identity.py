@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 from safetensors.torch import load_file, save_file
 
 from refusal_cmp.config import STAGES, load_config
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.evals import facts
 from refusal_cmp.model.identity import fingerprint
 from refusal_cmp.model.source import model_path
 from refusal_cmp.run.directory import RunDir
@@ -109,3 +113,44 @@ def test_a_new_guard_at_the_same_place_is_another_setting(home):
 def test_what_only_reads_the_run_needs_no_model(home):
     shutil.rmtree(home / "model")
     start("report")
+
+
+def test_a_folder_that_is_called_like_a_choice_is_no_model(home):
+    for name in ("published", "auto", "hf"):
+        (home / name).mkdir()
+        (home / name / "config.json").write_text("{}")
+    config = load_config(None, SETTINGS)
+    assert facts(config, "refusal")["phrases"] == "published"
+    assert {"llama-guard", "hf"} <= set(map(str, facts(config, "guard").values()))
+
+
+def test_a_run_goes_on_with_the_commit_of_the_hub_that_it_was_begun_with(home):
+    """huggingface_hub and transformers as they are, on a cache in the hub's own layout; its branch moves on."""
+    cache, commits = home / "hub" / "models--me--tiny", ["a" * 40, "b" * 40]
+    (cache / "refs").mkdir(parents=True)
+    for commit in commits:
+        shutil.copytree(home / "model", cache / "snapshots" / commit)
+    train_on(cache / "snapshots" / commits[1])
+    environment = {**os.environ, "HF_HUB_CACHE": str(home / "hub"), "HF_HUB_OFFLINE": "1"}
+    small = "--methods diff-in-means --harmful tiny-harmful --harmless tiny-harmless --contrast tiny-contrast "
+    small += "--n-train 16 --n-val 2 --n-test 2 --alias hub"
+
+    def command(stage, *given):
+        line = [
+            sys.executable,
+            "-c",
+            "from refusal_cmp.cli import main; main()",
+            stage,
+            "me/tiny",
+            *small.split(),
+            *given,
+        ]
+        done = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0, done.stderr
+        return RunDir(home / "runs" / "hub").manifest["model"]["revision"]
+
+    (cache / "refs" / "main").write_text(commits[0])
+    assert command("extract") == commits[0]
+    (cache / "refs" / "main").write_text(commits[1])
+    assert command("select") == commits[0]
+    assert command("extract", "--force") == commits[1]
