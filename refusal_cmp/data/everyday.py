@@ -26,7 +26,7 @@ def everyday_harmless(split: Split) -> list[Prompt]:
 
 @register_dataset("everyday-contrast", source="embedded", test=64)
 def everyday_contrast(split: Split) -> list[Prompt]:
-    """Harmless requests that sound harmful, such as killing a job that hangs."""
+    """Harmless requests that sound harmful, such as flogging old skis."""
     return _prompts("contrast", split) if split == "test" else []
 
 
