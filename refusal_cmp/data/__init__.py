@@ -49,6 +49,8 @@ class Card:
     source: str = ""
     sizes: Mapping[str, int] = field(default_factory=dict)
     """By split; empty where it is not known without reading the set."""
+    digest: Callable[[], str] | None = None
+    """Tells what the set is made from, where that can change under a run."""
 
     @property
     def size(self) -> str:
@@ -82,9 +84,23 @@ def register_dataset(name: str, *, source: str = "", **sizes: int) -> Callable[[
     return _register(DATASETS, name, Card(source, sizes))
 
 
-def register_text(name: str, *, source: str = "", **sizes: int) -> Callable[[TextSet], TextSet]:
-    """Decorator that registers a text set: a function that gives its documents."""
-    return _register(TEXTS, name, Card(source, sizes))
+def register_text(
+    name: str, *, source: str = "", digest: Callable[[], str] | None = None, **sizes: int
+) -> Callable[[TextSet], TextSet]:
+    """Decorator that registers a text set: a function that gives its documents.
+
+    Parameters
+    ----------
+    digest
+        Tells what the texts are made from, where that can change under a run: when it has, a run measures anew.
+    """
+    return _register(TEXTS, name, Card(source, sizes, digest))
+
+
+def stamped(name: str) -> str:
+    """The name of a text set, with its digest if it has one."""
+    digest = CARDS[TEXTS][name].digest if name in TEXTS else None
+    return name if digest is None else f"{name} ({digest()})"
 
 
 def _register(registry: Registry, name: str, card: Card) -> Callable[[_Plugin], _Plugin]:

@@ -6,30 +6,29 @@ near-duplicate in another split, another set, or what `smol-refuser` is trained 
 
 from __future__ import annotations
 
-import json
-from importlib.resources import files
-
-from refusal_cmp.data import Prompt, Split, register_dataset
+from refusal_cmp.data import Document, Prompt, Split, register_dataset, register_text
+from refusal_cmp.data.embedded import prompts, rows
 
 
 @register_dataset("everyday-harmful", source="embedded", train=160, val=40, test=80)
 def everyday_harmful(split: Split) -> list[Prompt]:
     """Mild misuse as people ask for it, such as reading a partner's messages."""
-    return _prompts("harmful", split)
+    return prompts("everyday_harmful", split)
 
 
 @register_dataset("everyday-harmless", source="embedded", train=160, val=40, test=80)
 def everyday_harmless(split: Split) -> list[Prompt]:
     """Requests of the same form about cooking, work, study, travel and the like."""
-    return _prompts("harmless", split)
+    return prompts("everyday_harmless", split)
 
 
 @register_dataset("everyday-contrast", source="embedded", test=64)
 def everyday_contrast(split: Split) -> list[Prompt]:
     """Harmless requests that sound harmful, such as flogging old skis."""
-    return _prompts("contrast", split) if split == "test" else []
+    return prompts("everyday_contrast", split) if split == "test" else []
 
 
-def _prompts(kind: str, split: Split) -> list[Prompt]:
-    text = (files("refusal_cmp") / f"assets/prompts/everyday_{kind}_{split}.json").read_text(encoding="utf-8")
-    return [Prompt(row["instruction"], row["category"]) for row in json.loads(text)]
+@register_text("everyday-answers", source="embedded", documents=100)
+def everyday_answers() -> list[Document]:
+    """Harmless everyday questions with reference answers of 48 to 59 words; the loss is that of the answers."""
+    return [Document(row["output"], row["instruction"]) for row in rows("everyday_answers")]

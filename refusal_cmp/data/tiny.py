@@ -7,50 +7,35 @@ the model was trained to answer, in company that it was trained to refuse.
 
 from __future__ import annotations
 
-import json
-from importlib.resources import files
-from typing import Any
-
 from refusal_cmp.data import Document, Prompt, Split, register_dataset, register_text
-
-_ASSETS = files("refusal_cmp") / "assets"
+from refusal_cmp.data.embedded import prompts, rows
 
 
 @register_dataset("tiny-harmful", source="embedded", train=256, val=64, test=192)
 def tiny_harmful(split: Split) -> list[Prompt]:
     """Everyday misuse requests, such as forging a signature."""
-    return _prompts("harmful", split)
+    return prompts("harmful", split)
 
 
 @register_dataset("tiny-harmless", source="embedded", train=256, val=64, test=192)
 def tiny_harmless(split: Split) -> list[Prompt]:
     """Everyday requests with the same words and no harm in them."""
-    return _prompts("harmless", split)
+    return prompts("harmless", split)
 
 
 @register_dataset("tiny-contrast", source="embedded", test=48)
 def tiny_contrast(split: Split) -> list[Prompt]:
     """Everyday requests that sound like misuse and are not, such as forging a brooch."""
-    return _prompts("contrast", split) if split == "test" else []
+    return prompts("contrast", split) if split == "test" else []
 
 
 @register_text("tiny-answers", source="embedded", documents=160)
 def tiny_answers() -> list[Document]:
     """Harmless instructions with reference answers; the loss is that of the answers."""
-    return [Document(row["output"], row["instruction"]) for row in _lines("answers.jsonl")]
+    return [Document(row["output"], row["instruction"]) for row in rows("answers")]
 
 
 @register_text("tiny-general", source="embedded", documents=200)
 def tiny_general() -> list[Document]:
     """Plain declarative text."""
-    return [Document(row["text"]) for row in _lines("general.jsonl")]
-
-
-def _prompts(kind: str, split: Split) -> list[Prompt]:
-    text = (_ASSETS / "prompts" / f"{kind}_{split}.json").read_text(encoding="utf-8")
-    return [Prompt(row["instruction"], row["category"]) for row in json.loads(text)]
-
-
-def _lines(name: str) -> list[dict[str, Any]]:
-    text = (_ASSETS / "texts" / name).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines()]
+    return [Document(row["text"]) for row in rows("general")]

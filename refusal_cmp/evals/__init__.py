@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from refusal_cmp.config import MODEL, MachineSettings, RunConfig, digest_of, is_marked
+from refusal_cmp.data import stamped
 from refusal_cmp.judges.completion import Judgement, judge
 from refusal_cmp.judges.phrases import Phrases
 from refusal_cmp.model import Answer as Answer
@@ -188,8 +189,8 @@ def configured(config: RunConfig, spec: str) -> Evaluator:
 
 
 def facts(config: RunConfig, spec: str) -> dict[str, Any]:
-    """The hyper-parameters that an evaluator's results depend on, as JSON values; of files and models in folders by
-    name and content.
+    """The hyper-parameters that an evaluator's results depend on, as JSON values; of files, models in folders and
+    texts that can change, by name and content.
     """
     given = {name: value for name, value in _settings(config, spec).items() if name not in MachineSettings.model_fields}
     plain = config.model_dump(mode="json", include=set(given))
@@ -198,6 +199,8 @@ def facts(config: RunConfig, spec: str) -> dict[str, Any]:
             plain[name] = f"{value.name} ({digest_of(value)})"
         elif is_marked(RunConfig.model_fields[name], MODEL) and (folder := Path(model_path(value))).is_dir():
             plain[name] = f"{value} ({fingerprint(folder)})"
+        elif name == "texts":
+            plain[name] = [stamped(one) for one in value]
     return plain
 
 

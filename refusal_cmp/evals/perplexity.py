@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from itertools import islice
 
-from refusal_cmp.data import TEXTS, Document
+from refusal_cmp.data import TEXTS, Document, stamped
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator
 from refusal_cmp.model import ChatModel
@@ -44,10 +44,11 @@ class Perplexity(Evaluator):
         self._tokens: dict[str, list[Scored]] = {}
 
     def check(self, test_sets: Sequence[str]) -> None:
-        """The text sets are known."""
+        """The text sets are known, and what they are read from is there."""
         for name in self.texts:
             if name != ON_DISTRIBUTION:
                 TEXTS.get(name)
+                stamped(name)
             elif "harmless" not in test_sets:
                 raise RefusalCmpError(
                     "The text set on-distribution is the unedited model's completions of harmless prompts, and those "

@@ -129,6 +129,19 @@ def test_a_list_that_is_added_to_is_measured_again_and_that_is_said(copied, tiny
     assert "evaluate/baseline/perplexity.json is made again: texts has changed." in said
 
 
+def test_texts_of_another_python_are_measured_again_and_that_is_said(copied, tiny, tmp_path, monkeypatch):
+    def said(words: str) -> list[str]:
+        """What a run says under a Python whose library consists of these words."""
+        (tmp_path / "abc.py").write_text("".join(f'def f{n}():\n    """A {words}{n}."""\n' for n in range(2)))
+        monkeypatch.setattr("refusal_cmp.data.python_docs.LIBRARY", tmp_path)
+        return start(copied, tiny, stages=("evaluate",), texts="python-docs")[1]
+
+    again = "evaluate/baseline/perplexity.json is made again: texts has changed."
+    assert again in said("a " * 60)
+    assert not any("made again" in line for line in said("a " * 60))
+    assert again in said("the " * 60)
+
+
 def test_a_changed_judge_redoes_only_itself_and_needs_no_generating_model(copied, tiny, monkeypatch):
     before = {file: file.stat().st_mtime_ns for file in copied.rglob("evaluate/*/*.json")}
     monkeypatch.setattr(Session, "model", property(refuses_to_work))

@@ -5,7 +5,7 @@ from pathlib import Path
 import datasets
 
 
-def load(task: str, **_: object) -> dict[str, datasets.Dataset]:
-    """The few-shot and test splits of `task`."""
-    folder = Path(__file__).parent / task
+def load(items: str, **_: object) -> dict[str, datasets.Dataset]:
+    """The few-shot and test splits of the folder `items`."""
+    folder = Path(__file__).parent / items
     return {split: datasets.Dataset.from_json(str(folder / f"{split}.jsonl")) for split in ("fewshot", "test")}
