@@ -130,8 +130,7 @@ class ChatModel(Chat):
             rotary ones are computed, and an answer may run on beyond those that the model was trained on.
         """
         sequences = super().tokenize(instructions)
-        rotary = getattr(self.model.config.get_text_config(), "rope_parameters", None)
-        room = 0 if rotary else max_new_tokens
+        room = self.room(max_new_tokens)
         for instruction, ids in zip(instructions, sequences, strict=True):
             if len(ids) + room <= self.context:
                 continue
@@ -142,6 +141,14 @@ class ChatModel(Chat):
                 **({"max_new_tokens": ""} if room else {}),
             )
         return sequences
+
+    def fits(self, instructions: Sequence[str], room: int = 0) -> list[bool]:
+        """Whether the context holds each rendered prompt, and so many tokens more."""
+        return [len(ids) + room <= self.context for ids in super().tokenize(instructions)]
+
+    def room(self, max_new_tokens: int) -> int:
+        """How many of the tokens that are to follow must have a place in the context; see `tokenize`."""
+        return 0 if getattr(self.model.config.get_text_config(), "rope_parameters", None) else max_new_tokens
 
     def check_prompts(
         self, name: str, instructions: Sequence[str], max_new_tokens: int, say: Callable[[str], None]
