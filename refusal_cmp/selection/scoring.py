@@ -49,6 +49,15 @@ class PromptScores:
     kl: Float[Tensor, "c n"]
     """KL(baseline ‖ edited) on harmless prompts under the removal edit, nats."""
 
+    def at(self, rows: Sequence[int]) -> PromptScores:
+        """The scores of some candidates."""
+        return PromptScores(self.bypass[rows], self.induce[rows], self.kl[rows])
+
+    def __add__(self, other: PromptScores) -> PromptScores:
+        """The scores of these candidates and of others on the same prompts."""
+        pairs = ((self.bypass, other.bypass), (self.induce, other.induce), (self.kl, other.kl))
+        return PromptScores(*map(torch.cat, pairs))
+
 
 @dataclass
 class _Part:
