@@ -216,14 +216,17 @@ class ChatModel(Chat):
         self, instructions: Sequence[str], measure: Callable[[Batch], Float[Tensor, "b ..."]], batch_size: int | None
     ) -> Float[Tensor, "n ..."]:
         """What `measure` gives for each prompt of a batch, in the order of the instructions, on the CPU."""
-        rows: dict[int, Tensor] = {}
+        found: list[Tensor] = []  # one, as soon as its shape is known
 
-        def read(indices: list[int], batch: Batch) -> None:
-            rows.update(zip(indices, measure(batch).cpu(), strict=True))
+        def read(rows: list[int], batch: Batch) -> None:
+            values = measure(batch).cpu()
+            if not found:
+                found.append(values.new_empty(len(instructions), *values.shape[1:]))
+            found[0][rows] = values
 
         with torch.inference_mode():
             self.over_batches(instructions, batch_size, read)
-        return torch.stack([rows[index] for index in range(len(instructions))])
+        return found[0]
 
     # Refusal
 

@@ -21,9 +21,9 @@ from refusal_cmp.terminal import Terminal
 
 from support.finished_run import SMALL, make_run, session_on
 
-SOME = {"positions": "-1,-3", "layers": "6:11:2", "n_val": 4}
-"""Two positions at layers 6, 8 and 10."""
-PLACES = {Component(position, layer) for position in (-1, -3) for layer in (6, 8, 10)}
+SOME = {"positions": "-1,-3", "layers": "5:10:2", "n_val": 4}
+"""Two positions at layers 5, 7 and 9."""
+PLACES = {Component(position, layer) for position in (-1, -3) for layer in (5, 7, 9)}
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_a_share_of_components_is_one_of_those_that_were_scored(tiny, tmp_path):
 
 
 def test_the_page_and_the_summary_say_that_only_these_were_scored(run):
-    expected = "Only components at positions -1, -3 in layers 6:11:2 were scored, and could be chosen."
+    expected = "Only components at positions -1, -3 in layers 5:10:2 were scored, and could be chosen."
     assert run.run.read_json(SELECTION)["choice"] == read_run(run).choice == expected
     assert expected in (run.run.path / PAGE).read_text()
     shown = Terminal(file=io.StringIO(), width=200)
@@ -155,9 +155,9 @@ def test_what_was_scored_once_is_not_scored_again(tiny, tmp_path, monkeypatch):
     first = pd.read_csv(path / "select/scores.csv").set_index(["method", "position", "layer"])
     scored.clear()
 
-    wider = session_on(path, tiny, **SOME | {"layers": "6,8:12"})
+    wider = session_on(path, tiny, **SOME | {"layers": "5,6:10"})
     run_stages(wider, ("select",))
-    new = {Component(position, layer) for position in (-1, -3) for layer in (9, 11)}
+    new = {Component(position, layer) for position in (-1, -3) for layer in (6, 8)}
     assert scored == [("diff-in-means", new), ("inlp", new)]
     again = wider.run.read_table("select/scores.csv").set_index(["method", "position", "layer"])
     assert len(again) == 2 * 2 * 5
