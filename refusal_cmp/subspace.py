@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -120,6 +120,10 @@ class SubspaceField:
     def __len__(self) -> int:
         return len(self.subspaces)
 
+    def only(self, components: Collection[Component]) -> SubspaceField:
+        """The field of these components, in its own order."""
+        return replace(self, subspaces={at: one for at, one in self.subspaces.items() if at in components})
+
     def leading(self, policy: str) -> SubspaceField:
         """The field of the leading directions by a k policy, which its label names: see `leading_k`."""
         k = {component: leading_k(policy, subspace.evidence) for component, subspace in self.subspaces.items()}
@@ -129,9 +133,10 @@ class SubspaceField:
     def first(self, k: Mapping[Component, int]) -> SubspaceField:
         """The field of the first k directions of each component.
 
-        It bears the label of the whole, as the k policy `budget`, which it is made by, is the default.
+        It bears the label of the whole, as the k policy `budget`, which it is made by, is the default. Components that
+        have no k, as they are not scored, are left out.
         """
-        subspaces = {component: subspace.leading(k[component]) for component, subspace in self.subspaces.items()}
+        subspaces = {at: subspace.leading(k[at]) for at, subspace in self.subspaces.items() if at in k}
         return replace(self, leading_of=self.extracted_by, subspaces=subspaces)
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:

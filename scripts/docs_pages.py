@@ -108,6 +108,35 @@ def simulated(question: str) -> str:
     return _table(head, [[_number(row.get(name)) for name in head] for row in rows])
 
 
+def memory(part: str) -> str:
+    """The committed measurements of memory, or what is computed for larger models."""
+    found = json.loads((ROOT / "benchmarks" / "results" / "memory.json").read_text(encoding="utf-8"))[part]
+    if part == "measured":
+        head = ("work", "a pass, GiB", "without the budget", "beside the weights, GiB")
+        rows = [
+            (row["work"], *(_gib(row[name]) for name in ("pass_gib", "pass_gib_unbounded", "beside_weights_gib")))
+            for row in found
+        ]
+        return _table(head, rows)
+    head = ("model, weights in float32", "work", "rows of a pass", "GiB", "GiB of 128 rows")
+    rows = [
+        (
+            f"{one['shape']}, {one['weights_gib']:.1f} GiB",
+            work,
+            str(of["rows"]),
+            _gib(of["gib"]),
+            _gib(of["gib_of_128"]),
+        )
+        for one in found
+        for work, of in one["work"].items()
+    ]
+    return _table(head, rows)
+
+
+def _gib(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
 INSERTS = {
     "commands": commands,
     "file-settings": file_settings,
@@ -117,6 +146,7 @@ INSERTS = {
     "measures": measures,
     "datasets": datasets,
     "benchmarks": benchmarks,
+    **{f"memory-{part}": partial(memory, part) for part in ("measured", "computed")},
     **{f"simulated-{name}": partial(simulated, name) for name in SIMULATED},
 }
 

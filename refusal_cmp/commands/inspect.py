@@ -25,6 +25,7 @@ from torch import Tensor
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 from refusal_cmp.judges.completion import Verdict, judge
 from refusal_cmp.model import ChatModel, refusal_metric
+from refusal_cmp.model.hooks import before, installed
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.planning import Selected
 from refusal_cmp.report.answer import best_by_method, standings
@@ -128,16 +129,22 @@ def inspect_prompt(session: Session, prompt: str, plans: Sequence[str] = ()) -> 
 
 
 def read(model: ChatModel, prompt: str, selected: Sequence[Selected]) -> list[Reading]:
-    """The projections of a prompt's tokens on every method's direction."""
-    streams = model.streams(model.batch(model.tokenize([prompt])))
-    x = torch.stack([stream[0].double().cpu() for stream in streams], dim=1)
+    """The projections of a prompt's tokens on every method's direction; no stream is kept."""
+    directions = torch.stack([one.field[one.component].direction for one in selected])
+    found: list[Float[Tensor, "s m"]] = []
+
+    def project(stream: Float[Tensor, "1 s d"]) -> None:
+        found.append(stream[0].double().cpu() @ directions.mT)
+
+    with installed(before(block.module, project) for block in model.blocks):
+        model.last_logits(model.batch(model.tokenize([prompt])))
     readings = []
-    for one in selected:
+    for one, projections in zip(selected, torch.stack(found, dim=1).unbind(-1), strict=True):
         direction, means = one.field[one.component].direction, one.field.means
         row = means.positions.index(one.component.position)
         of_classes = torch.stack([means.harmless[row], means.harmful[row]])
         readings.append(
-            Reading(one.field.method, one.component, x @ direction, of_classes @ direction, of_classes[0].norm(dim=-1))
+            Reading(one.field.method, one.component, projections, of_classes @ direction, of_classes[0].norm(dim=-1))
         )
     return readings
 

@@ -16,7 +16,7 @@ from refusal_cmp.config import CONTRAST, KINDS
 from refusal_cmp.evals.perplexity import ON_DISTRIBUTION
 from refusal_cmp.progress import Progress
 from refusal_cmp.report.table import Column, columns, language_column, summary
-from refusal_cmp.run.contents import RANKINGS, RESULTS, read_results
+from refusal_cmp.run.contents import RANKINGS, RESULTS, read_choice, read_results
 from refusal_cmp.run.directory import RunDir
 from refusal_cmp.terminal import line, lines, visible
 
@@ -128,6 +128,8 @@ def print_summary(console: Console, run: RunDir) -> None:
     measures = dict.fromkeys(column.measure for column in shown if column.measure.meaning)
     legend = [f"{measure.title.lower()}: {measure.meaning}" for measure in measures]
     console.print(line("; ".join([*legend, "layers: how many are edited"]) + "."), style="dim", highlight=False)
+    if choice := read_choice(run):
+        console.print(line(choice), style="dim", highlight=False)
     console.print(line(f"Every number with its interval: {run.path / RESULTS}"), highlight=False, soft_wrap=True)
 
 

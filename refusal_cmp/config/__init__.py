@@ -32,10 +32,12 @@ from pydantic.fields import FieldInfo
 
 from refusal_cmp.config.values import (
     LARGEST,
+    Layers,
     Names,
     Numbers,
     OneOfEach,
     Penalty,
+    Positions,
     Scopes,
     Seed,
     Specs,
@@ -250,6 +252,17 @@ class SelectSettings(BaseModel):
     inlp_k: Annotated[tuple[KPolicy, ...], BeforeValidator(split), AfterValidator(once), Field(min_length=1)] = Field(
         (BUDGET,),
         description="INLP directions to use: budget (the most that stay within kl-threshold), full, a number, acc99",
+        json_schema_extra=GRID,
+    )
+    positions: Positions | None = Field(
+        None,
+        description="post-instruction tokens of the components that are scored and can be chosen, as in -1,-2; by "
+        "default all",
+        json_schema_extra=GRID,
+    )
+    layers: Layers | None = Field(
+        None,
+        description="their layers, as numbers or START:STOP:STEP, as in 8:24 or 8:24:2; by default all",
         json_schema_extra=GRID,
     )
     compare_rankings: bool = Field(

@@ -83,6 +83,13 @@ def _one_of_each(values: Sequence[str]) -> tuple[str, ...]:
     return values
 
 
+def _layers(value: str) -> str:
+    """A layer, or layers as a slice names them: `8`, `8:24`, `8:24:2`."""
+    if not re.fullmatch(r"-?\d{1,6}|(-?\d{1,6})?:(-?\d{1,6})?(:[1-9]\d{0,5})?", value):
+        raise ValueError("each must be a layer's number, or START:STOP or START:STOP:STEP as in 8:24:2")
+    return value
+
+
 def _seed(value: int) -> int:
     if not 0 <= value <= LARGEST:
         raise ValueError(f"it must be from 0 to {LARGEST}")
@@ -129,6 +136,15 @@ Specs = Annotated[
     BeforeValidator(split),
     AfterValidator(once),
     Field(min_length=1),
+]
+Layers = Annotated[
+    tuple[Annotated[str, BeforeValidator(str), AfterValidator(_layers)], ...],
+    BeforeValidator(split),
+    AfterValidator(once),
+    Field(min_length=1),
+]
+Positions = Annotated[
+    tuple[Annotated[int, Field(lt=0)], ...], BeforeValidator(split), AfterValidator(once), Field(min_length=1)
 ]
 Scopes = Annotated[Names, AfterValidator(_scopes_once)]
 OneOfEach = Annotated[Names, AfterValidator(_one_of_each)]

@@ -49,6 +49,8 @@ class Subject:
     turns: Turns = NO_TURNS
     """What the model's chat template writes around an answer."""
     progress: Progress = silent
+    say: Callable[[str], None] = lambda _: None
+    """Told what a reader of the results should know."""
 
     def judge(self, answer: Answer, phrases: Phrases) -> Judgement:
         """What a completion is, as the model's own template has it."""

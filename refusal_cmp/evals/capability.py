@@ -17,7 +17,8 @@ import numpy as np
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 from refusal_cmp.evals import NON_FINITE, Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator, share
 from refusal_cmp.model import ChatModel
-from refusal_cmp.model.batching import MOST_ROWS
+from refusal_cmp.model.batching import RowBudget
+from refusal_cmp.model.losses import Scored, losses
 from refusal_cmp.statistics import Estimate, normal_interval, rate
 
 EMBEDDED_TASKS = files("refusal_cmp") / "assets" / "tasks"
@@ -246,8 +247,10 @@ def _strict_lm(model: ChatModel, batch_size: int | None) -> Any:
     """lm-eval's transformers model around ours, for which a prompt that does not fit is an error."""
     from lm_eval.models.huggingface import HFLM
 
+    rows = RowBudget(model.device, batch_size)
+
     class StrictLM(HFLM):
-        """Never truncates, and draws no bars of its own."""
+        """Never truncates, draws no bars of its own, and holds the logits of no more tokens than are scored."""
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = True) -> Any:
             return super().loglikelihood(requests, disable_tqdm=True)
@@ -256,24 +259,23 @@ def _strict_lm(model: ChatModel, batch_size: int | None) -> Any:
             return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
         def generate_until(self, requests: Any, disable_tqdm: bool = True) -> Any:
+            longest = max(len(self.tok_encode(request.args[0])) for request in requests)
+            new = max(request.args[1].get("max_gen_toks", self.max_gen_toks) for request in requests)
+            self.batch_size_per_gpu = rows.within(model.row_bytes(longest, cached=longest + new))
             return super().generate_until(requests, disable_tqdm=True)
 
-        def _loglikelihood_tokens(self, requests: Any, *args: Any, **kwargs: Any) -> Any:
-            for _, context, continuation in requests:
-                _check_length(len(context) + len(continuation) - 1, self.max_length)
-            return super()._loglikelihood_tokens(requests, *args, **kwargs)
+        def _loglikelihood_tokens(self, requests: Any, *_: Any, **__: Any) -> Any:
+            documents = [Scored([*context, *continuation], len(continuation)) for _, context, continuation in requests]
+            for document in documents:
+                _check_length(len(document.ids) - 1, self.max_length)
+            return [(-loss.total, loss.is_greedy) for loss in losses(model, documents, batch_size)]
 
         def tok_batch_encode(self, strings: Any, *args: Any, **kwargs: Any) -> Any:
             longest = max(len(self.tok_encode(text)) for text in strings)
             _check_length(longest, kwargs.get("left_truncate_len") or self.max_length)
             return super().tok_batch_encode(strings, *args, **kwargs)
 
-    return StrictLM(
-        pretrained=model.model,
-        tokenizer=model.tokenizer,
-        batch_size="auto" if model.device.type == "cuda" else batch_size or MOST_ROWS["cpu"],
-        max_length=model.context,
-    )
+    return StrictLM(pretrained=model.model, tokenizer=model.tokenizer, max_length=model.context)
 
 
 def _check_length(n_tokens: int, limit: int) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator
-from refusal_cmp.model import ChatModel
+from refusal_cmp.model import Batch, ChatModel
+from refusal_cmp.model.batching import slices
 from refusal_cmp.selection.scoring import kl_divergence
 from refusal_cmp.statistics import mean
 
@@ -51,14 +53,30 @@ class KL(Evaluator):
         model = subject.model()
         instructions = [answer.instruction for answer in subject.answers[DATASET]]
         if self._baseline is None:
-            self._baseline = last_log_probs(model, instructions, subject.batch_size)
+            self._baseline = model.per_prompt(instructions, model.last_logits, subject.batch_size)
         with model.edited(subject.plan):
-            edited = last_log_probs(model, instructions, subject.batch_size)
-        values = kl_divergence(self._baseline, edited).clamp(min=0).tolist()  # NaN stays NaN
+            values = divergences(model, instructions, self._baseline, subject.batch_size)
         examples = [{"instruction": text, "kl": value} for text, value in zip(instructions, values, strict=True)]
         return Evaluation([Metric(DATASET, "kl", mean(values), values)], {DATASET: examples})
 
+    def close(self) -> None:
+        """Forget the baseline's logits."""
+        self._baseline = None
 
-def last_log_probs(model: ChatModel, instructions: list[str], batch_size: int | None) -> Float[Tensor, "n vocab"]:
-    """Log-probabilities of the token after each prompt, float64, on the CPU."""
-    return model.per_prompt(instructions, lambda batch: model.last_logits(batch).double().log_softmax(-1), batch_size)
+
+def divergences(
+    model: ChatModel, instructions: list[str], unedited: Float[Tensor, "n vocab"], batch_size: int | None
+) -> list[float]:
+    """KL(unedited ‖ the edits in force) of the token after each prompt, nats, from the unedited logits."""
+    found = torch.full((len(instructions),), torch.nan, dtype=torch.float64)
+
+    def measure(rows: list[int], batch: Batch) -> None:
+        logits = model.last_logits(batch).cpu()
+        kl = [
+            kl_divergence(before.double().log_softmax(-1), after.double().log_softmax(-1))
+            for before, after in zip(slices(unedited[rows]), slices(logits), strict=True)
+        ]
+        found[rows] = torch.cat(kl).clamp(min=0)  # NaN stays NaN
+
+    model.over_batches(instructions, batch_size, measure)
+    return found.tolist()

@@ -8,12 +8,12 @@ scored or `loss_texts` are read.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import islice
 
 from refusal_cmp.data import TEXTS, Document, stamped
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator
+from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator, share
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.losses import Scored, encode, losses
 from refusal_cmp.statistics import Estimate, weighted_mean
@@ -33,6 +33,12 @@ class Perplexity(Evaluator):
         Measure(
             "perplexity", "Perplexity", "exp(loss)", interval="the loss's, through exp", better="lower", same_as="loss"
         ),
+        Measure.share(
+            "too_long",
+            "Too long",
+            "texts that are left out, as their prompts are longer than the context",
+            shown="if any",
+        ),
     )
     order = 6
 
@@ -42,6 +48,7 @@ class Perplexity(Evaluator):
         self.texts, self.document_tokens = texts, document_tokens
         self.loss_tokens, self.loss_texts = loss_tokens, loss_texts
         self._tokens: dict[str, list[Scored]] = {}
+        self._too_long: dict[str, Metric] = {}
 
     def check(self, test_sets: Sequence[str]) -> None:
         """The text sets are known, and what they are read from is there."""
@@ -63,7 +70,7 @@ class Perplexity(Evaluator):
         model = subject.model()
         for name in self.texts:
             if name not in self._tokens:
-                self._tokens[name] = self._budgeted(model, name, _documents(subject, name))
+                self._tokens[name] = self._budgeted(model, name, _documents(subject, name), subject.say)
             with model.edited(subject.plan):
                 found = losses(model, self._tokens[name], subject.batch_size, subject.progress)
             totals, weights = [one.total for one in found], [float(one.n_tokens) for one in found]
@@ -71,13 +78,22 @@ class Perplexity(Evaluator):
             means = [total / weight for total, weight in zip(totals, weights, strict=True)]
             perplexity = Estimate(_exp(loss.value), _exp(loss.low), _exp(loss.high), loss.n)
             metrics += [Metric(name, "loss", loss, means, weights), Metric(name, "perplexity", perplexity)]
+            metrics += [self._too_long[name]] if name in self._too_long else []
             examples[name] = [{"loss": one.total, "n_tokens": one.n_tokens} for one in found]
         return Evaluation(metrics, examples)
 
-    def _budgeted(self, model: ChatModel, name: str, documents: Iterable[Document]) -> list[Scored]:
-        """The first documents' tokens, cut so that no more than the budget is scored; empty ones are left out."""
-        left, chosen = self.loss_tokens or math.inf, []
+    def _budgeted(
+        self, model: ChatModel, name: str, documents: Iterable[Document], say: Callable[[str], None]
+    ) -> list[Scored]:
+        """The first documents' tokens, cut so that no more than the budget is scored.
+
+        Empty ones are left out, and, which is said, those whose prompt alone is longer than the context.
+        """
+        left, chosen, fits = self.loss_tokens or math.inf, [], []
         for document in islice(documents, self.loss_texts):
+            fits.append(document.instruction is None or model.fits([document.instruction])[0])
+            if not fits[-1]:
+                continue
             scored = encode(model, document, self.document_tokens if document.instruction is None else None)
             if scored.n > left:
                 scored = Scored(scored.ids[: len(scored.ids) - scored.n + int(left)], int(left))
@@ -86,6 +102,12 @@ class Perplexity(Evaluator):
                 left -= scored.n
             if left == 0:
                 break
+        if not all(fits):
+            self._too_long[name] = share(name, "too_long", [not fit for fit in fits])
+            say(
+                f"{name}: {fits.count(False)} of {len(fits)} texts are left out: their prompts are longer than the "
+                f"context of {model.context} tokens of {model.name}."
+            )
         if len(chosen) < 2:
             raise RefusalCmpError(
                 f"The text set {name!r} has fewer than two texts to measure the loss on; choose another."

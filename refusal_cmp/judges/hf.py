@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from refusal_cmp.judges import Backend, Request, cannot_load, tokenizer_of
-from refusal_cmp.model.batching import RowBudget
+from refusal_cmp.model.batching import Cost, RowBudget
 from refusal_cmp.model.source import model_path
 
 
@@ -42,13 +42,19 @@ class HFBackend(Backend):
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self._tokenize = tokenizer_of(self.tokenizer, name)
         self._rows = RowBudget(self.model.device, batch_size)
+        self._cost = Cost.of(self.model.config, self.model.dtype)
 
     def answer(self, requests: Sequence[Request], max_new_tokens: int) -> Iterator[tuple[int, str]]:
         """See `Backend.answer`; the longest requests come first, so that memory runs out early if at all."""
         sequences = [self._tokenize(request) for request in requests]
         order = sorted(range(len(sequences)), key=lambda index: -len(sequences[index]))
+
+        def row(indices: Sequence[int]) -> int:
+            longest = len(sequences[indices[0]])
+            return self._cost.row(longest, cached=longest + max_new_tokens)
+
         while order:
-            indices = order[: self._rows.at_most(len(order))]
+            indices = self._rows.first(order, row)
             texts: list[str] = []
             with self._rows.halving(len(indices), least=1) as attempt:
                 texts = self._generate([sequences[index] for index in indices], max_new_tokens)

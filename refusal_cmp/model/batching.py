@@ -1,13 +1,18 @@
-"""How many rows fit in one forward pass: measured on a real one, and halved when memory runs out all the same."""
+"""How many rows go together in one forward pass: as many as a budget of bytes allows, and fewer once memory runs out.
+
+What a pass takes beside the weights is arithmetic: `Cost` says it for a row of so many tokens. On a CPU the budget is
+fixed, because there is no error to halve after: the kernel ends a process that takes too much.
+"""
 
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
@@ -21,12 +26,50 @@ T = TypeVar("T")
 MOST_ROWS = {"cpu": 128, "cuda": 2048}
 """Rows from which larger batches are no faster: caches on a CPU, saturation on a GPU."""
 PASS_ROWS = 128
-"""Rows of a pass whose logits or activations are kept, where nobody says: these take the memory, not the pass."""
+"""Rows of a pass whose logits or activations are kept, where nobody says."""
+PASS_BYTES = 2**29
+"""What a pass on a CPU may take beside the weights."""
+SLICE_BYTES = 2**26
+"""What is made in float64 of logits at a time."""
 SHARE = 0.5
-"""Share of the free memory that a pass may take."""
+"""Share of the free memory that a pass may take, and of a GPU's memory."""
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes that a pass over a model takes beside the weights, by its configuration."""
+
+    token: int
+    """Of each token, while it is in a block."""
+    pair: int
+    """Of each token for every token of its row, where attention writes its scores out."""
+    logits: int
+    """Of the logits of one token, and their copy in float32."""
+    cached: int
+    """Of the keys and values of one token, in all blocks."""
+
+    @classmethod
+    def of(cls, config: Any, dtype: torch.dtype) -> Cost:
+        """Of a model with this configuration and dtype."""
+        text = config.get_text_config()
+        width, size = text.hidden_size, dtype.itemsize
+        inner = max(4 * width, _number(text, "intermediate_size", 0))
+        heads = _number(text, "num_attention_heads", 1)
+        groups, head = _number(text, "num_key_value_heads", heads), _number(text, "head_dim", width // heads)
+        eager = getattr(text, "_attn_implementation", None) == "eager"
+        return cls(
+            token=size * (8 * width + 3 * inner),
+            pair=2 * 4 * heads if eager else 0,
+            logits=(size if size == 4 else size + 4) * text.vocab_size,
+            cached=size * 2 * groups * head * _number(text, "num_hidden_layers", 1),
+        )
+
+    def row(self, tokens: int, *, logits: int = 1, cached: int = 0) -> int:
+        """Of a row of so many tokens, the logits of so many, and the keys and values of so many."""
+        return tokens * (self.token + tokens * self.pair) + logits * self.logits + cached * self.cached
 
 
 @dataclass
@@ -37,7 +80,7 @@ class Attempt:
 
 
 class RowBudget:
-    """The rows of one forward pass on a device.
+    """The rows of one forward pass on a device, within what it may take: `PASS_BYTES`, or half of a GPU's memory.
 
     Parameters
     ----------
@@ -49,10 +92,27 @@ class RowBudget:
         self.device = device
         self.fixed = limit is not None
         self.limit = limit or MOST_ROWS.get(device.type, MOST_ROWS["cpu"])
+        self.bytes = pass_bytes(device)
 
     def at_most(self, rows: int) -> int:
         """`rows`, or the limit if that is less."""
         return min(rows, self.limit)
+
+    def within(self, row: int) -> int:
+        """How many rows of so many bytes go together."""
+        return max(1, min(self.limit, self.bytes // row))
+
+    def first(self, items: Sequence[T], row: Callable[[Sequence[T]], int]) -> list[T]:
+        """The first items that go together, at least one.
+
+        Parameters
+        ----------
+        row
+            Bytes of each of some items where they go together; no fewer the more there are.
+        """
+        sizes = range(1, min(self.limit, len(items)) + 1)
+        rows = bisect_right(sizes, self.bytes, key=lambda size: size * row(items[:size]))
+        return list(items[: max(1, rows)])
 
     @contextmanager
     def measured(self, rows: int) -> Iterator[None]:
@@ -63,11 +123,11 @@ class RowBudget:
         if taken > 0 and not self.fixed:
             self.limit = max(1, min(self.limit, int(SHARE * _free(self.device) * rows / taken)))
 
-    def each(self, items: Sequence[T], work: Callable[[list[T]], None]) -> None:
-        """Do the work on as many items at a time as the limit says, in order; fewer whenever memory runs out."""
+    def each(self, items: Sequence[T], row: Callable[[Sequence[T]], int], work: Callable[[list[T]], None]) -> None:
+        """Do the work on as many items at a time as go together (see `first`); fewer whenever memory runs out."""
         left = list(items)
         while left:
-            some = left[: self.limit]
+            some = self.first(left, row)
             with self.halving(len(some), least=1) as attempt:
                 work(some)
             if not attempt.failed:
@@ -96,6 +156,18 @@ class RowBudget:
                 torch.cuda.empty_cache()
 
 
+def pass_bytes(device: torch.device) -> int:
+    """What a pass on a device may take beside the weights."""
+    if device.type == "cuda":
+        return int(SHARE * torch.cuda.get_device_properties(device).total_memory)
+    return PASS_BYTES
+
+
+def slices(logits: Tensor) -> tuple[Tensor, ...]:
+    """Logits cut along their rows, for work that makes two float64 copies of them."""
+    return logits.split(max(1, SLICE_BYTES // (2 * 8 * logits.shape[-1])))
+
+
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an exception says that memory ran out: in torch on any device, or in Python itself."""
     return isinstance(error, MemoryError) or should_reduce_batch_size(error)
@@ -120,6 +192,12 @@ def _free(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _number(config: Any, name: str, default: int) -> int:
+    """A number of a configuration; the default where it has none, or one for each layer."""
+    value = getattr(config, name, None)
+    return value if isinstance(value, int) and value > 0 else default
 
 
 def _status(field: str) -> int:

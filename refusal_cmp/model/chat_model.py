@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from refusal_cmp.config import EMBEDDED
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.model.batching import PASS_ROWS, Batch, RowBudget
+from refusal_cmp.model.batching import PASS_ROWS, Batch, Cost, RowBudget, slices
 from refusal_cmp.model.blocks import Block, find_blocks, input_device
 from refusal_cmp.model.chat import PROBE_INSTRUCTIONS, Chat, beginning
 from refusal_cmp.model.foreign import check_code
@@ -130,8 +130,7 @@ class ChatModel(Chat):
             rotary ones are computed, and an answer may run on beyond those that the model was trained on.
         """
         sequences = super().tokenize(instructions)
-        rotary = getattr(self.model.config.get_text_config(), "rope_parameters", None)
-        room = 0 if rotary else max_new_tokens
+        room = self.room(max_new_tokens)
         for instruction, ids in zip(instructions, sequences, strict=True):
             if len(ids) + room <= self.context:
                 continue
@@ -142,6 +141,14 @@ class ChatModel(Chat):
                 **({"max_new_tokens": ""} if room else {}),
             )
         return sequences
+
+    def fits(self, instructions: Sequence[str], room: int = 0) -> list[bool]:
+        """Whether the context holds each rendered prompt, and so many tokens more."""
+        return [len(ids) + room <= self.context for ids in super().tokenize(instructions)]
+
+    def room(self, max_new_tokens: int) -> int:
+        """How many of the tokens that are to follow must have a place in the context; see `tokenize`."""
+        return 0 if getattr(self.model.config.get_text_config(), "rope_parameters", None) else max_new_tokens
 
     def check_prompts(
         self, name: str, instructions: Sequence[str], max_new_tokens: int, say: Callable[[str], None]
@@ -176,34 +183,50 @@ class ChatModel(Chat):
     def batches(self, instructions: Sequence[str], batch_size: int | None = None) -> Iterator[tuple[list[int], Batch]]:
         """Batches of rendered prompts of similar length, each with the indices of its prompts."""
         sequences = self.tokenize(instructions)
-        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-        size = batch_size or PASS_ROWS
-        for start in range(0, len(order), size):
-            chosen = order[start : start + size]
+        left = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+        rows = RowBudget(self.device, batch_size or PASS_ROWS)
+        while left:
+            chosen = rows.first(left, lambda some: self.row_bytes(len(sequences[some[-1]])))
             yield chosen, self.batch([sequences[index] for index in chosen])
+            left = left[len(chosen) :]
 
     def over_batches(
-        self, instructions: Sequence[str], batch_size: int | None, work: Callable[[list[int], Batch], None]
+        self,
+        instructions: Sequence[str],
+        batch_size: int | None,
+        work: Callable[[list[int], Batch], None],
+        kept: int = 0,
     ) -> None:
-        """Do the work on `batches`, of which one is halved whenever memory runs out."""
+        """Do the work on `batches`, of which one is halved whenever memory runs out.
+
+        Parameters
+        ----------
+        kept
+            Bytes that the work keeps of each prompt until a batch is done.
+        """
         sequences = self.tokenize(instructions)
         order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
         RowBudget(self.device, batch_size or PASS_ROWS).each(
-            order, lambda rows: work(rows, self.batch([sequences[row] for row in rows]))
+            order,
+            lambda rows: kept + self.row_bytes(len(sequences[rows[-1]])),
+            lambda rows: work(rows, self.batch([sequences[row] for row in rows])),
         )
 
     def per_prompt(
         self, instructions: Sequence[str], measure: Callable[[Batch], Float[Tensor, "b ..."]], batch_size: int | None
     ) -> Float[Tensor, "n ..."]:
         """What `measure` gives for each prompt of a batch, in the order of the instructions, on the CPU."""
-        rows: dict[int, Tensor] = {}
+        found: list[Tensor] = []  # one, as soon as its shape is known
 
-        def read(indices: list[int], batch: Batch) -> None:
-            rows.update(zip(indices, measure(batch).cpu(), strict=True))
+        def read(rows: list[int], batch: Batch) -> None:
+            values = measure(batch).cpu()
+            if not found:
+                found.append(values.new_empty(len(instructions), *values.shape[1:]))
+            found[0][rows] = values
 
         with torch.inference_mode():
             self.over_batches(instructions, batch_size, read)
-        return torch.stack([rows[index] for index in range(len(instructions))])
+        return found[0]
 
     # Refusal
 
@@ -213,9 +236,11 @@ class ChatModel(Chat):
         Where it is to none, `refusal_cmp.judges.first_tokens` asks the model's own refusals.
         """
         candidates = sorted(self.refusal_candidates())
-        mass = self.per_prompt(
-            harmful, lambda batch: self.last_logits(batch).double().softmax(-1)[:, candidates], batch_size
-        ).mean(0)
+
+        def shares(batch: Batch) -> Float[Tensor, "b c"]:
+            return torch.cat([some.double().softmax(-1)[:, candidates] for some in slices(self.last_logits(batch))])
+
+        mass = self.per_prompt(harmful, shares, batch_size).mean(0)
         return tuple(token for token, m in zip(candidates, mass, strict=True) if m >= MIN_REFUSAL_MASS)
 
     def refusal_metrics(
@@ -231,6 +256,14 @@ class ChatModel(Chat):
     @cached_property
     def _keeps(self) -> bool:
         return "logits_to_keep" in signature(self.model.forward).parameters
+
+    @cached_property
+    def _cost(self) -> Cost:
+        return Cost.of(self.model.config, self.model.dtype)
+
+    def row_bytes(self, tokens: int, *, logits: int = 1, cached: int = 0) -> int:
+        """What a row of a pass takes; see `Cost.row`. Code that comes with a model may make all logits."""
+        return self._cost.row(tokens, logits=logits if self._keeps else tokens, cached=cached)
 
     def forward(self, keep: int, **inputs: Any) -> Any:
         """The model's output, with the logits of the last `keep` tokens; code that comes with a model may make all."""
@@ -344,7 +377,8 @@ def refusal_metric(
 
     NaN where the logits are not finite.
     """
-    refusing = logits.double().softmax(-1)[:, list(refusal_tokens)].sum(-1)
+    tokens = list(refusal_tokens)
+    refusing = torch.cat([some.double().softmax(-1)[:, tokens].sum(-1) for some in slices(logits)])
     return (refusing + epsilon).log() - (1 - refusing + epsilon).log()
 
 

@@ -28,6 +28,9 @@ class Generates(Protocol):
     def batch(self, sequences: Sequence[Sequence[int]]) -> Batch:
         """Token sequences as one batch, padded on the left."""
 
+    def row_bytes(self, tokens: int, *, cached: int) -> int:
+        """What a prompt of so many tokens takes in a pass, with the keys and values of so many."""
+
     def forward(self, keep: int, **inputs: Any) -> Any:
         """The model's output, with the logits of the last `keep` tokens."""
 
@@ -64,9 +67,14 @@ def greedy(
     completions: MutableMapping[int, Completion] = {} if done is None else done
     sequences = model.tokenize(instructions, max_new_tokens)
     left = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+
+    def row(indices: Sequence[int]) -> int:
+        longest = len(sequences[indices[-1]])
+        return model.row_bytes(longest, cached=longest + max_new_tokens)
+
     with torch.inference_mode(), progress("generating", len(instructions)) as advance:
         while left:
-            indices = left[: rows.limit]
+            indices = rows.first(left, row)
             if any(index not in completions for index in indices):
                 with rows.halving(len(indices), least=1) as attempt:
                     made = _complete(model, model.batch([sequences[index] for index in indices]), max_new_tokens)

@@ -60,7 +60,8 @@ def collect(
             activations.done(rows)
             advance(len(rows))
 
-        model.over_batches(prompts, batch_size, read)
+        kept = 4 * len(model.positions) * model.n_layers * model.d_model
+        model.over_batches(prompts, batch_size, read, kept)
     return activations
 
 
@@ -100,6 +101,20 @@ def read_streams(
     handles = [before(block.module, partial(on_entry, layer)) for layer, block in enumerate(model.blocks)]
     with torch.inference_mode(), installed(handles), suppress(_EnoughReadError):
         model.last_logits(batch)
+
+
+def stream_at(model: ChatModel, batch: Batch, layer: int) -> Float[Tensor, "b s d"]:
+    """The whole residual stream on entry to one layer, where the pass ends."""
+    found: list[Tensor] = []
+
+    def on_entry(stream: Float[Tensor, "b s d"]) -> None:
+        found.append(stream)
+        raise _EnoughReadError
+
+    handles = [before(model.blocks[layer].module, on_entry)]
+    with torch.inference_mode(), installed(handles), suppress(_EnoughReadError):
+        model.last_logits(batch)
+    return found[0]
 
 
 def streams_at(

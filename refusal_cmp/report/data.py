@@ -22,6 +22,7 @@ from refusal_cmp.run.contents import (
     prompts_file,
     read_answers,
     read_baseline_metric,
+    read_choice,
     read_examples,
     read_field,
     read_fields,
@@ -56,6 +57,8 @@ class RunData:
     scores: pd.DataFrame
     """`select/scores.csv`."""
     selections: Sequence[Selection]
+    choice: str
+    """What is to be said where not all components were scored."""
     baseline_metric: Mapping[str, float]
     """The unedited model's mean refusal metric on the validation prompts of each kind."""
     rule: Rule
@@ -211,6 +214,7 @@ def read_run(session: Session) -> RunData:
         run_as={plan.label: same_as for plan, same_as in plans},
         scores=run.read_table(SCORES),
         selections=read_selections(session),
+        choice=read_choice(run),
         baseline_metric=read_baseline_metric(session),
         rule=Rule.of(config, config.methods[0]),
         fields={name: read_field(session, name) for name in config.methods},

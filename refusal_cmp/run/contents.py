@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pandas as pd
+import torch
 
 from refusal_cmp.config import BUDGET, RunConfig
 from refusal_cmp.data import Prompt
@@ -24,6 +25,7 @@ from refusal_cmp.planning import Selected
 from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection.rule import Selection
+from refusal_cmp.selection.scoring import PromptScores
 from refusal_cmp.subspace import Component, SubspaceField
 
 CONFIG = "config.yaml"
@@ -116,6 +118,16 @@ def scores_file(method: str, reach: str) -> str:
     return f"select/{method}.{reach}.safetensors"
 
 
+def read_scores(session: Session, method: str, reach: str) -> tuple[dict[tuple[int, ...], int], PromptScores]:
+    """Every prompt's scores, and the row of each (position, layer, number of directions) that was ever scored.
+
+    None is known to be in a file of an older version, which does not say what its rows are.
+    """
+    tensors = session.run.read_tensors(scores_file(method, reach))[0]
+    keys = tensors.pop("scored", torch.empty(0, 3)).tolist()
+    return {tuple(key): row for row, key in enumerate(keys)}, PromptScores(**tensors)
+
+
 def read_choices(run: RunDir) -> dict[str, Selection]:
     """What select chose, by method."""
     rows = run.read_json(SELECTION)["methods"]
@@ -150,6 +162,11 @@ def read_selected(session: Session) -> list[Selected]:
     """The subspaces of every method with the component that was selected."""
     pairs = zip(read_fields(session), read_selections(session), strict=True)
     return [Selected(field, selection.selected) for field, selection in pairs]
+
+
+def read_choice(run: RunDir) -> str:
+    """What readers have to know of a run whose components were not all scored; nothing of others."""
+    return run.read_json(SELECTION).get("choice", "") if run.has(SELECTION) else ""
 
 
 def read_baseline_metric(session: Session) -> dict[str, float]:

@@ -6,13 +6,14 @@
 
 Local scores edit the component's own layer, global ones every layer with the same subspace. The edits are
 those of the plans themselves. Many candidates share one forward pass, one edit for each group of rows, and
-a local candidate's pass starts from the cached residual stream at its layer.
+a local candidate's pass starts from the residual stream at its layer, which is kept of one layer at a time.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from refusal_cmp.edit import LowRankEdit, stack
 from refusal_cmp.model import Batch, ChatModel, refusal_metric
 from refusal_cmp.model.batching import RowBudget
+from refusal_cmp.model.reading import stream_at
 from refusal_cmp.plan import Place
 from refusal_cmp.planning import Chosen, Scope, Setting, make_plan
 from refusal_cmp.progress import Progress, silent
@@ -47,15 +49,33 @@ class PromptScores:
     kl: Float[Tensor, "c n"]
     """KL(baseline ‖ edited) on harmless prompts under the removal edit, nats."""
 
+    def at(self, rows: Sequence[int]) -> PromptScores:
+        """The scores of some candidates."""
+        return PromptScores(self.bypass[rows], self.induce[rows], self.kl[rows])
 
-@dataclass(frozen=True)
+    def __add__(self, other: PromptScores) -> PromptScores:
+        """The scores of these candidates and of others on the same prompts."""
+        pairs = ((self.bypass, other.bypass), (self.induce, other.induce), (self.kl, other.kl))
+        return PromptScores(*map(torch.cat, pairs))
+
+
+@dataclass
 class _Part:
     """A batch of validation prompts with what every candidate needs of the unedited pass."""
 
     rows: list[int]
     batch: Batch
-    streams: list[Tensor]
-    log_probs: Float[Tensor, "n vocab"]
+    metric: Float[Tensor, " n"]
+    logits: Float[Tensor, "n vocab"]
+    """Kept of prompts on which divergence from them is measured; empty of others."""
+    layer: int = 0
+    stream: Float[Tensor, "n s d"] | None = None
+    """On entry to that layer's block."""
+
+    @property
+    def log_probs(self) -> Float[Tensor, "n vocab"]:
+        """Of the unedited model, float64."""
+        return self.logits.double().log_softmax(-1)
 
 
 Edits = Mapping[Place, LowRankEdit]
@@ -89,15 +109,15 @@ class Scorer:
         self.kl_epsilon = kl_epsilon
         self.refusal_tokens = refusal_tokens
         self.rows = RowBudget(model.device, max_rows)
-        self.harmful = self._parts(harmful)
-        self.harmless = self._parts(harmless)
+        self.harmful = self._parts(harmful, with_logits=False)
+        self.harmless = self._parts(harmless, with_logits=True)
 
     def baseline(self, kind: Literal["harmful", "harmless"]) -> Float[Tensor, " n"]:
         """Refusal metric of the unedited model on each validation prompt."""
         parts = self.harmful if kind == "harmful" else self.harmless
         metric = torch.empty(sum(len(part.batch) for part in parts), dtype=torch.float64)
         for part in parts:
-            metric[part.rows] = refusal_metric(part.log_probs, self.refusal_tokens).cpu()
+            metric[part.rows] = part.metric
         return metric
 
     def score(
@@ -159,14 +179,25 @@ class Scorer:
             self._fill(kl, self.harmless, start, removed, removal, self._kl)
         return kl
 
-    def _parts(self, instructions: Sequence[str]) -> list[_Part]:
+    def _parts(self, instructions: Sequence[str], with_logits: bool) -> list[_Part]:
         parts = []
-        with torch.inference_mode():
-            for rows, batch in self.model.batches(instructions, self.rows.at_most(PART_SIZE)):
-                with self.rows.measured(len(batch)):
-                    log_probs = self.model.last_logits(batch).double().log_softmax(-1)
-                parts.append(_Part(rows, batch, self.model.streams(batch), log_probs))
+        for rows, batch in self.model.batches(instructions, self.rows.at_most(PART_SIZE)):
+            with self.rows.measured(len(batch)):
+                logits = self.model.last_logits(batch)
+                metric = refusal_metric(logits, self.refusal_tokens).cpu()
+            parts.append(_Part(rows, batch, metric, logits if with_logits else logits.new_empty(0)))
         return parts
+
+    def _stream(self, part: _Part, layer: int) -> Float[Tensor, "n s d"]:
+        """The unedited stream on entry to a layer, read on from where the part's last one was if that is before it."""
+        known = part.stream
+        if known is not None and part.layer == layer:
+            return known
+        begun = nullcontext() if known is None or part.layer > layer else self.model.resumed(part.layer, known)
+        with self.rows.halving(len(part.batch), least=len(part.batch)), begun:
+            stream = stream_at(self.model, part.batch, layer)
+        part.layer, part.stream = layer, stream
+        return stream
 
     @staticmethod
     def _unknown(parts: Sequence[_Part], *shape: int) -> Float[Tensor, "*shape n"]:
@@ -192,12 +223,13 @@ class Scorer:
         self, start: int, candidates: Sequence[_Key], edits_of: Callable[[_Key], Edits], part: _Part
     ) -> Iterator[tuple[list[_Key], Float[Tensor, "g n vocab"]]]:
         """Last-position logits of as many candidates at a time as fit in memory; there are no edits but theirs."""
-        done = 0
+        done, stream = 0, self._stream(part, start)
+        row = self.model.row_bytes(stream.shape[1])
         while done < len(candidates):
-            chunk = list(candidates[done : done + max(1, self.rows.limit // len(part.batch))])
+            chunk = list(candidates[done : done + max(1, self.rows.within(row) // len(part.batch))])
             edits = [edits_of(key) for key in chunk]
             with self.rows.halving(len(chunk) * len(part.batch), least=len(part.batch)) as attempt:
-                logits = edited_logits(self.model, start, edits, part.batch, part.streams[start])
+                logits = edited_logits(self.model, start, edits, part.batch, stream)
             if attempt.failed:
                 continue
             yield chunk, logits
@@ -205,7 +237,8 @@ class Scorer:
 
     def _kl(self, part: _Part, logits: Float[Tensor, "g n vocab"]) -> Float[Tensor, "g n"]:
         """One group at a time: the vocabulary is the large dimension."""
-        rows = [kl_divergence(part.log_probs, one.double().log_softmax(-1), self.kl_epsilon) for one in logits]
+        unedited = part.log_probs
+        rows = [kl_divergence(unedited, one.double().log_softmax(-1), self.kl_epsilon) for one in logits]
         return torch.stack(rows).cpu()
 
     def _metric(self, _: _Part, logits: Float[Tensor, "g n vocab"]) -> Float[Tensor, "g n"]:

@@ -112,6 +112,7 @@ def _evaluate(
         refusal_tokens=read_refusal_tokens(session),
         turns=read_turns(session),
         progress=session.progress,
+        say=session.say,
     )
     evaluation = evaluator.evaluate(subject)
     for dataset, rows in evaluation.examples.items():

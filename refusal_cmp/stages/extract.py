@@ -14,6 +14,7 @@ from refusal_cmp.methods import Extractor, configured
 from refusal_cmp.model.reading import collect
 from refusal_cmp.run.contents import PROMPTS, ranks_file, read_prompts, subspace_file
 from refusal_cmp.run.session import Session
+from refusal_cmp.selection.among import chosen
 from refusal_cmp.stages.prompts import KINDS, draw_prompts
 from refusal_cmp.subspace import Subspace, SubspaceField
 
@@ -38,6 +39,7 @@ def extract_stage(session: Session) -> None:
     }
     if not methods:
         return
+    chosen(config, session.model.positions, session.model.n_layers)  # select's choice, before there is any work
     for method in methods.values():
         method.check(session.model.positions, session.model.n_layers, session.model.d_model)
     train = [read_prompts(session, f"{kind}_train") for kind in KINDS]

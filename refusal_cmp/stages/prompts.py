@@ -13,6 +13,7 @@ from refusal_cmp.data import SPLITS, Columns, Prompt, Split
 from refusal_cmp.data.files import digests
 from refusal_cmp.data.sampling import EARLIER, Sampled, check_apart, draw, unlike_learned
 from refusal_cmp.data.sets import load_test, pick
+from refusal_cmp.engines import ENGINES
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.judges.first_tokens import refusal_tokens
 from refusal_cmp.run.contents import PROMPTS, prompts_file, read_prompts
@@ -67,7 +68,11 @@ def _filtered(session: Session, drawn: dict[str, Sampled]) -> dict[str, Any]:
     """What `prompts.json` holds: the prompts of every split, what was left out and why, the refusal tokens."""
     config = session.config
     prompts = {f"{kind}_{split}": drawn[kind].prompts[split] for kind in KINDS for split in SPLITS}
-    counts = {f"{kind}_{split}": {**drawn[kind].counts[split], "dropped": 0} for kind in KINDS for split in SPLITS}
+    counts = {
+        f"{kind}_{split}": {**drawn[kind].counts[split], "too_long": 0, "dropped": 0}
+        for kind in KINDS
+        for split in SPLITS
+    }
     tags = session.model.unread_tags if config.chat_template is not None else []
     if tags:
         session.say(
@@ -75,8 +80,8 @@ def _filtered(session: Session, drawn: dict[str, Sampled]) -> dict[str, Any]:
             "reads letter by letter; give its own template, unless it was trained so."
         )
     for name, sampled in prompts.items():
-        room = config.max_new_tokens if name.endswith("_test") else 0
-        session.model.check_prompts(name, [prompt.instruction for prompt in sampled], room, session.say)
+        prompts[name] = _that_fit(session, name, sampled, config.max_new_tokens if name.endswith("_test") else 0)
+        counts[name]["too_long"] = len(sampled) - len(prompts[name])
     tokens = config.refusal_tokens or refusal_tokens(
         session.model,
         [prompt.instruction for prompt in prompts["harmful_train"]],
@@ -92,10 +97,10 @@ def _filtered(session: Session, drawn: dict[str, Sampled]) -> dict[str, Any]:
             refusal_tokens="",
         )
     if config.filter_prompts:
-        for name, sampled in prompts.items():
+        for name, fitting in prompts.items():
             if not name.endswith("_test"):
-                prompts[name] = _as_expected(session, sampled, tokens, refuses=name.startswith("harmful"))
-                counts[name]["dropped"] = len(sampled) - len(prompts[name])
+                prompts[name] = _as_expected(session, fitting, tokens, refuses=name.startswith("harmful"))
+                counts[name]["dropped"] = len(fitting) - len(prompts[name])
     _report_dropped(session, counts)
     return {
         "refusal_tokens": list(tokens),
@@ -104,6 +109,28 @@ def _filtered(session: Session, drawn: dict[str, Sampled]) -> dict[str, Any]:
         "counts": counts,
         "prompts": {name: [asdict(prompt) for prompt in kept] for name, kept in prompts.items()},
     }
+
+
+def _that_fit(session: Session, name: str, prompts: list[Prompt], max_new_tokens: int) -> list[Prompt]:
+    """Those that the model's context holds, with what is to follow where that needs a place there too.
+
+    Our own engine lets rotary models run on beyond it; one with a model of its own may end there.
+    """
+    model, runs_on = session.model, ENGINES.get(session.config.engine).shares_model
+    room = model.room(max_new_tokens) if runs_on else max_new_tokens
+    fits = model.fits([prompt.instruction for prompt in prompts], room)
+    kept = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
+    with_room = f" with {room} to follow" if room else ""
+    why = f"longer{with_room} than the context of {model.context} tokens of {model.name}"
+    if not kept:
+        raise RefusalCmpError(
+            f"All {len(prompts)} prompts of {name} are {why}; give other prompts, or choose a model with a longer "
+            "context."
+        )
+    if len(kept) < len(prompts):
+        session.say(f"{name}: {len(prompts) - len(kept)} of {len(prompts)} prompts are left out: {why}.")
+    model.check_prompts(name, [prompt.instruction for prompt in kept], max_new_tokens, session.say)
+    return kept
 
 
 def _as_expected(session: Session, prompts: list[Prompt], tokens: Sequence[int], refuses: bool) -> list[Prompt]:
@@ -118,7 +145,7 @@ def _as_expected(session: Session, prompts: list[Prompt], tokens: Sequence[int],
 
 def _report_dropped(session: Session, counts: dict[str, dict[str, int]]) -> None:
     for name, count in counts.items():
-        left = count["sampled"] - count["dropped"]
+        left = count["sampled"] - count["too_long"] - count["dropped"]
         verb = "is not refused" if name.startswith("harmful") else "is refused"
         if count["dropped"]:
             session.say(f"{name}: {count['dropped']} of {count['sampled']} prompts dropped: what they ask {verb}.")
@@ -152,11 +179,11 @@ def _write_test(session: Session, dataset: str, prompts: list[Prompt]) -> None:
             "the run learns from them."
         )
     sampled = pick(kept, config.prompts(config.n_test), config.seed)
-    session.model.check_prompts(dataset, [prompt.instruction for prompt in sampled], config.max_new_tokens, session.say)
+    fitting = _that_fit(session, dataset, sampled, config.max_new_tokens)
     content = {
         "source": config.other_sets[dataset],
-        "counts": {**counts, "sampled": len(sampled)},
-        "prompts": [asdict(prompt) for prompt in sampled],
+        "counts": {**counts, "sampled": len(sampled), "too_long": len(sampled) - len(fitting)},
+        "prompts": [asdict(prompt) for prompt in fitting],
     }
     session.run.write_json(prompts_file(config, dataset), content)
     session.run.record(prompts_file(config, dataset), _source_of(config, dataset), _test_sources(session, dataset))

@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import pandas as pd
+import torch
 
 from refusal_cmp.config import BUDGET, KEEPING, KINDS, SCORING, RunConfig
 from refusal_cmp.judges.completion import judge
@@ -27,11 +28,13 @@ from refusal_cmp.run.contents import (
     read_fields,
     read_prompts,
     read_refusal_tokens,
+    read_scores,
     scores_file,
     subspace_file,
 )
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Rule, Selection, outcome, ranked_table
+from refusal_cmp.selection.among import among, said
 from refusal_cmp.selection.budget import within_budget
 from refusal_cmp.selection.rankings import prediction, spread_out, study
 from refusal_cmp.selection.scoring import PromptScores, Reach, Scorer
@@ -50,8 +53,11 @@ def select_stage(session: Session) -> None:
     scorer = cache(lambda: _scorer(session))
     for name in config.methods:
         if BUDGET in config.inlp_k and configured(config, name).has_k:
-            _settle_budget(session, read_field(session, name), scorer)
-    fields = read_fields(session)
+            _settle_budget(session, among(read_field(session, name), config), scorer)
+    fields = [among(field, config) for field in read_fields(session)]
+    choice = said(config)
+    if choice:
+        session.say(choice)
     unit = _selected_norm(session, fields, reaches, scorer)
     scores = {
         field.method: {reach: _scores(session, field, reach, scorer, unit) for reach in reaches} for field in fields
@@ -65,7 +71,12 @@ def select_stage(session: Session) -> None:
     baseline = _baseline(session, scorer)
     run.write_json(
         SELECTION,
-        {"rank_by": config.rank_by, "baseline": baseline, "methods": [asdict(one) for one in selections]},
+        {
+            "rank_by": config.rank_by,
+            "baseline": baseline,
+            "choice": choice,
+            "methods": [asdict(one) for one in selections],
+        },
     )
     run.record(SCORES, settings, {subspace_file(name): run.digest(subspace_file(name)) for name in config.methods})
     if config.compare_rankings:
@@ -74,6 +85,8 @@ def select_stage(session: Session) -> None:
             for field in fields
             for reach in reaches
         }
+        if choice:
+            sources["choice"] = choice
         edits = {field.method: _score_setting(config, field) for field in fields}
         _compare_rankings(session, fields, tables, scores, rules, edits, sources)
 
@@ -90,14 +103,22 @@ def _settle_budget(session: Session, field: SubspaceField, scorer: Callable[[], 
     name, edits = budget_file(field.method), _score_setting(config, field)
     settings = {**config.marked(KEEPING), "sites": list(edits.sites)}
     sources = {file: run.digest(file) for file in (PROMPTS, subspace_file(field.method))}
-    if not run.is_fresh(name, settings, sources):
-        done = run.journal(name, [settings, sources])
-        tried = within_budget(scorer(), field, config.kl_threshold, setting=edits, done=done, progress=session.progress)
-        run.write_table(name, tried)
+    tried = (
+        run.read_table(name) if run.is_fresh(name, settings, sources) else pd.DataFrame({"position": [], "layer": []})
+    )
+    known = {Component(*map(int, at)) for at in zip(tried["position"], tried["layer"], strict=True)}
+    left = field.only(field.subspaces.keys() - known)
+    if len(left):
+        done = run.journal(name, [settings, sources, list(left)])
+        more = within_budget(scorer(), left, config.kl_threshold, setting=edits, done=done, progress=session.progress)
+        run.write_table(name, pd.concat([tried, more]) if known else more)
         run.record(name, settings, sources)
         done.discard()
-    k, kl = read_budget(session, field.method), run.read_table(name)["kl"]
-    without = len(k) - int((kl <= config.kl_threshold).sum())  # what is within is the last tried of its component
+    k = {at: k for at, k in read_budget(session, field.method).items() if at in field.subspaces}
+    table = run.read_table(name)
+    is_within = table["kl"] <= config.kl_threshold  # what is within is the last tried of its component
+    where = zip(table["position"], table["layer"], is_within, strict=True)
+    without = len(k) - sum(within and (position, layer) in k for position, layer, within in where)
     session.say(
         f"{field.method}: its first {min(k.values())} to {max(k.values())} directions are used, as many as stay within "
         f"a KL of {number(config.kl_threshold)} nats; at {without} of {len(k)} components not even one does."
@@ -119,7 +140,7 @@ def _selected_norm(
 def _scores(
     session: Session, field: SubspaceField, reach: Reach, scorer: Callable[[], Scorer], unit: float | None
 ) -> PromptScores:
-    """The per-prompt scores of a method, from its file if that was made from the same things.
+    """The per-prompt scores of a method, from its file as far as they stand there and were made from the same things.
 
     `scorer` is called only if there is something to score; all methods then share its unedited passes. `unit` is the
     selected norm, which a candidate difference in means does not know yet: it is added with the norm that it has.
@@ -130,13 +151,17 @@ def _scores(
     settings = {**config.marked(SCORING), "sites": list(edits.sites)}
     unit = None if field.method == UNIT_METHOD else unit
     sources: dict[str, Any] = {file: run.digest(file) for file in (PROMPTS, subspace_file(field.extracted_by))}
-    sources["k"] = ",".join(str(subspace.k) for subspace in field.subspaces.values())
     if unit is not None:
         sources["selected norm"] = unit
-    if not run.is_fresh(name, settings, sources):
-        done = run.journal(name, [settings, sources])
-        scores = scorer().score(
-            field,
+    scored: dict[tuple[int, ...], int] = {}
+    if run.is_fresh(name, settings, sources):
+        scored, scores = read_scores(session, field.method, reach)
+    left = field.only([at for at, subspace in field.subspaces.items() if (*at, subspace.k) not in scored])
+    if len(left):
+        new = [(*at, subspace.k) for at, subspace in left.subspaces.items()]
+        done = run.journal(name, [settings, sources, new])
+        more = scorer().score(
+            left,
             reach,
             multipliers=config.induce_multipliers,
             setting=edits,
@@ -144,11 +169,13 @@ def _scores(
             done=done,
             progress=session.progress,
         )
-        tensors = {"bypass": scores.bypass, "induce": scores.induce, "kl": scores.kl}
+        scores = scores + more if scored else more
+        scored |= {key: len(scored) + row for row, key in enumerate(new)}
+        tensors = {"bypass": scores.bypass, "induce": scores.induce, "kl": scores.kl, "scored": torch.tensor([*scored])}
         run.write_tensors(name, tensors, {"method": field.method, "reach": reach})
         run.record(name, settings, sources)
         done.discard()
-    return PromptScores(**run.read_tensors(name)[0])
+    return scores.at([scored[*at, subspace.k] for at, subspace in field.subspaces.items()])
 
 
 def _baseline(session: Session, scorer: Callable[[], Scorer]) -> dict[str, float]:

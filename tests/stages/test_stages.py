@@ -7,6 +7,8 @@ import shutil
 
 import pandas as pd
 import pytest
+import torch
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from refusal_cmp.commands.compare import compare_runs
 from refusal_cmp.config import STAGES
@@ -27,9 +29,19 @@ def refuses_to_work(session):
 
 
 @pytest.fixture(scope="module")
-def finished(tiny, tmp_path_factory):
+def with_gradients():
+    """Of every module that a run calls, the guard's and the run's own: whether what gradients need was kept."""
+    return set()
+
+
+@pytest.fixture(scope="module")
+def finished(tiny, with_gradients, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "tiny-refuser"
-    start(path, tiny)
+    noted = register_module_forward_pre_hook(lambda *_: with_gradients.add(torch.is_grad_enabled()))
+    try:
+        start(path, tiny)
+    finally:
+        noted.remove()
     return path
 
 
@@ -71,6 +83,10 @@ def test_a_run_leaves_what_the_contract_says(finished):
     assert {stage: entry["state"] for stage, entry in manifest["stages"].items()} == dict.fromkeys(STAGES, "done")
     assert manifest["config"]["n_test"] == 4
     assert not [path for path in finished.rglob("*") if path.name.startswith(".")]
+
+
+def test_no_pass_of_a_run_keeps_what_gradients_need(finished, with_gradients):
+    assert with_gradients == {False}
 
 
 def test_results_hold_the_full_grid_with_intervals(finished):

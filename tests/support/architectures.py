@@ -323,7 +323,8 @@ CHOICES = """
   at, before any work, and it may take two seconds for one. Control tokens of the vocabulary that it writes have to be
   read as such by the tokenizer; prompts that hold some (`<|im_end|>`) are counted, with a warning.
 - A prompt longer than the model's context is refused, and so is one that leaves no room for `--max-new-tokens` where
-  positions are not rotary. The answers of rotary models may run on beyond it.
+  positions are not rotary. The answers of rotary models may run on beyond it. Of a run's prompt sets, and of texts that
+  answer prompts, such prompts are left out; a run says how many, and `prompts.json` counts them.
 
 ## Large models
 

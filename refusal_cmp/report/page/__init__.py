@@ -56,6 +56,7 @@ def render(data: RunData, outcomes: Sequence[Outcome], images: Mapping[tuple[str
         figures=placed_figures(outcomes, images),
         skipped=[one for one in outcomes if isinstance(one, Skipped)],
         selection=selection_table(data),
+        choice=data.choice,
         rankings=rankings_table(data),
         fewest_ranked=FEWEST_RANKED,
         categories=category_tables(data),

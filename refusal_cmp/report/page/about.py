@@ -11,7 +11,7 @@ from refusal_cmp.evals.perplexity import ON_DISTRIBUTION
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.wording import scope_name, sentence_list
 
-COUNTS = ("sampled", "dropped", "duplicates", "near_duplicates", "near_train", "near_val")
+COUNTS = ("sampled", "too_long", "dropped", "duplicates", "near_duplicates", "near_train", "near_val")
 """What is said of every set of prompts."""
 
 

@@ -1,0 +1,76 @@
+"""Which components are scored, and so can be chosen: those at some post-instruction tokens and in some layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from refusal_cmp.config import RunConfig
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.subspace import Component, SubspaceField
+
+
+def among(field: SubspaceField, config: RunConfig) -> SubspaceField:
+    """The part of a field that the settings `positions` and `layers` choose; all of it where they are not given.
+
+    A direction that was given for one component leaves no choice, wherever that is.
+
+    Raises
+    ------
+    RefusalCmpError
+        If they name what the model does not have, or no component with a subspace is left.
+    """
+    components = set(chosen(config, field.means.positions, field.means.n_layers))
+    found = [component for component in field if component in components]
+    if len(field) == 1 or len(found) == len(field):
+        return field
+    if not found:
+        raise RefusalCmpError(
+            f"At none of the {len(components)} components that positions and layers choose has {field.method} a "
+            f"subspace, and it has {len(field)} in all; choose others.",
+            positions="",
+            layers="",
+        )
+    return field.only(found)
+
+
+def chosen(config: RunConfig, positions: Sequence[int], n_layers: int) -> list[Component]:
+    """The components that the settings `positions` and `layers` choose of those that a model has."""
+    wanted = positions if config.positions is None else config.positions
+    for position in wanted:
+        if position not in positions:
+            raise RefusalCmpError(
+                f"The setting positions holds {position}, and the model has {len(positions)} post-instruction tokens, "
+                f"{positions[0]} to -1; choose among these.",
+                positions="",
+            )
+    layers = range(n_layers) if config.layers is None else _numbers(config.layers, n_layers)
+    return [Component(position, layer) for layer in layers for position in wanted]
+
+
+def _numbers(parts: Sequence[str], n_layers: int) -> list[int]:
+    """The layers that numbers and slices name, as in Python; what is outside of the model is refused, not cut off."""
+    named: set[int] = set()
+    for part in parts:
+        start, colon, rest = part.partition(":")
+        bounds = [int(one) if one else None for one in (start, *rest.split(":"))]
+        outside = [one for one in bounds[:2] if one is not None and not -n_layers <= one <= n_layers - (not colon)]
+        here = range(n_layers)[slice(*bounds)] if colon else bounds[:1]
+        if outside or not here:
+            raise RefusalCmpError(
+                f"The setting layers holds {part}, which names {'what is no layer' if outside else 'no layer'} of the "
+                f"model's {n_layers}, 0 to {n_layers - 1}; choose among these, as in 8:24, 8:24:2 or 8,10,12.",
+                layers="",
+            )
+        named |= {int(one) % n_layers for one in here if one is not None}
+    return sorted(named)
+
+
+def said(config: RunConfig) -> str:
+    """What readers have to know of a choice among part of the components; nothing where it was among all."""
+    parts = []
+    if config.positions is not None:
+        parts.append(f"at position{'s' * (len(config.positions) > 1)} {', '.join(map(str, config.positions))}")
+    if config.layers is not None:
+        several = len(config.layers) > 1 or ":" in config.layers[0]
+        parts.append(f"in layer{'s' * several} {', '.join(config.layers)}")
+    return f"Only components {' '.join(parts)} were scored, and could be chosen." if parts else ""
