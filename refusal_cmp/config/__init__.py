@@ -381,6 +381,7 @@ class EvaluateSettings(BaseModel):
         description="guard model: Hugging Face id, local folder, name at the endpoint, or tiny-guard",
         json_schema_extra=MODEL,
     )
+    guard_revision: str | None = Field(None, description="branch, tag or commit of the guard on the hub")
     guard_backend: Literal["hf", "vllm", "openai"] = Field("hf", description="where the guard runs")
     guard_format: Literal["auto", "llama-guard", "harmbench"] = Field(
         "auto", description="how the guard is asked; auto: by its name"

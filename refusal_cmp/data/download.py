@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.hub import HubAwayError, Repo, commit_of, explained
 
 VARIABLE = "REFUSAL_CMP_DATA"
 GITHUB = "https://raw.githubusercontent.com"
@@ -109,21 +110,37 @@ class HubDataset:
 
         copy = folder() / self.name
         where = {"path": str(copy)} if copy.is_dir() else {"path": self.name, "revision": self.commit}
+        away = None
+        try:
+            if not copy.is_dir():
+                commit_of(self._repo)
+        except HubAwayError as error:  # the library may have it in a cache of its own
+            away = error
         try:
             yield from load_dataset(**where, name=subset, split=split, streaming=streaming)
         except Exception as error:  # the library raises what its libraries raise
-            raise self._explained(error) from None
+            raise self._explained(error, away) from None
 
-    def _explained(self, error: Exception) -> RefusalCmpError:
+    @property
+    def _repo(self) -> Repo:
+        instead = f"put a copy at {folder() / self.name}"
+        return Repo(self.name, self.commit, f"the data set {self.name}", instead, "dataset")
+
+    def _explained(self, error: Exception, away: HubAwayError | None) -> RefusalCmpError:
+        said = explained(error, self._repo)
         reason = _first_line(error)
         if "gated" in reason:
             return RefusalCmpError(
                 f"The data set {self.name} is gated; accept its terms at {HUB}/{self.name} and log in with "
                 "`hf auth login`."
             )
-        return RefusalCmpError(
-            f"Cannot load the data set {self.name} of the Hugging Face hub ({reason}); check the connection, or put a "
-            f"copy at {folder() / self.name}."
+        return (
+            said
+            or away
+            or RefusalCmpError(
+                f"Cannot load the data set {self.name} of the Hugging Face hub ({reason}); check the connection, or "
+                f"{self._repo.instead}."
+            )
         )
 
 

@@ -187,14 +187,16 @@ register_evaluator = EVALUATORS.register
 
 def configured(config: RunConfig, spec: str) -> Evaluator:
     """A run's evaluator with its hyper-parameters: settings of the run, and those in its brackets."""
-    return EVALUATORS.create(spec, **_settings(config, spec))
+    return EVALUATORS.create(spec, **settings_of(config, spec))
 
 
 def facts(config: RunConfig, spec: str) -> dict[str, Any]:
     """The hyper-parameters that an evaluator's results depend on, as JSON values; of files, models in folders and
     texts that can change, by name and content.
     """
-    given = {name: value for name, value in _settings(config, spec).items() if name not in MachineSettings.model_fields}
+    given = {
+        name: value for name, value in settings_of(config, spec).items() if name not in MachineSettings.model_fields
+    }
     plain = config.model_dump(mode="json", include=set(given))
     for name, value in given.items():
         if isinstance(value, Path):
@@ -206,7 +208,7 @@ def facts(config: RunConfig, spec: str) -> dict[str, Any]:
     return plain
 
 
-def _settings(config: RunConfig, spec: str) -> dict[str, Any]:
+def settings_of(config: RunConfig, spec: str) -> dict[str, Any]:
     """The settings of the run that the evaluator's constructor takes, by name."""
     takes = inspect.signature(EVALUATORS.get(parse_spec(spec)[0])).parameters
     return {name: getattr(config, name) for name in takes if name in RunConfig.model_fields}

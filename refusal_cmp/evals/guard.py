@@ -48,6 +48,7 @@ class Guard(Evaluator):
     order = 3
 
     guard: str
+    guard_revision: str | None
     guard_backend: str
     guard_format: str
     guard_prompt: Path | None
@@ -71,7 +72,7 @@ class Guard(Evaluator):
         if self.guard_backend == "openai":
             self._backend().close()
         else:
-            check_guard(self.guard)
+            check_guard(self.guard, self.guard_revision)
 
     def evaluate(self, subject: Subject) -> Evaluation:
         """Both shares of every test set; `guard_unsafe` also by category."""
@@ -132,13 +133,20 @@ class Guard(Evaluator):
 
             return VLLMBackend(
                 self.guard,
+                revision=self.guard_revision,
                 dtype=self.dtype,
                 tensor_parallel=self.tensor_parallel,
                 gpu_memory_utilization=self.vllm_gpu_memory_utilization,
             )
         from refusal_cmp.judges.hf import HFBackend
 
-        return HFBackend(self.guard, device=self.device, dtype=self.dtype, batch_size=self.batch_size or AT_A_TIME)
+        return HFBackend(
+            self.guard,
+            revision=self.guard_revision,
+            device=self.device,
+            dtype=self.dtype,
+            batch_size=self.batch_size or AT_A_TIME,
+        )
 
 
 def _metrics(dataset: str, answers: Sequence[Answer], judgements: Sequence[Judgement]) -> list[Metric]:

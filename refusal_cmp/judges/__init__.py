@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.hub import Repo, commit_of, explained
 from refusal_cmp.model.source import model_path
 
 Messages = list[dict[str, str]]
@@ -79,20 +81,32 @@ def _note(journal: MutableMapping[int, Any], index: int, text: str) -> None:
         journal[index] = text
 
 
-def check_guard(name: str) -> None:
+def check_guard(name: str, revision: str | None = None) -> None:
     """RefusalCmpError if there is no such model, or it may not be read; only its configuration is."""
     from transformers import AutoConfig
 
+    where = at_commit(name, revision)
     try:
-        AutoConfig.from_pretrained(model_path(name))
+        AutoConfig.from_pretrained(**where)
     except (OSError, ValueError) as error:
         raise cannot_load(name, error) from error
+
+
+def at_commit(name: str, revision: str | None) -> dict[str, Any]:
+    """What transformers is asked for, at the commit that a branch or tag of the hub stands for now."""
+    path = model_path(name)
+    commit = None if Path(path).is_dir() else commit_of(_repo(name, revision))
+    return {"pretrained_model_name_or_path": path, "revision": commit}
+
+
+def _repo(name: str, revision: str | None = None) -> Repo:
+    return Repo(name, revision, f"the guard {name!r}", "give a local folder, or tiny-guard", settings={"guard": ""})
 
 
 def cannot_load(name: str, error: Exception) -> RefusalCmpError:
     """The error for a guard that transformers cannot load."""
     reason = str(error).strip().split("\n")[0].rstrip(".")
-    return RefusalCmpError(
+    return explained(error, _repo(name)) or RefusalCmpError(
         f"Cannot load the guard {name!r} ({reason}); give a Hugging Face id that can be reached, a local folder, or "
         "tiny-guard.",
         guard="",

@@ -7,9 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from refusal_cmp.judges import Backend, Request, cannot_load, tokenizer_of
+from refusal_cmp.judges import Backend, Request, at_commit, cannot_load, tokenizer_of
 from refusal_cmp.model.batching import Cost, RowBudget
-from refusal_cmp.model.source import model_path
 
 
 class HFBackend(Backend):
@@ -19,22 +18,32 @@ class HFBackend(Backend):
     ----------
     name
         Hugging Face id, local folder, or the embedded `tiny-guard`.
+    revision
+        A branch, tag or commit on the hub.
     device, dtype
         As for `ChatModel.load`.
     batch_size
         Requests in one forward pass; fewer if memory runs out.
     """
 
-    def __init__(self, name: str, *, device: str = "auto", dtype: str = "auto", batch_size: int = 64) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        revision: str | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_size: int = 64,
+    ) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         if dtype == "auto":
             dtype = "bfloat16" if device.startswith("cuda") else "float32"
-        path = model_path(name)
+        where = at_commit(name, revision)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
+            self.tokenizer = AutoTokenizer.from_pretrained(**where, padding_side="left")
+            model = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype))
         except (OSError, ValueError, RuntimeError) as error:
             raise cannot_load(name, error) from error
         self.model = model.to(device).eval()

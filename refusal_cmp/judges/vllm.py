@@ -7,7 +7,7 @@ from typing import Any
 
 from refusal_cmp.engines.vllm import first_line, start_vllm, stop_vllm
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.judges import Backend, Request, tokenizer_of
+from refusal_cmp.judges import Backend, Request, at_commit, tokenizer_of
 from refusal_cmp.model.source import ModelSource
 
 INSTEAD = {"guard_backend": "hf"}
@@ -23,6 +23,8 @@ class VLLMBackend(Backend):
     ----------
     name
         Hugging Face id, local folder, or the embedded `tiny-guard`.
+    revision
+        A branch, tag or commit on the hub.
     dtype
         `auto` is float32 on a CPU and bfloat16 on a GPU.
     tensor_parallel
@@ -32,10 +34,16 @@ class VLLMBackend(Backend):
     """
 
     def __init__(
-        self, name: str, *, dtype: str = "auto", tensor_parallel: int = 1, gpu_memory_utilization: float = 0.9
+        self,
+        name: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        tensor_parallel: int = 1,
+        gpu_memory_utilization: float = 0.9,
     ) -> None:
         self._llm: Any = start_vllm(
-            ModelSource(name, dtype=dtype),
+            ModelSource(name, revision=at_commit(name, revision)["revision"], dtype=dtype),
             tensor_parallel=tensor_parallel,
             gpu_memory_utilization=gpu_memory_utilization,
             instead=INSTEAD,

@@ -14,6 +14,7 @@ import torch
 
 from refusal_cmp.config import EMBEDDED
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.hub import Repo, commit_of, explained
 from refusal_cmp.model.foreign import reason
 from refusal_cmp.model.source import ModelSource
 
@@ -47,19 +48,19 @@ def load_pretrained(source: ModelSource, device: str) -> tuple[Any, Any]:
 
 def pinned(source: ModelSource) -> ModelSource:
     """The source at the commit that its branch or tag stands for now; one in a folder as it is."""
-    from transformers.utils import cached_file
-    from transformers.utils.hub import extract_commit_hash
-
     if Path(source.path).is_dir():
         return source
-    with _loading(source, "configuration"):
-        commit = extract_commit_hash(cached_file(source.path, "config.json", revision=source.revision), None)
-    return replace(source, revision=commit or source.revision)
+    return replace(source, revision=commit_of(_repo(source)))
+
+
+def _repo(source: ModelSource) -> Repo:
+    instead = f"give a local folder, or nothing for the embedded {EMBEDDED}"
+    return Repo(source.path, source.revision, f"model {source.name!r}", instead)
 
 
 def load_chat(source: ModelSource) -> tuple[Any, Any]:
     """The tokenizer and the generation configuration, without the weights; see `Chat.load`."""
-    tokenizer, _, generation_config = _described(source)
+    tokenizer, _, generation_config = _described(pinned(source))
     return tokenizer, generation_config
 
 
@@ -208,7 +209,7 @@ def _loading(source: ModelSource, part: str) -> Iterator[None]:
                 "say so if you trust it.",
                 trust_remote_code="",
             ) from error
-        raise RefusalCmpError(
+        raise explained(error, _repo(source)) or RefusalCmpError(
             f"Cannot load model {source.name!r}: its {part} cannot be read ({reason(error)}); {_advice(source)}."
         ) from error
 

@@ -68,10 +68,11 @@ class Session:
         Whatever `auto` or a branch mean by now: a run goes on as it was begun.
         """
         config = self.config
-        dtype, revision = config.dtype, config.revision
         begun = self.run.manifest.get("model")
         if begun is not None and STAGES[0] not in self.run.force:
-            dtype, revision = begun["dtype"], begun["revision"] or revision
+            dtype, revision = begun["dtype"], begun["revision"] or config.revision
+        else:
+            dtype, revision = config.dtype, self._commit
         return ModelSource(
             config.model,
             revision=revision,
@@ -81,6 +82,13 @@ class Session:
             system=config.system,
             trust_remote_code=config.trust_remote_code,
         )
+
+    @cached_property
+    def _commit(self) -> str | None:
+        """What the revision stands for on the hub, asked for once, so that all of a command is of one commit."""
+        from refusal_cmp.model.loading import pinned
+
+        return pinned(ModelSource(self.config.model, revision=self.config.revision)).revision
 
     def _template(self) -> str | None:
         given = self.config.chat_template

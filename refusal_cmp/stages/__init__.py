@@ -60,6 +60,7 @@ def _check(session: Session, stages: Sequence[str]) -> None:
     from refusal_cmp.methods import EXTRACTORS
     from refusal_cmp.model.loading import load_chat
     from refusal_cmp.planning import Scope
+    from refusal_cmp.stages.pinned import pinned_config
 
     model = Path(config.model)
     is_folder = model.is_absolute() or config.model.startswith((".", "~"))
@@ -77,9 +78,11 @@ def _check(session: Session, stages: Sequence[str]) -> None:
         if INTERVENTIONS.create(name).strengths is None:
             raise RefusalCmpError(f"The intervention {name!r} has no strength; take it out of the setting strengths.")
     for name in config.evals:
-        evaluator = evals.configured(config, name)
-        if "evaluate" in stages and not evaluated:
-            evaluator.check(tuple(config.test_sets))
+        evals.configured(config, name)
+    if "evaluate" in stages and not evaluated:
+        pinned = pinned_config(session)
+        for name in config.evals:
+            evals.configured(pinned, name).check(tuple(config.test_sets))
     for name in (config.harmful, config.harmless, *config.other_sets.values()):
         check_name(name)
     for scope in config.scope:

@@ -28,6 +28,7 @@ from refusal_cmp.run.contents import (
 )
 from refusal_cmp.run.journal import Journal
 from refusal_cmp.run.session import Session
+from refusal_cmp.stages.pinned import pinned_config
 from refusal_cmp.statistics.agreement import agreements
 from refusal_cmp.statistics.comparisons import compare_plans
 
@@ -39,9 +40,10 @@ def evaluate_stage(session: Session) -> None:
     """Run every evaluator on every distinct plan, tabulate all plans, and compare them in pairs."""
     plans = read_plans(session)
     distinct = [plan for plan, same_as in plans if plan.label == same_as]
-    evaluators = {name: configured(session.config, name) for name in session.config.evals}
+    config = pinned_config(session)
+    evaluators = {name: configured(config, name) for name in config.evals}
     order = sorted(evaluators, key=lambda name: ("model" not in evaluators[name].reads, evaluators[name].loads_model))
-    made_with = {name: facts(session.config, name) for name in evaluators}
+    made_with = {name: facts(config, name) for name in evaluators}
     inputs = {
         (plan.label, name): _inputs(session, plan, evaluators[name], made_with[name])
         for plan in distinct

@@ -38,6 +38,7 @@ def _environment(data: RunData) -> dict[str, Any]:
     return {
         "model": model.get("name", data.config["model"]),
         "revision": model.get("revision") or "–",
+        **({"guard's revision": data.manifest["guard"]["commit"]} if "guard" in data.manifest else {}),
         "architecture": model.get("architecture", "–"),
         "blocks × width": f"{model.get('n_layers', '–')} × {model.get('d_model', '–')}",
         "precision": model.get("dtype", "–"),
