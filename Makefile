@@ -5,15 +5,24 @@ INSTALLED := .venv/.installed
 VLLM_BIN := .venv-vllm/bin
 VLLM_INSTALLED := .venv-vllm/.installed
 
-.PHONY: demo reference test fuzz test-vllm lint docs notebooks bench clean
+.PHONY: demo real reference reference-real test fuzz test-vllm test-real lint docs notebooks bench clean
 
 demo: $(INSTALLED)  ## compare diff-in-means and INLP on the embedded chat model
 	$(BIN)/refusal-cmp run --config demo --alias demo
+
+real: $(INSTALLED)  ## the same on a real language model, SmolLM2-135M-Instruct with an adapter of ours; about twenty minutes
+	$(BIN)/refusal-cmp fetch smol-refuser
+	$(BIN)/refusal-cmp run --config real --alias real
 
 reference: $(INSTALLED)  ## make the committed run of runs/tiny-refuser again, and check it
 	rm -rf runs/tiny-refuser
 	OMP_NUM_THREADS=1 $(BIN)/refusal-cmp run --config demo --compare-rankings --device cpu
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/repository/test_reference_run.py
+
+reference-real: $(INSTALLED)  ## make the committed run of runs/smol-refuser again
+	rm -rf runs/smol-refuser
+	$(BIN)/refusal-cmp fetch smol-refuser
+	$(BIN)/refusal-cmp run --config real --compare-rankings --device cpu
 
 test: $(INSTALLED)  ## the test suite, one process per core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
@@ -23,6 +32,10 @@ fuzz: $(INSTALLED)  ## attack it for an hour: any input, damaged files, kills; s
 
 test-vllm: $(VLLM_INSTALLED)  ## the tests that run the real vLLM, on a CPU
 	VLLM_ENABLE_V1_MULTIPROCESSING=0 $(VLLM_BIN)/python -m pytest tests/vllm
+
+test-real: $(INSTALLED)  ## a real language model through the whole pipeline, on a CPU
+	$(BIN)/refusal-cmp fetch smol-refuser
+	$(BIN)/python -m pytest -rs tests/real
 
 lint: $(INSTALLED)  ## style, types, and who may import whom
 	$(BIN)/ruff format --check .
