@@ -32,7 +32,7 @@ FIRST: tuple[tuple[str, tuple[str, ...]], ...] = (
 """Metrics that matter most, with their datasets (by default all): they are shown first, and others if there is room."""
 WIDEST = 8
 """Letters of a heading's line."""
-EMBEDDED = ("tiny-", "world_")
+EMBEDDED = ("tiny-", "world_", "everyday-", "everyday_")
 """Begin the names of our own texts and tasks; there is no room to say so."""
 
 RANKINGS_LEGEND = (
