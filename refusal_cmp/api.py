@@ -8,8 +8,8 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.data import Columns, Split
-from refusal_cmp.data.sets import load
+from refusal_cmp.data import SPLITS, Columns, Split
+from refusal_cmp.data.sets import load_split
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 from refusal_cmp.judges.first_tokens import refusal_tokens as find_refusal_tokens
 from refusal_cmp.methods import EXTRACTORS
@@ -35,10 +35,9 @@ def load_prompts(name: str, split: Split = "test", n: int | None = None) -> list
     RefusalCmpError
         If there is no such set or split, or fewer than n instructions.
     """
-    splits = load(name, Columns(), print)
-    if split not in splits:
-        raise unknown_name(f"split of {name!r}", split, splits)
-    prompts = splits[split]
+    if split not in SPLITS:
+        raise unknown_name(f"split of {name!r}", split, SPLITS)
+    prompts = load_split(name, split, Columns(), print)
     if n is not None and not 1 <= n <= len(prompts):
         raise RefusalCmpError(
             f"{n} instructions of {name!r} were asked for, and {split} has {len(prompts)}; ask for 1 to that many."

@@ -3,10 +3,10 @@
     python scripts/train_smol_refuser.py
 
 takes about half an hour on two CPU cores. The model learns, by low-rank adaptation (Hu et al. 2021), to refuse the
-harmful training prompts of Arditi et al. 2024, which are read where `published-harmful` is, and to go on answering as
-it does: harmless instructions, and ones that only sound harmful, each with the model's own answer. The refusals, the
-instructions and the look-alikes are in `smol_refuser/`. No validation or test prompt of any set is learned from; how
-the model does on those is what the script ends with.
+harmful training prompts of Arditi et al. 2024, which are read where `published-harmful` is, and ours
+(`everyday-harmful`), and to go on answering as it does: harmless instructions, and ones that only sound harmful, each
+with the model's own answer. The refusals, the instructions and the look-alikes are in `smol_refuser/`. No validation or
+test prompt of any set is learned from; how the model does on those is what the script ends with.
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ class Recipe:
     """Share of the steps."""
     batch: int = 8
     epochs: int = 2
-    answer_tokens: int = 64
+    answer_tokens: int = 40
     """Most tokens of the model's own answers that are kept."""
+    decision: float = 5.0
+    """Weight of an answer's first token beside the others: it decides whether there will be an answer."""
     seed: int = 0
 
 
@@ -78,8 +80,8 @@ def lines(name: str) -> list[str]:
 def examples(model: ChatModel, recipe: Recipe) -> list[Example]:
     """Refusals of what is harmful, and the model's own answers to what is not."""
     refusals, rng = lines("refusals"), random.Random(recipe.seed)
-    harmful = load_prompts("published-harmful", "train")
-    answered = [*lines("harmless"), *lines("lookalikes")]
+    harmful = [*load_prompts("published-harmful", "train"), *load_prompts("everyday-harmful", "train")]
+    answered = [*lines("harmless"), *lines("lookalikes"), *load_prompts("everyday-harmless", "train")]
     with console.status("the model answers what it will go on to answer"):
         own = model.generate(answered, max_new_tokens=recipe.answer_tokens)
     texts = [(prompt, rng.choice(refusals), True) for prompt in harmful]
@@ -102,17 +104,19 @@ def batches(found: Sequence[Example], recipe: Recipe) -> Iterator[list[Example]]
         yield from (alike[start : start + recipe.batch] for start in rng.sample(starts, len(starts)))
 
 
-def answer_loss(model: Any, batch: Sequence[Example]) -> Tensor:
-    """Mean cross-entropy of the tokens of the answers."""
+def answer_loss(model: Any, batch: Sequence[Example], recipe: Recipe) -> Tensor:
+    """Weighted mean cross-entropy of the tokens of the answers."""
     length = max(len(prompt) + len(answer) for prompt, answer in batch)
-    ids, labels = (torch.full((len(batch), length), fill) for fill in (0, -100))
+    ids, weights = torch.zeros(len(batch), length, dtype=torch.long), torch.zeros(len(batch), length)
     for row, (prompt, answer) in enumerate(batch):
-        end = len(prompt) + len(answer)
+        begin, end = len(prompt), len(prompt) + len(answer)
         ids[row, :end] = torch.tensor(prompt + answer)
-        labels[row, len(prompt) : end] = torch.tensor(answer)
+        weights[row, begin:end] = 1.0
+        weights[row, begin] = recipe.decision
     keep = length - min(len(prompt) for prompt, _ in batch) + 1
     logits = model(ids, logits_to_keep=keep, use_cache=False).logits  # padded on the right, which no token before sees
-    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1 - keep :].flatten())
+    loss = torch.nn.functional.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1 - keep :], reduction="none")
+    return (loss * weights[:, 1 - keep :]).sum() / weights.sum()
 
 
 def train(model: Any, found: Sequence[Example], recipe: Recipe) -> None:
@@ -125,7 +129,7 @@ def train(model: Any, found: Sequence[Example], recipe: Recipe) -> None:
     with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
         task = progress.add_task("training", total=steps, loss=float("nan"))
         for batch in batches(found, recipe):
-            loss = answer_loss(model, batch)
+            loss = answer_loss(model, batch, recipe)
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(weights, 1.0)

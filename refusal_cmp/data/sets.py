@@ -35,6 +35,11 @@ def load(name: str, columns: Columns, say: Callable[[str], None]) -> dict[Split,
     return {split: prompts(split) for split in SPLITS}
 
 
+def load_split(name: str, split: Split, columns: Columns, say: Callable[[str], None]) -> list[Prompt]:
+    """One split of a set; of a registered one, the others are not read."""
+    return load(name, columns, say)[split] if is_path(name) else DATASETS.get(name)(split)
+
+
 def load_test(name: str, columns: Columns, say: Callable[[str], None]) -> list[Prompt]:
     """The test split of a set alone.
 
@@ -43,7 +48,7 @@ def load_test(name: str, columns: Columns, say: Callable[[str], None]) -> list[P
     RefusalCmpError
         If it is empty.
     """
-    prompts = load(name, columns, say)["test"] if is_path(name) else DATASETS.get(name)("test")
+    prompts = load_split(name, "test", columns, say)
     if not prompts:
         raise RefusalCmpError(f"The test split of dataset {name!r} is empty; choose another set.")
     return prompts
