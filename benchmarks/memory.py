@@ -21,7 +21,7 @@ from refusal_cmp.config import load_config
 from refusal_cmp.data import DATASETS
 from refusal_cmp.evals import Answer, Subject, configured
 from refusal_cmp.evals.capability import _strict_lm
-from refusal_cmp.model import ChatModel, batching, model_path
+from refusal_cmp.model import ChatModel, model_path
 from refusal_cmp.model.batching import PASS_ROWS, Cost, RowBudget, peak, start_peak
 from refusal_cmp.model.losses import Scored, losses
 from refusal_cmp.model.reading import collect
@@ -91,13 +91,13 @@ def complete(model: ChatModel) -> None:
 def measure_losses(model: ChatModel) -> None:
     """Texts of the length at which they are cut."""
     vocabulary = model.model.config.vocab_size
-    ids = torch.randint(vocabulary, (24, TEXT), generator=torch.Generator().manual_seed(0)).tolist()
+    ids = torch.randint(vocabulary, (12, TEXT), generator=torch.Generator().manual_seed(0)).tolist()
     losses(model, [Scored(text, TEXT - 1) for text in ids])
 
 
 def ask_questions(model: ChatModel) -> None:
     """Questions with five shots, four answers each."""
-    ids = torch.randint(1000, (8, SHOTS), generator=torch.Generator().manual_seed(0)).tolist()
+    ids = torch.randint(1000, (10, SHOTS), generator=torch.Generator().manual_seed(0)).tolist()
     lm = _strict_lm(model, None)
     lm._loglikelihood_tokens([(None, context, [answer]) for context in ids for answer in range(4)])
 
@@ -120,10 +120,8 @@ MEASURED: dict[str, Callable[[ChatModel], None]] = {
 }
 
 
-def measure(work: str, folder: str | None, with_budget: bool = True) -> dict[str, Any]:
+def measure(work: str, folder: str | None) -> dict[str, Any]:
     """Peak of one piece of work, in GiB: beyond what was held before it, and beside the weights in all."""
-    if not with_budget:
-        batching.PASS_BYTES = batching.SLICE_BYTES = 2**50
     model, device = load(folder), torch.device("cpu")
     weights = sum(one.numel() * one.element_size() for one in model.model.parameters())
     before = start_peak(device)
@@ -161,10 +159,8 @@ def main() -> None:
     measured = []
     for work in args.work:
         row = in_own_process(measure, work, args.model)
-        row["pass_gib_unbounded"] = in_own_process(measure, work, args.model, False)["pass_gib"]
         print(
-            f"{work}: {row['pass_gib']:.2f} GiB, beside the weights {row['beside_weights_gib']:.2f} GiB in all; "
-            f"without the budget {row['pass_gib_unbounded']:.2f} GiB",
+            f"{work}: {row['pass_gib']:.2f} GiB, beside the weights {row['beside_weights_gib']:.2f} GiB in all",
             flush=True,
         )
         measured.append(row)

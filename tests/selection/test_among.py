@@ -100,7 +100,9 @@ def test_what_the_model_does_not_have_is_refused_before_activations_are_read(tin
 
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("runs") / "some", tiny, "report", compare_rankings=True, **SOME)
+    few = {"interventions": "ablation", "scope": "single", "eval_datasets": "harmful", "evals": "refusal"}
+    path = tmp_path_factory.mktemp("runs") / "some"
+    return make_run(path, tiny, "report", compare_rankings=True, max_new_tokens=4, **SOME, **few)
 
 
 def test_only_what_is_chosen_is_scored_and_can_be_selected(run):
