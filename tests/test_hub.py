@@ -230,7 +230,7 @@ def test_a_hub_that_is_away_is_waited_for_once_and_its_cache_used(hub, machine, 
     done = load(machine, name)
     assert done.out.strip() == commit, done.err
     assert f"the cache is read, commit {commit}: the hub at {hub.url} cannot be reached (ReadTimeout" in done.err
-    assert len(hub.asked) == 1
+    assert hub.count(name) == 1
     assert load(machine, name, commit).err == ""
 
 
@@ -274,13 +274,13 @@ def test_a_run_goes_on_with_its_guards_commit_when_the_branch_moves(hub, machine
     assert manifest(machine, "guarded")["guard"] == {"name": name, "revision": None, "commit": first}
     second = hub.push(f"models/{name}", guard | {"README.md": b"Another commit."})
     hub.asked.clear()
-    done = machine.run(*given, "--interventions", "ablation,nullspace[k=1]", "--from", "infer")
+    done = machine.run(*given, "--interventions", "ablation,affine", "--from", "infer")
     assert done.status == 0, done.err
     assert manifest(machine, "guarded")["guard"]["commit"] == first
     assert hub.count(second) == 0
     done = machine.run(*given, "--interventions", "ablation", "--from", "evaluate", "--guard-revision", second)
     assert f"guard-revision was '{first}' and is now '{second}'" in done.err
-    done = machine.run(*given, "--interventions", "ablation,nullspace[k=1]", "--from", "evaluate", "--force")
+    done = machine.run(*given, "--interventions", "ablation,affine", "--from", "evaluate", "--force")
     assert done.status == 0, done.err
     assert manifest(machine, "guarded")["guard"]["commit"] == second
 
@@ -316,7 +316,7 @@ def test_a_data_set_is_read_at_its_commit(hub, machine, name, how):
     hub.push(f"datasets/{name}", DATA | {"rows.jsonl": b'{"text": "three"}\n'})
     done = rows(machine, name, commit, how)
     assert (done.status, done.out, done.err) == (0, "one\ntwo\n", "")
-    assert hub.count("resolve/") == hub.count(f"resolve.*/{commit}/")
+    assert hub.count("resolve") == hub.count(f"resolve.*/{commit}/") > 0
 
 
 @pytest.mark.parametrize(
@@ -332,7 +332,8 @@ def test_a_data_set_that_may_not_be_read_is_one_sentence(hub, machine, name, acc
     commit = hub.push(f"datasets/{name}", DATA)
     hub.repos[f"datasets/{name}"].access = access
     done = rows(machine, name, commit, **({"HF_TOKEN": token} if token else {}))
-    assert f"Cannot load the data set {name}: {says.format(url=hub.url, name=name)}" in sentence(done)
+    assert f"Cannot load the data set {name}: " in sentence(done)
+    assert says.format(url=hub.url, name=name) in done.err
 
 
 @pytest.mark.parametrize(
@@ -353,8 +354,9 @@ def test_a_data_set_is_there_once_what_goes_wrong_is_right(hub, machine, name, t
     assert (done.out, done.err) == ("one\ntwo\n", "")
 
 
-def test_a_data_set_in_the_cache_needs_no_hub(tmp_path):
+def test_a_data_set_in_the_cache_needs_no_hub_if_it_is_of_its_commit(tmp_path):
     with running_hub() as hub:
+        older = hub.push("datasets/me/data", DATA | {"rows.jsonl": b'{"text": "three"}\n'})
         commit = hub.push("datasets/me/data", DATA)
         machine = Machine(hub, tmp_path)
         assert rows(machine, "me/data", commit).out == "one\ntwo\n"
@@ -362,6 +364,7 @@ def test_a_data_set_in_the_cache_needs_no_hub(tmp_path):
         done = rows(machine, "me/data", commit)
         assert (done.out, done.err) == ("one\ntwo\n", "")
         assert done.seconds < 10
-        done = rows(machine, "me/other", commit)
-        assert "cannot be reached (ConnectError" in sentence(done)
-        assert done.seconds < 10
+        for done in (rows(machine, "me/data", older), rows(machine, "me/other", commit)):
+            assert "cannot be reached (ConnectError" in sentence(done)
+            assert done.out == ""
+            assert done.seconds < 10
