@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import httpx2
-from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_url
+from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_url, set_client_factory
 from huggingface_hub.errors import (
     FileMetadataError,
     GatedRepoError,
@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils._http import default_client_factory
 
 from refusal_cmp.errors import RefusalCmpError
 
@@ -37,6 +38,8 @@ SOON: Any = 10
 """Seconds to wait for an answer of a hub that can be done without."""
 PATIENTLY: Any = httpx2.Timeout(60, connect=10)
 """Seconds to wait for one that cannot, which may be slow, but has to be there."""
+AT_MOST = 20.0
+"""Seconds without an answer, where the libraries set no limit and would wait for ever."""
 BUSY = (408, 429, 500, 502, 503, 504)
 """Answers of a hub that may have a better one later."""
 _ERRORS = (
@@ -190,6 +193,20 @@ def _verdict(error: BaseException, repo: Repo) -> Verdict | None:
                 f"check the connection, or {repo.instead}",
                 is_away=True,
             )
+
+
+def _client() -> httpx2.Client:
+    client = default_client_factory()
+    client.event_hooks["request"].append(_limit)
+    return client
+
+
+def _limit(request: httpx2.Request) -> None:
+    given = request.extensions.get("timeout", {})
+    request.extensions["timeout"] = {part: AT_MOST if seconds is None else seconds for part, seconds in given.items()}
+
+
+set_client_factory(_client)
 
 
 def _ask(repo: Repo, *, patiently: bool) -> str:

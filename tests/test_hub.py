@@ -234,6 +234,15 @@ def test_a_hub_that_is_away_is_waited_for_once_and_its_cache_used(hub, machine, 
     assert load(machine, name, commit).err == ""
 
 
+def test_no_question_is_without_a_limit_of_time(hub, machine, name):
+    hub.troubles.append(Trouble("api", silent=True))
+    code = (
+        f"from refusal_cmp import hub; hub.AT_MOST = 1; from huggingface_hub import HfApi; HfApi().model_info({name!r})"
+    )
+    done = machine.run("-c", f"try:\n    {code}\nexcept Exception as error: print(type(error).__name__)")
+    assert done.out == "ReadTimeout\n"
+
+
 def test_without_a_hub_there_is_the_cache_or_a_sentence_and_no_waiting(tmp_path):
     with running_hub() as hub:
         commit = hub.push("models/me/one", MODEL)
