@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import httpx2
-from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_url
+from huggingface_hub import constants, get_hf_file_metadata, get_token, hf_hub_url, set_client_factory
 from huggingface_hub.errors import (
     FileMetadataError,
     GatedRepoError,
@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.file_download import repo_folder_name
+from huggingface_hub.utils._http import default_client_factory
 
 from refusal_cmp.errors import RefusalCmpError
 
@@ -37,6 +38,8 @@ SOON: Any = 10
 """Seconds to wait for an answer of a hub that can be done without."""
 PATIENTLY: Any = httpx2.Timeout(60, connect=10)
 """Seconds to wait for one that cannot, which may be slow, but has to be there."""
+AT_MOST = 20.0
+"""Seconds without an answer, where the libraries set no limit and would wait for ever."""
 BUSY = (408, 429, 500, 502, 503, 504)
 """Answers of a hub that may have a better one later."""
 _ERRORS = (
@@ -102,15 +105,14 @@ def commit_of(repo: Repo) -> str:
     try:
         found = _ask(repo, patiently=known is None)
     except _ERRORS as error:
-        refused = explained(error, repo)
-        if refused is None:
+        verdict = _verdict(error, repo)
+        if verdict is None:
             raise
-        is_away = isinstance(refused, HubAwayError)
-        constants.HF_HUB_OFFLINE = OFFLINE or is_away or known is not None
-        if known is None or (known != repo.revision and not is_away):
-            raise refused from None
+        constants.HF_HUB_OFFLINE = OFFLINE or verdict.is_away or known is not None
+        if known is None or (known != repo.revision and not verdict.is_away):
+            raise verdict.sentence(repo) from None
         if known != repo.revision and not OFFLINE:
-            warnings.warn(f"{refused} Going on with commit {known}, which is in the cache.", stacklevel=2)
+            warnings.warn(f"Of {repo.what} the cache is read, commit {known}: {verdict.why}.", stacklevel=2)
         return known
     if found != repo.revision:
         with suppress(OSError):  # a cache that cannot be written
@@ -119,43 +121,92 @@ def commit_of(repo: Repo) -> str:
     return found
 
 
+class Verdict(NamedTuple):
+    """What is wrong, and what to do."""
+
+    why: str
+    do: str
+    is_away: bool = False
+
+    def sentence(self, repo: Repo) -> RefusalCmpError:
+        """It as an error."""
+        kind = HubAwayError if self.is_away else RefusalCmpError
+        return kind(f"Cannot load {repo.what}: {self.why}; {self.do}.", **repo.settings)
+
+
 def explained(error: BaseException, repo: Repo) -> RefusalCmpError | None:
     """The sentence for an error whose cause is what the hub says, or the way to it; None if it is another."""
+    verdict = _verdict(error, repo)
+    return verdict and verdict.sentence(repo)
+
+
+def _verdict(error: BaseException, repo: Repo) -> Verdict | None:
     said = next((one for one in _chain(error) if isinstance(one, _ERRORS)), None)
     status = said.response.status_code if isinstance(said, HfHubHTTPError) else 0
-    hub, kind = f"the hub at {constants.ENDPOINT}", RefusalCmpError
+    hub = f"the hub at {constants.ENDPOINT}"
     match said:
         case None | RemoteEntryNotFoundError():
             return None
         case GatedRepoError() if get_token() is None:
-            why, do = "it is gated", f"accept its terms at {repo.page}, and log in with `hf auth login`"
+            return Verdict("it is gated", f"accept its terms at {repo.page}, and log in with `hf auth login`")
         case GatedRepoError():
-            why = "it is gated, and your token does not open it"
-            do = f"accept its terms or ask for access at {repo.page}, or log in with `hf auth login` as who has it"
+            return Verdict(
+                "it is gated, and your token does not open it",
+                f"accept its terms or ask for access at {repo.page}, or log in with `hf auth login` as who has it",
+            )
         case RevisionNotFoundError():
-            why = f"{hub} has no revision {repo.revision!r} of it"
-            do = f"give a branch, tag or commit of those at {repo.page}"
+            return Verdict(
+                f"{hub} has no revision {repo.revision!r} of it",
+                f"give a branch, tag or commit of those at {repo.page}",
+            )
         case HFValidationError():
-            why = "it is neither a folder that is there nor an id of the hub, OWNER/NAME"
-            do = "give one of them"
+            return Verdict("it is neither a folder that is there nor an id of the hub, OWNER/NAME", "give one of them")
         case RepositoryNotFoundError():
-            why = f"{hub} has none of that name, or only for others than {'your token' if get_token() else 'everybody'}"
-            do = f"check the name, log in with `hf auth login`, or {repo.instead}"
+            others = "your token" if get_token() else "everybody"
+            return Verdict(
+                f"{hub} has none of that name, or only for others than {others}",
+                f"check the name, log in with `hf auth login`, or {repo.instead}",
+            )
         case HfHubHTTPError() if status == 401:
-            why, do = f"{hub} does not know your token", "log in again with `hf auth login`, or unset HF_TOKEN"
+            return Verdict(f"{hub} does not know your token", "log in again with `hf auth login`, or unset HF_TOKEN")
         case HfHubHTTPError():
-            why, do = f"{hub} answers {status} {said.response.reason_phrase}", f"try again later, or {repo.instead}"
-            kind = HubAwayError if status in BUSY else RefusalCmpError
+            return Verdict(
+                f"{hub} answers {status} {said.response.reason_phrase}",
+                f"try again later, or {repo.instead}",
+                is_away=status in BUSY,
+            )
         case OfflineModeIsEnabled() if OFFLINE:
-            why = f"it is not in the cache at {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE keeps from asking the hub"
-            do, kind = f"unset that, or {repo.instead}", HubAwayError
+            return Verdict(
+                f"it is not in the cache at {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE keeps from asking the hub",
+                f"unset that, or {repo.instead}",
+                is_away=True,
+            )
         case FileMetadataError():
-            why, kind = f"what answers at {constants.ENDPOINT} is not the hub", HubAwayError
-            do = f"see whether HF_ENDPOINT is right and no proxy or login page stands between, or {repo.instead}"
+            return Verdict(
+                f"what answers at {constants.ENDPOINT} is not the hub",
+                f"see whether HF_ENDPOINT is right and no proxy or login page stands between, or {repo.instead}",
+                is_away=True,
+            )
         case _:
-            why, kind = f"{hub} cannot be reached ({_words(said)})", HubAwayError
-            do = f"check the connection, or {repo.instead}"
-    return kind(f"Cannot load {repo.what}: {why}; {do}.", **repo.settings)
+            return Verdict(
+                f"{hub} cannot be reached ({_words(said)})",
+                f"check the connection, or {repo.instead}",
+                is_away=True,
+            )
+
+
+def _client() -> httpx2.Client:
+    client = default_client_factory()
+    client.event_hooks["request"].append(_limit)
+    return client
+
+
+def _limit(request: httpx2.Request) -> None:
+    given = request.extensions.get("timeout", {})
+    request.extensions["timeout"] = {part: AT_MOST if seconds is None else seconds for part, seconds in given.items()}
+
+
+set_client_factory(_client)
 
 
 def _ask(repo: Repo, *, patiently: bool) -> str:

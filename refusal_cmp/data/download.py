@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -77,7 +78,7 @@ class Repository:
                 os.replace(fetched, copy)
         except RequestException as error:
             raise RefusalCmpError(
-                f"Cannot download {base}{path} ({_first_line(error)}); check the connection, or put a copy at {copy}."
+                f"Cannot download {base}{path} ({_reason(error)}); check the connection, or put a copy at {copy}."
             ) from None
         except ValueError:  # pooch: another checksum
             raise RefusalCmpError(
@@ -117,9 +118,18 @@ class HubDataset:
         except HubAwayError as error:  # the library may have it in a cache of its own
             away = error
         try:
-            yield from load_dataset(**where, name=subset, split=split, streaming=streaming)
+            rows = load_dataset(**where, name=subset, split=split, streaming=streaming)
+            if away is not None:
+                self._check_commit(rows)
+            yield from rows
         except Exception as error:  # the library raises what its libraries raise
             raise self._explained(error, away) from None
+
+    def _check_commit(self, rows: Any) -> None:
+        """ValueError for another commit: without a hub the library takes what it has read last."""
+        folders = [Path(file["filename"]).parent.name for file in getattr(rows, "cache_files", [])]
+        if not {self.commit}.issuperset(folders):
+            raise ValueError("another commit is in the cache")
 
     @property
     def _repo(self) -> Repo:
@@ -155,6 +165,12 @@ def _origin(note: Path) -> dict[str, Any]:
 
 def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _reason(error: BaseException) -> str:
+    """What a request failed of, without the pool of connections that it was made in."""
+    inner = getattr(error.args[0], "reason", error) if error.args else error
+    return re.sub(r"^\w+\(.*?\): ", "", _first_line(inner))
 
 
 def _first_line(error: BaseException) -> str:

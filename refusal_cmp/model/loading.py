@@ -217,4 +217,6 @@ def _loading(source: ModelSource, part: str) -> Iterator[None]:
 def _advice(source: ModelSource) -> str:
     if Path(source.path).is_dir():
         return "mend that folder, download it again, or give another"
-    return f"give a Hugging Face id that can be reached, a local folder, or nothing for the embedded {EMBEDDED}"
+    repo = _repo(source)
+    again = f"delete {repo.cache} to download it again, " if repo.cache.is_dir() else ""
+    return f"{again}give another Hugging Face id, a local folder, or nothing for the embedded {EMBEDDED}"

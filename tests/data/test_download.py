@@ -19,6 +19,9 @@ OURS = Repository("owner/name", "c0ffee")
 PINNED = Repository("owner/name", "c0ffee", {PATH: hashlib.sha256(b"one\n").hexdigest()})
 
 
+STATUSES = {"busy": 503, "forbidden": 403, "too many": 429}
+
+
 class Server(http.server.SimpleHTTPRequestHandler):
     """Files of a folder, with what can go wrong: `trouble` is what the next requests meet."""
 
@@ -31,13 +34,15 @@ class Server(http.server.SimpleHTTPRequestHandler):
     def do_GET(self):
         self.asked.append(self.path)
         trouble = self.trouble.pop(0) if self.trouble else ""
-        if trouble == "busy":
-            self.send_error(503)
-        elif trouble == "cut off":
+        if trouble in STATUSES:
+            self.send_error(STATUSES[trouble])
+        elif trouble in ("cut off", "stalled"):
             self.send_response(200)
             self.send_header("Content-Length", "1000")
             self.end_headers()
             self.wfile.write(b"on")
+            if trouble == "stalled":
+                self.server.released.wait(30)
         elif trouble == "silent":
             self.server.released.wait(30)
         else:
@@ -120,7 +125,14 @@ def test_a_file_stays_what_it_was_at_its_first_download(server):
 
 @pytest.mark.parametrize(
     ("trouble", "says"),
-    [("busy", "503"), ("cut off", "bytes read"), ("silent", "timed out")],
+    [
+        ("busy", "503"),
+        ("forbidden", "403"),
+        ("too many", "429"),
+        ("cut off", "bytes read"),
+        ("silent", "timed out"),
+        ("stalled", "timed out"),
+    ],
 )
 def test_a_failed_download_is_one_sentence_and_leaves_no_file(server, monkeypatch, trouble, says):
     monkeypatch.setattr(download, "TIMEOUT", 0.5)
@@ -163,3 +175,11 @@ def test_commits_and_checksums_are_whole():
     checksums = [known for one in pinned if isinstance(one, Repository) for known in one.checksums.values()]
     assert {len(bytes.fromhex(one.commit)) for one in pinned} == {20}
     assert {len(bytes.fromhex(known)) for known in checksums} == {32}
+
+
+def test_a_server_that_is_not_there_is_said_in_words(server, monkeypatch):
+    monkeypatch.setattr(download, "GITHUB", "http://127.0.0.1:9")
+    with pytest.raises(
+        RefusalCmpError, match=r"x\.txt \(Failed to establish a new connection: .* refused\); check the"
+    ):
+        OURS.file(PATH)

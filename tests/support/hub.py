@@ -134,12 +134,12 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         length = int(self.headers.get("Content-Length") or 0)
         form = parse_qs(self.rfile.read(length).decode())
-        path = unquote(urlsplit(self.path).path)
+        path = urlsplit(self.path).path
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
-        asked = Asked(self.command, path, self.headers.get("Range"), token)
+        asked = Asked(self.command, unquote(path), self.headers.get("Range"), token)
         with self.hub.lock:
             self.hub.asked.append(asked)
-        trouble = self.hub.meet(self.command, path)
+        trouble = self.hub.meet(self.command, unquote(path))
         if trouble.silent:
             self.hub.released.wait()
             self.close_connection = True
@@ -165,16 +165,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def _answer(self, path: str, token: str | None, form: dict[str, list[str]]) -> tuple[Any, dict[str, str]]:
         """The body, None for a redirect, and the headers."""
-        if stored := re.fullmatch(r"/storage/(\w+)/.*", path):
+        if stored := matched(r"/storage/(\w+)/.*", path):
             contents = (
                 file for repo in self.hub.repos.values() for one in repo.commits.values() for file in one.values()
             )
             return next(one for one in contents if hashlib.sha256(one).hexdigest() == stored[1]), {}
         kind = "(models|datasets)"
-        if asked := re.fullmatch(rf"/api/{kind}/([^/]+/[^/]+)(?:/revision/(.+))?", path):
-            _, commit = self._find(f"{asked[1]}/{asked[2]}", asked[3], token)
+        if asked := matched(rf"/api/{kind}/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+            _, commit = self._find(f"{asked[1]}/{asked[2]}", asked[3] or None, token)
             return _json({**self._facts(f"{asked[1]}/{asked[2]}", commit)}), {}
-        if asked := re.fullmatch(rf"/api/{kind}/([^/]+/[^/]+)/(tree|paths-info)/([^/]+)/?(.*)", path):
+        if asked := matched(rf"/api/{kind}/([^/]+/[^/]+)/(tree|paths-info)/([^/]+)/?(.*)", path):
             repo, commit = self._find(f"{asked[1]}/{asked[2]}", asked[4], token)
             files = repo.commits[commit]
             if asked[3] == "paths-info":
@@ -184,9 +184,9 @@ class Handler(BaseHTTPRequestHandler):
             if asked[5] and not entries:
                 raise HubError(404, "EntryNotFound", NOT_FOUND["EntryNotFound"])
             return _json(entries), {}
-        if asked := re.fullmatch(rf"/api/resolve-cache/{kind}/([^/]+/[^/]+)/([^/]+)/(.+)", path):
+        if asked := matched(rf"/api/resolve-cache/{kind}/([^/]+/[^/]+)/([^/]+)/(.+)", path):
             return self._file(f"{asked[1]}/{asked[2]}", asked[3], asked[4], token)
-        if asked := re.fullmatch(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+        if asked := matched(r"/(datasets/)?([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self._resolve(f"{asked[1] or 'models/'}{asked[2]}", asked[3], asked[4], token)
         raise HubError(404, None, "Sorry, we can't find the page you are looking for.")
 
@@ -273,6 +273,12 @@ class Handler(BaseHTTPRequestHandler):
             super().handle_one_request()
         except OSError:  # the client left
             self.close_connection = True
+
+
+def matched(pattern: str, path: str) -> list[str] | None:
+    """The parts of a path, of which one may hold a quoted slash; the first is the whole."""
+    found = re.fullmatch(pattern, path)
+    return [unquote(part or "") for part in (found[0], *found.groups())] if found else None
 
 
 def _json(content: Any) -> bytes:
@@ -387,7 +393,8 @@ class Machine:
 
     def run(self, *arguments: str, **environment: str) -> Done:
         """`refusal-cmp` with these arguments, or Python after `-c`."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         started = time.monotonic()
         self.process.stdin.write(json.dumps([str(self.home), environment, arguments]) + "\n")
         self.process.stdin.flush()
@@ -395,8 +402,10 @@ class Machine:
         seconds = time.monotonic() - started
         return Done(status, (self.home / "out").read_text(), (self.home / "err").read_text(), seconds)
 
-    def close(self) -> None:
-        """End the process."""
+    def __enter__(self) -> Machine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
