@@ -18,6 +18,7 @@ from refusal_cmp.errors import RefusalCmpError, unknown_name
 from refusal_cmp.evals import NON_FINITE, Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator, share
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.batching import MOST_ROWS
+from refusal_cmp.model.source import clock
 from refusal_cmp.statistics import Estimate, normal_interval, rate
 
 EMBEDDED_TASKS = files("refusal_cmp") / "assets" / "tasks"
@@ -273,6 +274,7 @@ def _strict_lm(model: ChatModel, batch_size: int | None) -> Any:
         tokenizer=model.tokenizer,
         batch_size="auto" if model.device.type == "cuda" else batch_size or MOST_ROWS["cpu"],
         max_length=model.context,
+        chat_template_args=clock(model.date),
     )
 
 

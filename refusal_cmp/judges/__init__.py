@@ -10,10 +10,13 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+from refusal_cmp.config import DATE
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.model.source import model_path
+from refusal_cmp.model.loading import load_chat
+from refusal_cmp.model.source import ModelSource, clock
 
 Messages = list[dict[str, str]]
 Request = Messages | str
@@ -80,30 +83,26 @@ def _note(journal: MutableMapping[int, Any], index: int, text: str) -> None:
 
 
 def check_guard(name: str) -> None:
-    """RefusalCmpError if there is no such model, or it may not be read; only its configuration is."""
-    from transformers import AutoConfig
+    """RefusalCmpError if there is no such model, or it may not be read; all but its weights is."""
+    with loading_guard(name):
+        load_chat(ModelSource(name))
 
+
+@contextmanager
+def loading_guard(name: str) -> Iterator[None]:
+    """What is wrong with a model is said of a guard."""
     try:
-        AutoConfig.from_pretrained(model_path(name))
-    except (OSError, ValueError) as error:
-        raise cannot_load(name, error) from error
+        yield
+    except RefusalCmpError as error:
+        why = str(error).removeprefix(f"Cannot load model {name!r}: ")
+        raise RefusalCmpError(f"Cannot load the guard {name!r}: {why}", guard="") from error
 
 
-def cannot_load(name: str, error: Exception) -> RefusalCmpError:
-    """The error for a guard that transformers cannot load."""
-    reason = str(error).strip().split("\n")[0].rstrip(".")
-    return RefusalCmpError(
-        f"Cannot load the guard {name!r} ({reason}); give a Hugging Face id that can be reached, a local folder, or "
-        "tiny-guard.",
-        guard="",
-    )
-
-
-def tokenizer_of(tokenizer: Any, name: str) -> Callable[[Request], list[int]]:
+def tokenizer_of(tokenizer: Any, name: str, date: str = DATE) -> Callable[[Request], list[int]]:
     """The function that turns a request into token ids, conversations by the tokenizer's own chat template.
 
     Some templates take a message's content as text, others (Llama-Guard-3-1B's) as a list of parts, and drop
-    in silence what they do not understand; a probe tells which.
+    in silence what they do not understand; a probe tells which. One that asks for today's date is told this one.
     """
     has_template = bool(getattr(tokenizer, "chat_template", None))
     as_parts = False
@@ -112,7 +111,7 @@ def tokenizer_of(tokenizer: Any, name: str) -> Callable[[Request], list[int]]:
         given: list[dict[str, Any]] = list(messages)
         if as_parts:
             given = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages]
-        return tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
+        return tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True, **clock(date))
 
     def tokenize(request: Request) -> list[int]:
         if isinstance(request, str):

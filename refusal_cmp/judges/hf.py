@@ -7,9 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from refusal_cmp.judges import Backend, Request, cannot_load, tokenizer_of
+from refusal_cmp.config import DATE
+from refusal_cmp.judges import Backend, Request, loading_guard, tokenizer_of
 from refusal_cmp.model.batching import RowBudget
-from refusal_cmp.model.source import model_path
+from refusal_cmp.model.loading import load_pretrained
+from refusal_cmp.model.source import ModelSource
 
 
 class HFBackend(Backend):
@@ -18,29 +20,25 @@ class HFBackend(Backend):
     Parameters
     ----------
     name
-        Hugging Face id, local folder, or the embedded `tiny-guard`.
+        Hugging Face id, local folder, GGUF file, or the embedded `tiny-guard`.
+    date
+        The day that a chat template is told which asks for today's.
     device, dtype
         As for `ChatModel.load`.
     batch_size
         Requests in one forward pass; fewer if memory runs out.
     """
 
-    def __init__(self, name: str, *, device: str = "auto", dtype: str = "auto", batch_size: int = 64) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        if dtype == "auto":
-            dtype = "bfloat16" if device.startswith("cuda") else "float32"
-        path = model_path(name)
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-            model = AutoModelForCausalLM.from_pretrained(path, dtype=getattr(torch, dtype))
-        except (OSError, ValueError, RuntimeError) as error:
-            raise cannot_load(name, error) from error
-        self.model = model.to(device).eval()
+    def __init__(
+        self, name: str, *, date: str = DATE, device: str = "auto", dtype: str = "auto", batch_size: int = 64
+    ) -> None:
+        with loading_guard(name):
+            model, self.tokenizer = load_pretrained(ModelSource(name, dtype=dtype), device)
+        self.model = model.eval()
+        self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self._tokenize = tokenizer_of(self.tokenizer, name)
+        self._tokenize = tokenizer_of(self.tokenizer, name, date)
         self._rows = RowBudget(self.model.device, batch_size)
 
     def answer(self, requests: Sequence[Request], max_new_tokens: int) -> Iterator[tuple[int, str]]:

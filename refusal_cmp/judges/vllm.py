@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from refusal_cmp.config import DATE
 from refusal_cmp.engines.vllm import first_line, start_vllm, stop_vllm
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.judges import Backend, Request, tokenizer_of
@@ -22,7 +23,9 @@ class VLLMBackend(Backend):
     Parameters
     ----------
     name
-        Hugging Face id, local folder, or the embedded `tiny-guard`.
+        Hugging Face id, local folder, GGUF file, or the embedded `tiny-guard`.
+    date
+        The day that a chat template is told which asks for today's.
     dtype
         `auto` is float32 on a CPU and bfloat16 on a GPU.
     tensor_parallel
@@ -32,7 +35,13 @@ class VLLMBackend(Backend):
     """
 
     def __init__(
-        self, name: str, *, dtype: str = "auto", tensor_parallel: int = 1, gpu_memory_utilization: float = 0.9
+        self,
+        name: str,
+        *,
+        date: str = DATE,
+        dtype: str = "auto",
+        tensor_parallel: int = 1,
+        gpu_memory_utilization: float = 0.9,
     ) -> None:
         self._llm: Any = start_vllm(
             ModelSource(name, dtype=dtype),
@@ -40,7 +49,7 @@ class VLLMBackend(Backend):
             gpu_memory_utilization=gpu_memory_utilization,
             instead=INSTEAD,
         )
-        self._tokenize = tokenizer_of(self._llm.get_tokenizer(), name)
+        self._tokenize = tokenizer_of(self._llm.get_tokenizer(), name, date)
 
     def answer(self, requests: Sequence[Request], max_new_tokens: int) -> Iterator[tuple[int, str]]:
         """See `Backend.answer`."""

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from refusal_cmp.config import STAGES, TEMPLATE_FILES, RunConfig, load_config, named_file
+from refusal_cmp.config import DATE, STAGES, TEMPLATE_FILES, RunConfig, load_config, named_file
 from refusal_cmp.engines import ENGINES, Engine
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.files import read_text
@@ -55,6 +55,7 @@ class Session:
                 "d_model": model.d_model,
                 "positions": list(model.positions),
                 "dtype": str(model.model.dtype).removeprefix("torch."),
+                "date": model.date,
             },
             device=str(model.device),
             versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -63,15 +64,15 @@ class Session:
 
     @property
     def source(self) -> ModelSource:
-        """The model of the run, in the precision and at the commit that it was begun with.
+        """The model of the run, in the precision, at the commit and on the day that it was begun with.
 
-        Whatever `auto` or a branch mean by now: a run goes on as it was begun.
+        Whatever `auto`, a branch or no day mean by now: a run goes on as it was begun.
         """
         config = self.config
-        dtype, revision = config.dtype, config.revision
+        dtype, revision, date = config.dtype, config.revision, config.date
         begun = self.run.manifest.get("model")
         if begun is not None and STAGES[0] not in self.run.force:
-            dtype, revision = begun["dtype"], begun["revision"] or revision
+            dtype, revision, date = begun["dtype"], begun["revision"] or revision, date or begun.get("date")
         return ModelSource(
             config.model,
             revision=revision,
@@ -80,6 +81,7 @@ class Session:
             chat_template=self._template(),
             system=config.system,
             trust_remote_code=config.trust_remote_code,
+            date=date or DATE,
         )
 
     def _template(self) -> str | None:
