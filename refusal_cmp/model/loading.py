@@ -35,7 +35,7 @@ def load_pretrained(source: ModelSource, device: str) -> tuple[Any, Any]:
     precision = getattr(torch, ("bfloat16" if on_gpu else "float32") if source.dtype == "auto" else source.dtype)
     options: dict[str, Any] = {"dtype": precision}
     tokenizer, config, generation_config = _described(source)
-    files = _files(source)
+    files = files_of(source)
     _check_quantised(source, files, config)
     if source.quantization != "none":
         options["quantization_config"] = _bitsandbytes(source.quantization, precision)
@@ -75,7 +75,7 @@ def pinned(source: ModelSource) -> ModelSource:
 
 def content_of(source: ModelSource, progress: Progress = silent) -> str | None:
     """A hash of a model's files; None for a whole model on the hub."""
-    files = _files(source)
+    files = files_of(source)
     with _loading(source, "configuration"):
         return content(files, progress)
 
@@ -90,7 +90,7 @@ def _described(source: ModelSource) -> tuple[Any, Any, Any]:
     """All but the weights: the tokenizer, the configuration and the generation configuration."""
     from transformers import AutoConfig
 
-    files = _files(source)  # a hub that cannot be reached is asked once, and says so
+    files = files_of(source)  # a hub that cannot be reached is asked once, and says so
     with _loading(source, _of_base(files, "configuration")):
         check_pickles(files, source.name)
         config = AutoConfig.from_pretrained(**files.of_base, trust_remote_code=source.trust_remote_code)
@@ -106,7 +106,8 @@ def _described(source: ModelSource) -> tuple[Any, Any, Any]:
     return tokenizer, config, generation_config
 
 
-def _files(source: ModelSource) -> ModelFiles:
+def files_of(source: ModelSource) -> ModelFiles:
+    """What a model is loaded from; see `model_files`."""
     with _loading(source, "configuration"):
         return model_files(source)
 

@@ -15,7 +15,6 @@ from peft import (
     PrefixTuningConfig,
     PromptTuningConfig,
     TrainableTokensConfig,
-    get_peft_model,
 )
 from safetensors.torch import load_file, save_file
 
@@ -23,7 +22,9 @@ from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model import ChatModel, ModelSource, model_path
 from refusal_cmp.model.chat import Chat
 from refusal_cmp.model.loading import content_of
+from refusal_cmp.model.plain import plain
 
+from support.adapters import say_base, trained
 from support.gguf_files import write_gguf
 
 PROMPTS = ["Name a colour.", "How do I pick a lock?"]
@@ -145,27 +146,6 @@ def test_a_prompt_with_a_token_that_a_gguf_file_has_no_embedding_for_is_refused(
 
 
 # Adapters
-
-
-def trained(home: Path, config, base: str = "tiny-refuser", tokens: int = 0, **saved) -> Path:
-    """An adapter of the embedded model with weights that do something, saved by peft."""
-    torch.manual_seed(0)
-    whole = ChatModel.load().model
-    if tokens:
-        whole.resize_token_embeddings(2048 + tokens, mean_resizing=False)
-    adapted = get_peft_model(whole, config)
-    with torch.no_grad():
-        for name, weight in adapted.named_parameters():
-            if any(one in name for one in ("lora_", "trainable_tokens", "modules_to_save")):
-                weight += 0.05 * torch.randn_like(weight)
-    adapted.save_pretrained(home)
-    say_base(home, base)
-    return home
-
-
-def say_base(folder: Path, base: str | None) -> None:
-    file = folder / "adapter_config.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base}))
 
 
 LORA = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
@@ -385,3 +365,34 @@ def test_a_gguf_file_is_known_by_its_content(gguf, tmp_path):
     assert before == content_of(ModelSource(str(copy))) == content_of(ModelSource(str(tmp_path)))
     copy.write_bytes(copy.read_bytes()[:-1] + b"\x01")
     assert content_of(ModelSource(str(copy))) != before
+
+
+# For vLLM
+
+
+@pytest.mark.parametrize("kind", ["adapter", "gguf"])
+def test_what_vllm_does_not_read_is_written_once_as_a_plain_folder(kind, request, tmp_path, monkeypatch):
+    monkeypatch.setenv("REFUSAL_CMP_DATA", str(tmp_path))
+    source, said = ModelSource(str(request.getfixturevalue(kind)), dtype="float32"), []
+    (tmp_path / "models").mkdir()
+    written = plain(source, said.append)
+    assert len(said) == 1
+    assert written.name in said[0]
+    torch.testing.assert_close(logits(ChatModel.load(written)), logits(ChatModel.load(source)), atol=1e-5, rtol=0)
+    before = {file: file.stat().st_mtime_ns for file in Path(written.name).iterdir()}
+    assert plain(source, said.append) == written
+    assert {file: file.stat().st_mtime_ns for file in Path(written.name).iterdir()} == before
+    assert len(said) == 1
+    assert plain(ModelSource("tiny-refuser"), said.append) == ModelSource("tiny-refuser")
+    shutil.rmtree(written.name)
+    remains = Path(written.name).with_name(f".{Path(written.name).name}")
+    remains.mkdir()
+    (remains / "half.safetensors").touch()  # of one who was killed
+    assert not (Path(plain(source, said.append).name) / "half.safetensors").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_one_sentence(gguf, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("REFUSAL_CMP_DATA", str(tmp_path / "file"))
+    with pytest.raises(RefusalCmpError, match=r"Cannot write .*: Not a directory; free space, or name another folder"):
+        plain(ModelSource(str(gguf)), print)
