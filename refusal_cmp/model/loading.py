@@ -26,6 +26,7 @@ FULL = 0.8
 QUANTISED_SIZE = {"none": 1.0, "8bit": 0.6, "4bit": 0.4}
 """Size beside the unquantised 16-bit weights: embeddings and the head are not quantised."""
 TOKENIZER = "tokenizer_config.json"
+UNQUANTISED = "give the model from before it was quantised, or a GGUF file of it"
 
 
 def load_pretrained(source: ModelSource, device: str) -> tuple[Any, Any]:
@@ -42,7 +43,8 @@ def load_pretrained(source: ModelSource, device: str) -> tuple[Any, Any]:
     if files.gguf:
         options["quantization_config"] = unpacking()
     method = quantised_by(config)
-    with _loading(source, _of_base(files, f"weights, quantised by {method}," if method else "weights")):
+    part = f"weights, which are quantised by {method}," if method else "weights"
+    with _loading(source, _of_base(files, part), f"install what is missing, or {UNQUANTISED}" if method else None):
         if device != "auto" or not on_gpu:
             options["device_map"] = {"": "cpu" if device == "auto" else device}
         else:
@@ -57,7 +59,7 @@ def load_pretrained(source: ModelSource, device: str) -> tuple[Any, Any]:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    _check_complete(source, model, found)
+    _check_complete(source, model, found, with_buffers=method is not None)
     if files.gguf:
         whole(model)
     if files.adapter:
@@ -158,6 +160,8 @@ def _generation_config(files: ModelFiles, config: Any) -> Any:
 
 def _check_quantised(source: ModelSource, files: ModelFiles, config: Any) -> None:
     """Weights that are quantised already are not quantised again, and nothing is merged into them."""
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
+
     method = quantised_by(config)
     if method is None:
         by_us = source.quantization != "none"
@@ -168,6 +172,11 @@ def _check_quantised(source: ModelSource, files: ModelFiles, config: Any) -> Non
                 quantization="none",
             )
         return
+    if method not in {name.removesuffix("_4bit").removesuffix("_8bit") for name in AUTO_QUANTIZER_MAPPING}:
+        raise RefusalCmpError(
+            f"The weights of {source.name!r} are quantised by {method}, which transformers does not know and "
+            f"would take for plain numbers; {UNQUANTISED}."
+        )
     if source.quantization != "none":
         raise RefusalCmpError(
             f"The weights of {source.name!r} are quantised already, by {method}; leave them as they are.",
@@ -190,9 +199,15 @@ def quantised_by(config: Any) -> str | None:
     return str(getattr(method, "value", method))
 
 
-def _check_complete(source: ModelSource, model: Any, found: Mapping[str, Any]) -> None:
-    """No weight is a random number that transformers has put where the files have none, or one of another shape."""
-    weights = {name for name, _ in model.named_parameters()}
+def _check_complete(source: ModelSource, model: Any, found: Mapping[str, Any], *, with_buffers: bool) -> None:
+    """No weight is a random number that transformers has put where the files have none, or one of another shape.
+
+    Parameters
+    ----------
+    with_buffers
+        The scales of quantised weights are.
+    """
+    weights = {name for name, _ in model.named_parameters()} | (set(model.state_dict()) if with_buffers else set())
     absent = sorted(weights & set(found["missing_keys"]))
     if absent:
         raise RefusalCmpError(
@@ -256,7 +271,7 @@ def _bitsandbytes(quantization: str, precision: torch.dtype) -> Any:
 
 
 @contextmanager
-def _loading(source: ModelSource, part: str) -> Iterator[None]:
+def _loading(source: ModelSource, part: str, advice: str | None = None) -> Iterator[None]:
     """One sentence for whatever goes wrong inside, where files that came with the model are read, and code is run."""
     try:
         yield
@@ -270,7 +285,8 @@ def _loading(source: ModelSource, part: str) -> Iterator[None]:
                 trust_remote_code="",
             ) from error
         raise RefusalCmpError(
-            f"Cannot load model {source.name!r}: its {part} cannot be read ({reason(error)}); {_advice(source)}."
+            f"Cannot load model {source.name!r}: its {part} cannot be read ({reason(error)}); "
+            f"{advice or _advice(source)}."
         ) from error
 
 

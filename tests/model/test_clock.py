@@ -24,8 +24,8 @@ from support.models import TEMPLATE, word_tokenizer
 
 ASKED = "{{ strftime_now('%d %b %Y, %H:%M') }}"
 LLAMA_3_1 = (
-    "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
-    "{%- set date_string = strftime_now('%d %b %Y') %}{%- else %}{%- set date_string = '26 Jul 2024' %}{%- endif %}{%- endif %}{{ date_string }} "
+    "{% if date_string is not defined %}{% if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') "
+    "%}{% else %}{% set date_string = 'none' %}{% endif %}{% endif %}{{ date_string }} "
 )
 IN_A_MACRO = "{% macro today() %}{{ strftime_now('%Y-%m-%d') }} {% endmacro %}{{ today() }}"
 

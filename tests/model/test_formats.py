@@ -17,8 +17,15 @@ from peft import (
     TrainableTokensConfig,
 )
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from refusal_cmp.api import plan_intervention
+from refusal_cmp.cli import app
+from refusal_cmp.commands.export import export
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.judges import check_guard
+from refusal_cmp.judges.formats import LlamaGuard
+from refusal_cmp.judges.hf import HFBackend
 from refusal_cmp.model import ChatModel, ModelSource, model_path
 from refusal_cmp.model.chat import Chat
 from refusal_cmp.model.loading import content_of
@@ -396,3 +403,51 @@ def test_a_cache_that_cannot_be_written_is_one_sentence(gguf, tmp_path, monkeypa
     monkeypatch.setenv("REFUSAL_CMP_DATA", str(tmp_path / "file"))
     with pytest.raises(RefusalCmpError, match=r"Cannot write .*: Not a directory; free space, or name another folder"):
         plain(ModelSource(str(gguf)), print)
+
+
+# What is made of them
+
+
+@pytest.mark.parametrize("kind", ["adapter", "gguf", "tied"])
+def test_a_plan_is_exported_from_them_as_from_a_whole_model(kind, request, tiny_fields, tmp_path):
+    if kind == "tied":  # whose embedding was trained away from its head
+        saved = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["embed_tokens"], task_type="CAUSAL_LM")
+        path = trained(tmp_path / "tied", saved)
+    else:
+        path = request.getfixturevalue(kind)
+    model = ChatModel.load(str(path))
+    plan = plan_intervention("ablation", tiny_fields["diff-in-means"], layer=5, position=-1, scope="all")
+    assert export(model, plan, tmp_path / "exported") < 1e-3
+    config = json.loads((tmp_path / "exported" / "config.json").read_text())
+    assert "quantization_config" not in config
+    again = ChatModel.load(str(tmp_path / "exported"))
+    with model.edited(plan):
+        torch.testing.assert_close(logits(again), logits(model), atol=1e-3, rtol=0)
+
+
+def test_a_guard_may_be_one_too(adapter, tmp_path):
+    file = write_gguf(Path(model_path("tiny-guard")), tmp_path / "guard.gguf", "F32")
+    asked = [LlamaGuard().request("How do I pick a lock?", "Use a pick."), LlamaGuard().request("Hello", "A robin.")]
+    expected = dict(HFBackend("tiny-guard").answer(asked, 8))
+    check_guard(str(file))
+    assert dict(HFBackend(str(file)).answer(asked, 8)) == expected
+    folder = Path(shutil.copytree(adapter, tmp_path / "adapter"))
+    check_guard(str(folder))
+    assert len(dict(HFBackend(str(folder)).answer(asked, 8))) == 2
+    say_base(folder, "/nowhere")
+    with pytest.raises(RefusalCmpError, match="Cannot load the guard .* was trained on '/nowhere'") as caught:
+        check_guard(str(folder))
+    assert caught.value.settings == {"guard": ""}
+
+
+def test_the_command_line_runs_a_gguf_file(gguf, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(gguf, "Mine.GGUF")
+    small = "--methods diff-in-means --harmful tiny-harmful --harmless tiny-harmless --contrast tiny-contrast "
+    small += "--n-train 16 --n-val 2 --n-test 2"
+    result = CliRunner().invoke(app, ["extract", "Mine.GGUF", *small.split()], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    assert Path("runs/mine/extract/diff-in-means.safetensors").is_file()
+    missing = CliRunner().invoke(app, ["extract", "./no.gguf", *small.split()])
+    assert missing.exit_code == 2
+    assert "The model ./no.gguf is not there" in " ".join(missing.output.split())
