@@ -192,3 +192,26 @@ def test_a_run_goes_on_with_the_commit_of_the_hub_that_it_was_begun_with(home):
     (cache / "refs" / "main").write_text(commits[1])
     assert command("select") == commits[0]
     assert command("extract", "--force") == commits[1]
+
+
+def test_an_adapter_on_the_hub_is_pinned_and_its_base_may_not_move(home, monkeypatch):
+    """On a cache in the hub's own layout."""
+    cache, commits = home / "cache", ["a" * 40, "b" * 40]
+    for name, folder in (
+        ("models--me--adapter", trained(home / "adapter", LORA, base="me/base")),
+        ("models--me--base", home / "model"),
+    ):
+        for commit in commits:
+            shutil.copytree(folder, cache / name / "snapshots" / commit)
+        (cache / name / "refs").mkdir()
+        (cache / name / "refs" / "main").write_text(commits[0])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    settings = {"model": "me/adapter", "alias": "hub"}
+    start("extract", **settings)
+    assert RunDir(home / "hub").manifest["model"]["revision"] == commits[0]
+    (cache / "models--me--adapter" / "refs" / "main").write_text(commits[1])
+    start("extract", **settings)
+    (cache / "models--me--base" / "refs" / "main").write_text(commits[1])
+    with pytest.raises(RefusalCmpError, match="the model me/adapter are not those that hub was begun with"):
+        start("select", **settings)
