@@ -229,7 +229,9 @@ for _stage, _help in (("run", EVERYTHING), *((stage.name, stage.help) for stage 
 def export(
     plan: Annotated[str, typer.Argument(help="Label of a plan of the run, such as inlp/nullspace@all.")],
     out_dir: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
-    model: Annotated[str | None, typer.Argument(help="The run's model: an id, a folder, or tiny-refuser.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="The run's model: an id, a folder, a GGUF file, or tiny-refuser.")
+    ] = None,
     *,
     alias: Annotated[str | None, typer.Option(help="Name of the run directory, if not the model's.")] = None,
     runs_dir: Annotated[str | None, typer.Option(help="Folder of run directories.", metavar="PATH")] = None,

@@ -14,6 +14,7 @@ from refusal_cmp.model.source import ModelSource, model_path
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 GGUF = ".gguf"
+MISTRAL = "params.json"
 PART = re.compile(r"-\d{5}-of-\d{5}\.gguf")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Of a whole model, as transformers calls them."""
@@ -149,6 +150,11 @@ def _whole(path: str, revision: str | None, name: str) -> ModelFiles:
                 f"{name!r} holds {len(found)} GGUF files, {', '.join(one.name for one in found)}; give the path of one."
             )
         file = found[0] if found else None
+        if file is None and (folder / MISTRAL).exists():
+            raise RefusalCmpError(
+                f"{name!r} is in Mistral's own format, with a {MISTRAL} and no {CONFIG}; give the copy of it in the "
+                "format of transformers."
+            )
     if file is None:
         return ModelFiles(path, revision)
     if not file.is_file():

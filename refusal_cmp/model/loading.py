@@ -14,7 +14,7 @@ import torch
 from refusal_cmp.config import EMBEDDED
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.adapters import check_mergeable, merged
-from refusal_cmp.model.files import ADAPTER, ModelFiles, check_pickles, commit, mapping, model_files
+from refusal_cmp.model.files import ADAPTER, CONFIG, ModelFiles, check_pickles, commit, mapping, model_files
 from refusal_cmp.model.foreign import reason
 from refusal_cmp.model.gguf_file import read_rope, unpacking, whole
 from refusal_cmp.model.identity import content
@@ -94,6 +94,8 @@ def _described(source: ModelSource) -> tuple[Any, Any, Any]:
 
     files = files_of(source)  # a hub that cannot be reached is asked once, and says so
     with _loading(source, _of_base(files, "configuration")):
+        if not files.gguf:
+            mapping(files.base, CONFIG, files.revision)
         check_pickles(files, source.name)
         config = AutoConfig.from_pretrained(**files.of_base, trust_remote_code=source.trust_remote_code)
         if files.gguf:

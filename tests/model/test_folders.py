@@ -235,3 +235,37 @@ def test_weights_that_are_no_numbers_are_broken(folder):
         RefusalCmpError, match="leaves block 9 .* not finite in float32, so weights before it are broken"
     ):
         ChatModel.load(str(folder))
+
+
+def test_weights_in_shards_are_read_and_a_lost_one_is_named(folder, tiny):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / WEIGHTS).unlink()
+    model.save_pretrained(folder, max_shard_size="2MB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert ChatModel.load(str(folder)).generate([PROMPT], max_new_tokens=4) == tiny.generate([PROMPT], max_new_tokens=4)
+    shards[1].unlink()
+    assert shards[1].name in refused(folder)
+
+
+def test_a_head_of_its_own_stays_apart_from_the_embedding(folder, tiny):
+    weights = load_file(folder / WEIGHTS)
+    weights["lm_head.weight"] = 2 * weights["model.embed_tokens.weight"]
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    batch = tiny.batch(tiny.tokenize([PROMPT]))
+    change(folder / "config.json", tie_word_embeddings=False)
+    torch.testing.assert_close(ChatModel.load(str(folder)).last_logits(batch), 2 * tiny.last_logits(batch))
+    save_file(
+        {name: weight for name, weight in weights.items() if "lm_head" not in name}, folder / WEIGHTS, {"format": "pt"}
+    )
+    assert "1 of its weights are not in its files, such as lm_head.weight" in refused(folder)
+
+
+def test_a_folder_in_mistrals_own_format_is_refused_with_what_is_missing(folder):
+    for file in folder.iterdir():
+        file.rename(folder / "consolidated.safetensors") if file.name == WEIGHTS else file.unlink()
+    (folder / "params.json").write_text(json.dumps({"dim": 160, "n_layers": 10, "vocab_size": 2048}))
+    (folder / "tekken.json").write_text("{}")
+    message = refused(folder)
+    assert "is in Mistral's own format, with a params.json and no config.json" in message
+    assert "give the copy of it in the format of transformers" in message
