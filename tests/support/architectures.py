@@ -340,9 +340,9 @@ A weight that a model's files lack or that has another shape is an error, as no 
   the tokenizer and the chat template that it holds; nothing beside it is read. Llama-3's scaled positions are those of
   llama.cpp; others that are scaled are refused, and so is one part of a split file.
 - **An adapter** of PEFT, a folder or on the hub: merged into its base, in the precision of the run. The base is a
-  Hugging Face id, a GGUF file, or a folder, also one relative to the adapter or to where one works. Tokenizer and template are
-  the adapter's if it has them. What is no change of weights (prompt and prefix tuning), does not fit its base, or has a
-  quantised one is refused.
+  Hugging Face id, a GGUF file, or a folder, also one relative to the adapter or to where one works. Tokenizer and
+  template are the adapter's if it has them. What is no change of weights (prompt and prefix tuning), does not fit its
+  base, or has a quantised one is refused.
 - **A quantised checkpoint**: as transformers reads it here; what it lacks is named. Edits act on its stream. A plan is
   exported where the weights were unpacked (fp8 and mxfp4 without a GPU for them), and refused where they stay packed.
 - **A folder with `.bin` weights only** is refused, as a pickle can run code when it is read; the message says how to
