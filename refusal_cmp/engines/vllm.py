@@ -13,6 +13,7 @@ import os
 import re
 from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -25,6 +26,7 @@ from refusal_cmp.engines._vllm_worker import PlanWorker
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.chat import Chat
 from refusal_cmp.model.generation import Completion
+from refusal_cmp.model.plain import plain
 from refusal_cmp.model.source import ModelSource
 from refusal_cmp.plan import Plan, baseline
 from refusal_cmp.progress import Progress, silent
@@ -56,6 +58,8 @@ class VLLMEngine(Engine):
         GPUs that share each layer.
     gpu_memory_utilization
         Share of a GPU's memory that vLLM may take.
+    say
+        Told where a GGUF file or an adapter is written as the plain folder that vLLM reads.
 
     Raises
     ------
@@ -72,10 +76,12 @@ class VLLMEngine(Engine):
         device: str = "auto",
         tensor_parallel: int = 1,
         gpu_memory_utilization: float = 0.9,
+        say: Callable[[str], None] = print,
     ) -> None:
         self._chat = chat
         self._llm = start_vllm(
             source,
+            say=say,
             device=device,
             tensor_parallel=tensor_parallel,
             gpu_memory_utilization=gpu_memory_utilization,
@@ -105,6 +111,7 @@ class VLLMEngine(Engine):
             device=config.device,
             tensor_parallel=config.tensor_parallel,
             gpu_memory_utilization=config.vllm_gpu_memory_utilization,
+            say=host.say,
         )
 
     def versions(self) -> dict[str, str]:
@@ -260,6 +267,7 @@ def start_vllm(
     tensor_parallel: int = 1,
     gpu_memory_utilization: float = 0.9,
     instead: Mapping[str, str] = INSTEAD,
+    say: Callable[[str], None] = print,
     **more: Any,
 ) -> Any:
     """A `vllm.LLM` in eager mode; see `VLLMEngine` for what the arguments mean. `more` goes to it as it is.
@@ -277,10 +285,13 @@ def start_vllm(
             quantization="4bit",
             **instead,
         )
+    if source.dtype == "auto":
+        source = replace(source, dtype="float32" if on_cpu else "bfloat16")
+    source = plain(source, say)
     try:
         return vllm.LLM(
             model=source.path,
-            dtype=("float32" if on_cpu else "bfloat16") if source.dtype == "auto" else source.dtype,
+            dtype=source.dtype,
             quantization="bitsandbytes" if source.quantization == "4bit" else None,
             revision=source.revision,
             tokenizer_revision=source.revision,

@@ -17,8 +17,8 @@ from refusal_cmp.judges.phrases import Phrases
 from refusal_cmp.model import Answer as Answer
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.chat import NO_TURNS, Turns
-from refusal_cmp.model.identity import fingerprint
-from refusal_cmp.model.source import model_path
+from refusal_cmp.model.loading import content_of
+from refusal_cmp.model.source import ModelSource
 from refusal_cmp.plan import Plan
 from refusal_cmp.planning import Selected as Selected
 from refusal_cmp.progress import Progress, silent
@@ -201,8 +201,8 @@ def facts(config: RunConfig, spec: str) -> dict[str, Any]:
     for name, value in given.items():
         if isinstance(value, Path):
             plain[name] = f"{value.name} ({digest_of(value)})"
-        elif is_marked(RunConfig.model_fields[name], MODEL) and (folder := Path(model_path(value))).is_dir():
-            plain[name] = f"{value} ({fingerprint(folder)})"
+        elif is_marked(RunConfig.model_fields[name], MODEL) and Path((source := ModelSource(value)).path).exists():
+            plain[name] = f"{value} ({content_of(source)})"
         elif name == "texts":
             plain[name] = [stamped(one) for one in value]
     return plain

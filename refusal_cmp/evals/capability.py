@@ -19,6 +19,7 @@ from refusal_cmp.evals import NON_FINITE, Evaluation, Evaluator, Measure, Metric
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.batching import RowBudget
 from refusal_cmp.model.losses import Scored, losses
+from refusal_cmp.model.source import clock
 from refusal_cmp.statistics import Estimate, normal_interval, rate
 
 EMBEDDED_TASKS = files("refusal_cmp") / "assets" / "tasks"
@@ -275,7 +276,12 @@ def _strict_lm(model: ChatModel, batch_size: int | None) -> Any:
             _check_length(longest, kwargs.get("left_truncate_len") or self.max_length)
             return super().tok_batch_encode(strings, *args, **kwargs)
 
-    return StrictLM(pretrained=model.model, tokenizer=model.tokenizer, max_length=model.context)
+    return StrictLM(
+        pretrained=model.model,
+        tokenizer=model.tokenizer,
+        max_length=model.context,
+        chat_template_args=clock(model.date),
+    )
 
 
 def _check_length(n_tokens: int, limit: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import SecretStr
 
+from refusal_cmp.config import DATE
 from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, by_category, register_evaluator, share
 from refusal_cmp.judges import Backend, answer_all, check_guard
 from refusal_cmp.judges.endpoint import Endpoint
@@ -53,6 +54,7 @@ class Guard(Evaluator):
     guard_format: str
     guard_prompt: Path | None
     guard_min_words: int
+    date: str | None
     dtype: str
     device: str
     batch_size: int | None
@@ -134,6 +136,7 @@ class Guard(Evaluator):
             return VLLMBackend(
                 self.guard,
                 revision=self.guard_revision,
+                date=self.date or DATE,
                 dtype=self.dtype,
                 tensor_parallel=self.tensor_parallel,
                 gpu_memory_utilization=self.vllm_gpu_memory_utilization,
@@ -143,6 +146,7 @@ class Guard(Evaluator):
         return HFBackend(
             self.guard,
             revision=self.guard_revision,
+            date=self.date or DATE,
             device=self.device,
             dtype=self.dtype,
             batch_size=self.batch_size or AT_A_TIME,

@@ -10,12 +10,16 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from refusal_cmp.config import DATE
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.hub import Repo, commit_of, explained
-from refusal_cmp.model.source import model_path
+from refusal_cmp.hub import Repo, commit_of
+from refusal_cmp.model.loading import load_chat
+from refusal_cmp.model.source import ModelSource, clock
 
 Messages = list[dict[str, str]]
 Request = Messages | str
@@ -82,42 +86,35 @@ def _note(journal: MutableMapping[int, Any], index: int, text: str) -> None:
 
 
 def check_guard(name: str, revision: str | None = None) -> None:
-    """RefusalCmpError if there is no such model, or it may not be read; only its configuration is."""
-    from transformers import AutoConfig
+    """RefusalCmpError if there is no such model, or it may not be read; all but its weights is."""
+    with loading_guard(name):
+        load_chat(guard_source(name, revision))
 
-    where = at_commit(name, revision)
+
+def guard_source(name: str, revision: str | None, dtype: str = "auto") -> ModelSource:
+    """The guard, on the hub at the commit that a branch or tag stands for now."""
+    source = ModelSource(name, dtype=dtype)
+    if Path(source.path).exists():
+        return source
+    instead = "give a local folder, or tiny-guard"
+    return replace(source, revision=commit_of(Repo(name, revision, f"the guard {name!r}", instead)))
+
+
+@contextmanager
+def loading_guard(name: str) -> Iterator[None]:
+    """What is wrong with a model is said of a guard."""
     try:
-        AutoConfig.from_pretrained(**where)
-    except (OSError, ValueError) as error:
-        raise cannot_load(name, error) from error
+        yield
+    except RefusalCmpError as error:
+        why = str(error).removeprefix(f"Cannot load model {name!r}: ").removeprefix(f"Cannot load the guard {name!r}: ")
+        raise RefusalCmpError(f"Cannot load the guard {name!r}: {why}", guard="") from error
 
 
-def at_commit(name: str, revision: str | None) -> dict[str, Any]:
-    """What transformers is asked for, at the commit that a branch or tag of the hub stands for now."""
-    path = model_path(name)
-    commit = None if Path(path).is_dir() else commit_of(_repo(name, revision))
-    return {"pretrained_model_name_or_path": path, "revision": commit}
-
-
-def _repo(name: str, revision: str | None = None) -> Repo:
-    return Repo(name, revision, f"the guard {name!r}", "give a local folder, or tiny-guard", settings={"guard": ""})
-
-
-def cannot_load(name: str, error: Exception) -> RefusalCmpError:
-    """The error for a guard that transformers cannot load."""
-    reason = str(error).strip().split("\n")[0].rstrip(".")
-    return explained(error, _repo(name)) or RefusalCmpError(
-        f"Cannot load the guard {name!r} ({reason}); give a Hugging Face id that can be reached, a local folder, or "
-        "tiny-guard.",
-        guard="",
-    )
-
-
-def tokenizer_of(tokenizer: Any, name: str) -> Callable[[Request], list[int]]:
+def tokenizer_of(tokenizer: Any, name: str, date: str = DATE) -> Callable[[Request], list[int]]:
     """The function that turns a request into token ids, conversations by the tokenizer's own chat template.
 
     Some templates take a message's content as text, others (Llama-Guard-3-1B's) as a list of parts, and drop
-    in silence what they do not understand; a probe tells which.
+    in silence what they do not understand; a probe tells which. One that asks for today's date is told this one.
     """
     has_template = bool(getattr(tokenizer, "chat_template", None))
     as_parts = False
@@ -126,7 +123,7 @@ def tokenizer_of(tokenizer: Any, name: str) -> Callable[[Request], list[int]]:
         given: list[dict[str, Any]] = list(messages)
         if as_parts:
             given = [{**one, "content": [{"type": "text", "text": one["content"]}]} for one in messages]
-        return tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True)
+        return tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=True, **clock(date))
 
     def tokenize(request: Request) -> list[int]:
         if isinstance(request, str):

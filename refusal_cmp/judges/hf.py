@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from refusal_cmp.judges import Backend, Request, at_commit, cannot_load, tokenizer_of
+from refusal_cmp.config import DATE
+from refusal_cmp.judges import Backend, Request, guard_source, loading_guard, tokenizer_of
 from refusal_cmp.model.batching import Cost, RowBudget
+from refusal_cmp.model.loading import load_pretrained
 
 
 class HFBackend(Backend):
@@ -17,9 +19,11 @@ class HFBackend(Backend):
     Parameters
     ----------
     name
-        Hugging Face id, local folder, or the embedded `tiny-guard`.
+        Hugging Face id, local folder, GGUF file, or the embedded `tiny-guard`.
     revision
         A branch, tag or commit on the hub.
+    date
+        The day that a chat template is told which asks for today's.
     device, dtype
         As for `ChatModel.load`.
     batch_size
@@ -31,25 +35,18 @@ class HFBackend(Backend):
         name: str,
         *,
         revision: str | None = None,
+        date: str = DATE,
         device: str = "auto",
         dtype: str = "auto",
         batch_size: int = 64,
     ) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        if dtype == "auto":
-            dtype = "bfloat16" if device.startswith("cuda") else "float32"
-        where = at_commit(name, revision)
-        try:
-            self.tokenizer = AutoTokenizer.from_pretrained(**where, padding_side="left")
-            model = AutoModelForCausalLM.from_pretrained(**where, dtype=getattr(torch, dtype))
-        except (OSError, ValueError, RuntimeError) as error:
-            raise cannot_load(name, error) from error
-        self.model = model.to(device).eval()
+        with loading_guard(name):
+            model, self.tokenizer = load_pretrained(guard_source(name, revision, dtype), device)
+        self.model = model.eval()
+        self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self._tokenize = tokenizer_of(self.tokenizer, name)
+        self._tokenize = tokenizer_of(self.tokenizer, name, date)
         self._rows = RowBudget(self.model.device, batch_size)
         self._cost = Cost.of(self.model.config, self.model.dtype)
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from refusal_cmp.config import DATE
 from refusal_cmp.engines.vllm import first_line, start_vllm, stop_vllm
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.judges import Backend, Request, at_commit, tokenizer_of
-from refusal_cmp.model.source import ModelSource
+from refusal_cmp.judges import Backend, Request, guard_source, tokenizer_of
 
 INSTEAD = {"guard_backend": "hf"}
 """The setting that does without vLLM."""
@@ -22,9 +22,11 @@ class VLLMBackend(Backend):
     Parameters
     ----------
     name
-        Hugging Face id, local folder, or the embedded `tiny-guard`.
+        Hugging Face id, local folder, GGUF file, or the embedded `tiny-guard`.
     revision
         A branch, tag or commit on the hub.
+    date
+        The day that a chat template is told which asks for today's.
     dtype
         `auto` is float32 on a CPU and bfloat16 on a GPU.
     tensor_parallel
@@ -38,17 +40,18 @@ class VLLMBackend(Backend):
         name: str,
         *,
         revision: str | None = None,
+        date: str = DATE,
         dtype: str = "auto",
         tensor_parallel: int = 1,
         gpu_memory_utilization: float = 0.9,
     ) -> None:
         self._llm: Any = start_vllm(
-            ModelSource(name, revision=at_commit(name, revision)["revision"], dtype=dtype),
+            guard_source(name, revision, dtype),
             tensor_parallel=tensor_parallel,
             gpu_memory_utilization=gpu_memory_utilization,
             instead=INSTEAD,
         )
-        self._tokenize = tokenizer_of(self._llm.get_tokenizer(), name)
+        self._tokenize = tokenizer_of(self._llm.get_tokenizer(), name, date)
 
     def answer(self, requests: Sequence[Request], max_new_tokens: int) -> Iterator[tuple[int, str]]:
         """See `Backend.answer`."""

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from refusal_cmp.config import DATE
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.foreign import reason, time_limit
-from refusal_cmp.model.source import ModelSource
+from refusal_cmp.model.source import ModelSource, clock
 
 REFUSAL_OPENERS = (
     "I cannot", "I can't", "I am unable", "I'm unable", "I am not able", "I'm not able", "I'm sorry", "I am sorry",
@@ -73,6 +74,8 @@ class Chat:
         What messages call the model.
     system
         A system prompt put before every instruction.
+    date
+        The day that the template is told when it asks for today's.
 
     Raises
     ------
@@ -81,7 +84,9 @@ class Chat:
         the tokenizer reads its control tokens as text.
     """
 
-    def __init__(self, tokenizer: Any, name: str, generation_config: Any, *, system: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, name: str, generation_config: Any, *, system: str | None = None, date: str = DATE
+    ) -> None:
         template = getattr(tokenizer, "chat_template", None)
         if isinstance(template, dict) and template and "default" not in template:
             raise RefusalCmpError(
@@ -98,6 +103,7 @@ class Chat:
         self.tokenizer = tokenizer
         self.name = name
         self.system = system
+        self.date = date
         self._generation_config = generation_config
         self._in_parts = self._takes_parts()
         self._check_system()
@@ -112,7 +118,7 @@ class Chat:
         from refusal_cmp.model.loading import load_chat
 
         tokenizer, generation_config = load_chat(source)
-        return cls(tokenizer, source.name, generation_config, system=source.system)
+        return cls(tokenizer, source.name, generation_config, system=source.system, date=source.date)
 
     @cached_property
     def positions(self) -> tuple[int, ...]:
@@ -221,7 +227,7 @@ class Chat:
         try:
             with time_limit(RENDER_SECONDS):
                 text = self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=ends_open, **ANSWER_AT_ONCE
+                    messages, tokenize=False, add_generation_prompt=ends_open, **ANSWER_AT_ONCE, **clock(self.date)
                 )
             text.encode()  # what is no text, as half a pair of surrogates, tokenizers do not take
         except TimeoutError:

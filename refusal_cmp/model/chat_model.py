@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from refusal_cmp.config import EMBEDDED
+from refusal_cmp.config import DATE, EMBEDDED
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.batching import PASS_ROWS, Batch, Cost, RowBudget, slices
@@ -41,8 +41,8 @@ class ChatModel(Chat):
         As transformers loads them. The model is put in evaluation mode.
     name
         What results call it.
-    system
-        A system prompt put before every instruction.
+    system, date
+        As for `Chat`.
 
     Raises
     ------
@@ -58,9 +58,10 @@ class ChatModel(Chat):
         name: str,
         *,
         system: str | None = None,
+        date: str = DATE,
         revision: str | None = None,
     ) -> None:
-        super().__init__(tokenizer, name, model.generation_config, system=system)
+        super().__init__(tokenizer, name, model.generation_config, system=system, date=date)
         self.model: Any = model.eval()
         self.revision = revision
         check_code(model, name)
@@ -68,7 +69,7 @@ class ChatModel(Chat):
 
     @classmethod
     def load(cls, source: ModelSource | str = EMBEDDED, *, device: str = "auto", **how: Any) -> ChatModel:
-        """Load a Hugging Face id, a local folder, or the embedded `tiny-refuser`.
+        """Load a Hugging Face id, a local folder, a GGUF file, an adapter with its base, or `tiny-refuser`.
 
         Parameters
         ----------
@@ -79,7 +80,7 @@ class ChatModel(Chat):
             there, all GPUs and then the CPU (accelerate's `device_map="auto"`).
         how
             The other fields of the `ModelSource` of a name: `dtype`, `quantization`, `revision`, `chat_template`,
-            `system`, `trust_remote_code`.
+            `system`, `trust_remote_code`, `date`.
 
         Raises
         ------
@@ -92,7 +93,8 @@ class ChatModel(Chat):
             source = ModelSource(source, **how)
         source = pinned(source)
         model, tokenizer = load_pretrained(source, device)
-        return cls(model, tokenizer, Path(source.name).name, system=source.system, revision=source.revision)
+        name, revision = Path(source.name).name, source.revision
+        return cls(model, tokenizer, name, system=source.system, date=source.date, revision=revision)
 
     # What the model is
 
@@ -132,6 +134,7 @@ class ChatModel(Chat):
         sequences = super().tokenize(instructions)
         room = self.room(max_new_tokens)
         for instruction, ids in zip(instructions, sequences, strict=True):
+            self._check_embedded(instruction, ids)
             if len(ids) + room <= self.context:
                 continue
             to_follow, fewer = (f" and {room} are to follow", "let fewer follow, ") if room else ("", "")
@@ -149,6 +152,15 @@ class ChatModel(Chat):
     def room(self, max_new_tokens: int) -> int:
         """How many of the tokens that are to follow must have a place in the context; see `tokenize`."""
         return 0 if getattr(self.model.config.get_text_config(), "rope_parameters", None) else max_new_tokens
+
+    def _check_embedded(self, instruction: str, ids: Sequence[int]) -> None:
+        """RefusalCmpError for a token that was added to the tokenizer, and not to the model."""
+        last = max(ids, default=0)
+        if last >= self.model.get_input_embeddings().weight.shape[0]:
+            raise RefusalCmpError(
+                f"The prompt {beginning(instruction)} holds {self.tokenizer.decode([last])}, which {self.name} has no "
+                "embedding for; leave it out, or give the tokenizer that the model was trained with."
+            )
 
     def check_prompts(
         self, name: str, instructions: Sequence[str], max_new_tokens: int, say: Callable[[str], None]

@@ -1,8 +1,7 @@
-"""Loads a model and its tokenizer: from the hub or a folder, whole or quantised, on one device or over several."""
+"""Loads a model and its tokenizer, whatever their files are, whole or quantised, on one device or over several."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,14 +13,21 @@ import torch
 
 from refusal_cmp.config import EMBEDDED
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.hub import Repo, commit_of, explained
+from refusal_cmp.hub import explained
+from refusal_cmp.model.adapters import check_mergeable, merged
+from refusal_cmp.model.files import ADAPTER, CONFIG, ModelFiles, check_pickles, commit, mapping, model_files, repo
 from refusal_cmp.model.foreign import reason
+from refusal_cmp.model.gguf_file import read_rope, unpacking, whole
+from refusal_cmp.model.identity import content
 from refusal_cmp.model.source import ModelSource
+from refusal_cmp.progress import Progress, silent
 
 FULL = 0.8
 """Share of a GPU's free memory that weights may take; the rest is for activations."""
 QUANTISED_SIZE = {"none": 1.0, "8bit": 0.6, "4bit": 0.4}
 """Size beside the unquantised 16-bit weights: embeddings and the head are not quantised."""
+TOKENIZER = "tokenizer_config.json"
+UNQUANTISED = "give the model from before it was quantised, or a GGUF file of it"
 
 
 def load_pretrained(source: ModelSource, device: str) -> tuple[Any, Any]:
@@ -30,32 +36,51 @@ def load_pretrained(source: ModelSource, device: str) -> tuple[Any, Any]:
     on_gpu = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
     precision = getattr(torch, ("bfloat16" if on_gpu else "float32") if source.dtype == "auto" else source.dtype)
     options: dict[str, Any] = {"dtype": precision}
+    tokenizer, config, generation_config = _described(source)
+    files = files_of(source)
+    _check_quantised(source, files, config)
     if source.quantization != "none":
         options["quantization_config"] = _bitsandbytes(source.quantization, precision)
-    tokenizer, config, _ = _described(source)
-    with _loading(source, "weights"):
+    if files.gguf:
+        options["quantization_config"] = unpacking()
+    method = quantised_by(config)
+    part = f"weights, which are quantised by {method}," if method else "weights"
+    unread = f"install what is missing, or {UNQUANTISED}" if method else None
+    with _loading(source, _of_base(files, part), unread, files=files):
         if device != "auto" or not on_gpu:
             options["device_map"] = {"": "cpu" if device == "auto" else device}
         else:
             size = _size(config, precision, trust_remote_code=source.trust_remote_code)
             options["device_map"] = _placement(size * QUANTISED_SIZE[source.quantization])
         model, found = auto_class(config).from_pretrained(
-            source.path, **source.hub, **options, ignore_mismatched_sizes=True, output_loading_info=True
+            **files.of_base,
+            **options,
+            config=config,
+            trust_remote_code=source.trust_remote_code,
+            use_safetensors=None if files.gguf else True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
-    _check_complete(source, model, found)
+    _check_complete(source, model, found, with_buffers=method is not None)
+    if files.gguf:
+        whole(model)
+    if files.adapter:
+        with _loading(source, "adapter"):
+            model = merged(model, files)
+    model.generation_config = generation_config
     return model, tokenizer
 
 
 def pinned(source: ModelSource) -> ModelSource:
     """The source at the commit that its branch or tag stands for now; one in a folder as it is."""
-    if Path(source.path).is_dir():
-        return source
-    return replace(source, revision=commit_of(_repo(source)))
+    return replace(source, revision=commit(source.path, source.revision, source.name) or source.revision)
 
 
-def _repo(source: ModelSource) -> Repo:
-    instead = f"give a local folder, or nothing for the embedded {EMBEDDED}"
-    return Repo(source.path, source.revision, f"model {source.name!r}", instead)
+def content_of(source: ModelSource, progress: Progress = silent) -> str | None:
+    """A hash of a model's files; None for a whole model on the hub."""
+    files = files_of(source)
+    with _loading(source, "configuration"):
+        return content(files, progress)
 
 
 def load_chat(source: ModelSource) -> tuple[Any, Any]:
@@ -68,71 +93,124 @@ def _described(source: ModelSource) -> tuple[Any, Any, Any]:
     """All but the weights: the tokenizer, the configuration and the generation configuration."""
     from transformers import AutoConfig
 
-    with _loading(source, "configuration"):
-        if Path(source.path).is_dir():  # a hub that cannot be reached is asked once, and says so
-            _check_whole(source)
-            _mapping(source, "config.json")
-        config = AutoConfig.from_pretrained(source.path, **source.hub)
+    files = files_of(source)  # a hub that cannot be reached is asked once, and says so
+    with _loading(source, _of_base(files, "configuration"), files=files):
+        if not files.gguf:
+            mapping(files.base, CONFIG, files.revision)
+        check_pickles(files, source.name)
+        config = AutoConfig.from_pretrained(**files.of_base, trust_remote_code=source.trust_remote_code)
+        if files.gguf:
+            read_rope(files.gguf, config)
+    if files.adapter:
+        with _loading(source, "adapter"):
+            check_mergeable(files)
     with _loading(source, "tokenizer"):
-        _mapping(source, "tokenizer_config.json")
-        tokenizer = _tokenizer(source)
+        tokenizer = _tokenizer(source, files, config)
     with _loading(source, "generation configuration"):
-        generation_config = _generation_config(source, config)
+        generation_config = _generation_config(files, config)
     return tokenizer, config, generation_config
 
 
-def _tokenizer(source: ModelSource) -> Any:
-    """The tokenizer, with the chat template that replaces its own.
+def files_of(source: ModelSource) -> ModelFiles:
+    """What a model is loaded from; see `model_files`."""
+    with _loading(source, "configuration"):
+        return model_files(source)
+
+
+def _tokenizer(source: ModelSource, files: ModelFiles, config: Any) -> Any:
+    """The tokenizer: an adapter's own if it has one, and its base's otherwise; and so is the chat template.
 
     transformers' own even where mistral-common is there, whose tokenizer reads no control token in a rendered prompt.
     """
     from transformers import AutoTokenizer
+    from transformers.utils import CHAT_TEMPLATE_FILE, cached_file
 
-    tokenizer = AutoTokenizer.from_pretrained(source.path, **source.hub, mistral_format=False)
+    def read(**where: Any) -> Any:
+        return AutoTokenizer.from_pretrained(**where, trust_remote_code=source.trust_remote_code, mistral_format=False)
+
+    for path, revision in files.places:
+        mapping(path, TOKENIZER, revision)
+    if files.adapter is None:
+        tokenizer = read(**files.of_base)
+    else:
+        adapter = {"pretrained_model_name_or_path": files.adapter, "revision": files.adapter_revision}
+        own = read(**adapter, config=config) if mapping(files.adapter, TOKENIZER, files.adapter_revision) else None
+        tokenizer = own or read(**files.of_base)
+        file = cached_file(
+            files.adapter,
+            CHAT_TEMPLATE_FILE,
+            revision=files.adapter_revision,
+            _raise_exceptions_for_missing_entries=False,
+        )
+        if own is None and file:
+            tokenizer.chat_template = Path(file).read_text(encoding="utf-8")
+        if not tokenizer.chat_template:
+            tokenizer.chat_template = read(**files.of_base).chat_template
     if source.chat_template is not None:
         tokenizer.chat_template = source.chat_template
     return tokenizer
 
 
-def _generation_config(source: ModelSource, config: Any) -> Any:
+def _generation_config(files: ModelFiles, config: Any) -> Any:
     """The one that the model came with, or else what its configuration makes of it."""
     from transformers import GenerationConfig
 
-    if _mapping(source, "generation_config.json") is None:
-        return GenerationConfig.from_model_config(config)
-    return GenerationConfig.from_pretrained(source.path, revision=source.revision)
+    for path, revision in files.places:
+        if mapping(path, "generation_config.json", revision) is not None:
+            return GenerationConfig.from_pretrained(path, revision=revision)
+    return GenerationConfig.from_model_config(config)
 
 
-def _mapping(source: ModelSource, name: str) -> dict[str, Any] | None:
-    """What a JSON file of the model holds; None where there is no such file, ValueError where it holds no mapping."""
-    from transformers.utils import cached_file
+def _check_quantised(source: ModelSource, files: ModelFiles, config: Any) -> None:
+    """Weights that are quantised already are not quantised again, and nothing is merged into them."""
+    from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 
-    file = cached_file(source.path, name, revision=source.revision, _raise_exceptions_for_missing_entries=False)
-    if file is None:
-        return None
-    try:
-        content = json.loads(Path(file).read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{name} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{name} holds a {type(content).__name__} where a mapping is expected")
-    return content
-
-
-def _check_whole(source: ModelSource) -> None:
-    """Adapters are refused: transformers would put one on another model than the one that its folder describes."""
-    adapter = _mapping(source, "adapter_config.json")
-    if adapter is not None:
+    method = quantised_by(config)
+    if method is None:
+        by_us = source.quantization != "none"
+        if by_us and (files.adapter or files.gguf):
+            what = "an adapter is merged into whole weights" if files.adapter else "a GGUF file is unpacked"
+            raise RefusalCmpError(
+                f"{source.name!r} cannot be quantised while it is loaded, as {what}; load it whole.",
+                quantization="none",
+            )
+        return
+    if method not in {name.removesuffix("_4bit").removesuffix("_8bit") for name in AUTO_QUANTIZER_MAPPING}:
         raise RefusalCmpError(
-            f"{source.name!r} is an adapter of {adapter.get('base_model_name_or_path')!r}, as its adapter_config.json "
-            "says, and not a whole model; merge it into that by peft's merge_and_unload, save the result with its "
-            "tokenizer, and give its folder."
+            f"The weights of {source.name!r} are quantised by {method}, which transformers does not know and "
+            f"would take for plain numbers; {UNQUANTISED}."
+        )
+    if source.quantization != "none":
+        raise RefusalCmpError(
+            f"The weights of {source.name!r} are quantised already, by {method}; leave them as they are.",
+            quantization="none",
+        )
+    if files.adapter:
+        raise RefusalCmpError(
+            f"The base of the adapter {source.name!r}, {files.base!r}, is quantised, by {method}, and would round away "
+            f"what is merged into it; name the whole model that it was made from in {ADAPTER}."
         )
 
 
-def _check_complete(source: ModelSource, model: Any, found: Mapping[str, Any]) -> None:
-    """No weight is a random number that transformers has put where the files have none, or one of another shape."""
-    weights = {name for name, _ in model.named_parameters()}
+def quantised_by(config: Any) -> str | None:
+    """The way in which the weights of a checkpoint are quantised, as its configuration calls it."""
+    of_text = config.get_text_config()
+    settings = getattr(config, "quantization_config", None) or getattr(of_text, "quantization_config", None)
+    if settings is None:
+        return None
+    method = settings.get("quant_method") if isinstance(settings, dict) else settings.quant_method
+    return str(getattr(method, "value", method))
+
+
+def _check_complete(source: ModelSource, model: Any, found: Mapping[str, Any], *, with_buffers: bool) -> None:
+    """No weight is a random number that transformers has put where the files have none, or one of another shape.
+
+    Parameters
+    ----------
+    with_buffers
+        The scales of quantised weights are.
+    """
+    weights = {name for name, _ in model.named_parameters()} | (set(model.state_dict()) if with_buffers else set())
     absent = sorted(weights & set(found["missing_keys"]))
     if absent:
         raise RefusalCmpError(
@@ -196,8 +274,16 @@ def _bitsandbytes(quantization: str, precision: torch.dtype) -> Any:
 
 
 @contextmanager
-def _loading(source: ModelSource, part: str) -> Iterator[None]:
-    """One sentence for whatever goes wrong inside, where files that came with the model are read, and code is run."""
+def _loading(
+    source: ModelSource, part: str, advice: str | None = None, *, files: ModelFiles | None = None
+) -> Iterator[None]:
+    """One sentence for whatever goes wrong inside, where files that came with the model are read, and code is run.
+
+    Parameters
+    ----------
+    files
+        Those of the model, where it is its base that is read.
+    """
     try:
         yield
     except RefusalCmpError:
@@ -209,14 +295,22 @@ def _loading(source: ModelSource, part: str) -> Iterator[None]:
                 "say so if you trust it.",
                 trust_remote_code="",
             ) from error
-        raise explained(error, _repo(source)) or RefusalCmpError(
-            f"Cannot load model {source.name!r}: its {part} cannot be read ({reason(error)}); {_advice(source)}."
+        of_hub = repo(source.path, source.revision, source.name)
+        if files is not None and files.adapter:
+            of_hub = repo(files.base, files.revision, files.base)
+        raise explained(error, of_hub) or RefusalCmpError(
+            f"Cannot load model {source.name!r}: its {part} cannot be read ({reason(error)}); "
+            f"{advice or _advice(source)}."
         ) from error
 
 
+def _of_base(files: ModelFiles, part: str) -> str:
+    return part if files.adapter is None else f"base {files.gguf or files.base!r}, that is its {part},"
+
+
 def _advice(source: ModelSource) -> str:
-    if Path(source.path).is_dir():
-        return "mend that folder, download it again, or give another"
-    repo = _repo(source)
-    again = f"delete {repo.cache} to download it again, " if repo.cache.is_dir() else ""
-    return f"{again}give another Hugging Face id, a local folder, or nothing for the embedded {EMBEDDED}"
+    if Path(source.path).exists():
+        return "mend it, download it again, or give another"
+    cache = repo(source.path, source.revision, source.name).cache
+    again = f"delete {cache} to download it again, " if cache.is_dir() else ""
+    return f"{again}give another Hugging Face id, a local folder or GGUF file, or nothing for the embedded {EMBEDDED}"

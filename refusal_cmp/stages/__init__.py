@@ -63,9 +63,11 @@ def _check(session: Session, stages: Sequence[str]) -> None:
     from refusal_cmp.stages.pinned import pinned_config
 
     model = Path(config.model)
-    is_folder = model.is_absolute() or config.model.startswith((".", "~"))
-    if is_folder and not model.is_dir() and _read_more_than_the_run(stages):
-        raise RefusalCmpError(f"The model {config.model} is not there; give a folder, or a Hugging Face id.")
+    is_local = model.is_absolute() or config.model.startswith((".", "~"))
+    if is_local and not model.exists() and _read_more_than_the_run(stages):
+        raise RefusalCmpError(
+            f"The model {config.model} is not there; give a folder, a GGUF file, or a Hugging Face id."
+        )
     if session.loaded is None and not evaluated:
         load_chat(session.source)
     for name in config.methods:
@@ -120,13 +122,16 @@ def _check_test_sets(session: Session) -> None:
 
 
 def _check_weights(session: Session) -> None:
-    """The files of a model in a folder are those that the run was begun with: its name says nothing of them."""
-    from refusal_cmp.model.identity import fingerprint
+    """The files of a model are those that the run was begun with: their names say nothing of them."""
+    from refusal_cmp.model.loading import content_of
 
-    run, folder = session.run, Path(session.source.path)
-    if session.loaded is not None or not folder.is_dir():
+    run, source = session.run, session.source
+    is_known = "model" in run.manifest and "weights" not in run.manifest and not Path(source.path).exists()
+    if session.loaded is not None or is_known:  # one on the hub goes by its commit
         return
-    found = fingerprint(folder, session.progress)
+    found = content_of(source, session.progress)
+    if found is None:
+        return
     if run.manifest.get("weights", found) != found and STAGES[0] not in run.force:
         raise RefusalCmpError(
             f"The files of the model {session.config.model} are not those that {run.path} was begun with; do the whole "

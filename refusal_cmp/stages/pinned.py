@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from refusal_cmp.config import RunConfig
 from refusal_cmp.evals import settings_of
-from refusal_cmp.judges import at_commit
+from refusal_cmp.judges import guard_source
 from refusal_cmp.run.session import Session
 
 GUARD = "guard"
@@ -23,7 +23,7 @@ def pinned_config(session: Session) -> RunConfig:
     if asked.items() <= begun.items() and "evaluate" not in run.force:
         commit = begun["commit"]
     else:
-        commit = at_commit(config.guard, config.guard_revision)["revision"]
+        commit = guard_source(config.guard, config.guard_revision).revision
     if commit is None:  # in a folder
         return config
     run.note(**{GUARD: {**asked, "commit": commit}})

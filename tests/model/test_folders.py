@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from refusal_cmp.cli import app
@@ -57,9 +58,16 @@ def test_weights_that_are_something_else_are_refused(folder, name, content):
     assert refused(folder).startswith("Cannot load model")
 
 
-def test_weights_in_a_bin_file_are_read(folder, tiny):
+def test_weights_in_a_pickle_are_refused_and_read_once_they_are_converted_as_it_says(folder, tiny, tmp_path):
     torch.save(load_file(folder / WEIGHTS), folder / "pytorch_model.bin")
     (folder / WEIGHTS).unlink()
+    message = refused(folder)
+    assert "in pytorch_model.bin, a pickle, which can run code when it is read" in message
+    assert "read it by from_pretrained of AutoModelForCausalLM, write it by save_pretrained" in message
+    with pytest.raises(RefusalCmpError, match="a pickle"):  # before any work, too
+        Chat.load(ModelSource(str(folder)))
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path / "new")
+    shutil.copy(tmp_path / "new" / WEIGHTS, folder)
     assert ChatModel.load(str(folder)).generate([PROMPT], max_new_tokens=4) == tiny.generate([PROMPT], max_new_tokens=4)
 
 
@@ -125,20 +133,6 @@ def test_a_folder_without_a_tokenizer_or_without_anything_is_refused(folder, tmp
     assert "its tokenizer cannot be read" in refused(folder)
     (tmp_path / "empty").mkdir()
     assert "its configuration cannot be read" in refused(tmp_path / "empty")
-
-
-@pytest.mark.parametrize("whole", [False, True])
-def test_an_adapter_is_refused_with_what_to_do(folder, whole):
-    """Also in the folder of a whole model: transformers would load the base that the adapter names instead."""
-    (folder / "adapter_config.json").write_text(
-        json.dumps({"base_model_name_or_path": "some/base", "peft_type": "LORA"})
-    )
-    if not whole:
-        (folder / "config.json").unlink()
-        (folder / WEIGHTS).unlink()
-    message = refused(folder)
-    assert "is an adapter of 'some/base'" in message
-    assert "merge_and_unload" in message
 
 
 def test_the_command_line_says_so_before_any_work(folder, tmp_path):
@@ -241,3 +235,37 @@ def test_weights_that_are_no_numbers_are_broken(folder):
         RefusalCmpError, match="leaves block 9 .* not finite in float32, so weights before it are broken"
     ):
         ChatModel.load(str(folder))
+
+
+def test_weights_in_shards_are_read_and_a_lost_one_is_named(folder, tiny):
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    (folder / WEIGHTS).unlink()
+    model.save_pretrained(folder, max_shard_size="2MB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert ChatModel.load(str(folder)).generate([PROMPT], max_new_tokens=4) == tiny.generate([PROMPT], max_new_tokens=4)
+    shards[1].unlink()
+    assert shards[1].name in refused(folder)
+
+
+def test_a_head_of_its_own_stays_apart_from_the_embedding(folder, tiny):
+    weights = load_file(folder / WEIGHTS)
+    weights["lm_head.weight"] = 2 * weights["model.embed_tokens.weight"]
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    batch = tiny.batch(tiny.tokenize([PROMPT]))
+    change(folder / "config.json", tie_word_embeddings=False)
+    torch.testing.assert_close(ChatModel.load(str(folder)).last_logits(batch), 2 * tiny.last_logits(batch))
+    save_file(
+        {name: weight for name, weight in weights.items() if "lm_head" not in name}, folder / WEIGHTS, {"format": "pt"}
+    )
+    assert "1 of its weights are not in its files, such as lm_head.weight" in refused(folder)
+
+
+def test_a_folder_in_mistrals_own_format_is_refused_with_what_is_missing(folder):
+    for file in folder.iterdir():
+        file.rename(folder / "consolidated.safetensors") if file.name == WEIGHTS else file.unlink()
+    (folder / "params.json").write_text(json.dumps({"dim": 160, "n_layers": 10, "vocab_size": 2048}))
+    (folder / "tekken.json").write_text("{}")
+    message = refused(folder)
+    assert "is in Mistral's own format, with a params.json and no config.json" in message
+    assert "give the copy of it in the format of transformers" in message

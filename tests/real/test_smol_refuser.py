@@ -79,9 +79,7 @@ def test_a_random_direction_does_nothing(value):
 
 
 def test_ablation_costs_no_language(value):
-    unedited, edited = (
-        value(plan, "everyday-answers", "loss") for plan in ("baseline", "diff-in-means/ablation@all")
-    )
+    unedited, edited = (value(plan, "everyday-answers", "loss") for plan in ("baseline", "diff-in-means/ablation@all"))
     assert edited <= unedited + 0.25
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from refusal_cmp.config import STAGES, load_config
@@ -19,7 +20,9 @@ from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import Session
 from refusal_cmp.stages import run_stages
 
+from support.adapters import trained
 from support.attack import files
+from support.gguf_files import write_gguf
 
 SETTINGS = {
     "model": "./model",
@@ -40,6 +43,7 @@ SETTINGS = {
     "alias": "run",
 }
 MADE = STAGES[:-1]
+LORA = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +66,14 @@ def home(original, tmp_path, monkeypatch):
     return tmp_path / "home"
 
 
-def start(*stages, force=()):
-    run_stages(
-        Session(load_config(None, SETTINGS), RunDir(load_config(None, SETTINGS).runs_dir / "run", force)), stages
-    )
+def start(*stages, force=(), **settings):
+    config = load_config(None, SETTINGS | settings)
+    run_stages(Session(config, RunDir(config.runs_dir / config.run_name, force)), stages)
 
 
 def train_on(folder):
     """Change one weight a little: the files keep their names and sizes."""
-    path = folder / "model.safetensors"
+    (path,) = folder.glob("*.safetensors")
     tensors, size = load_file(path), path.stat().st_size
     tensors[min(tensors)][-1] += 0.5
     save_file(tensors, path, metadata={"format": "pt"})
@@ -96,6 +99,41 @@ def test_with_new_weights_at_the_same_place_the_run_stops(home, stages):
     with pytest.raises(RefusalCmpError, match="the model ./model are not those that run was begun with"):
         start(*stages)
     assert files(home / "run") == before
+
+
+@pytest.mark.parametrize("changed", ["adapter", "model"])
+def test_with_another_adapter_or_base_the_run_stops(home, changed):
+    trained(home / "adapter", LORA, base="../model")
+    settings = {"model": "./adapter", "alias": "merged"}
+    start("extract", **settings)
+    start("extract", **settings)
+    train_on(home / changed)
+    with pytest.raises(RefusalCmpError, match="the model ./adapter are not those that merged was begun with"):
+        start("select", **settings)
+
+
+def test_with_another_gguf_file_of_the_same_name_the_run_stops(home):
+    settings = {"model": "Tiny.gguf", "alias": None, "guard": "tiny-guard"}
+    write_gguf(home / "model", home / "Tiny.gguf", "F16")
+    start("extract", **settings)
+    assert RunDir(home / "tiny").manifest["model"]["name"] == "Tiny.gguf"
+    train_on(home / "model")
+    write_gguf(home / "model", home / "Tiny.gguf", "F16")
+    with pytest.raises(RefusalCmpError, match=r"the model Tiny.gguf are not those that tiny was begun with"):
+        start("select", **settings)
+
+
+def test_a_guard_that_is_an_adapter_or_a_gguf_file_is_a_setting_by_its_content(home):
+    trained(home / "adapter", LORA, base="../model")
+    write_gguf(home / "model", home / "guard.gguf", "F16")
+
+    def known(guard):
+        return facts(load_config(None, SETTINGS | {"guard": guard}), "guard")["guard"]
+
+    before = {guard: known(guard) for guard in ("adapter", "guard.gguf")}
+    train_on(home / "model")
+    write_gguf(home / "model", home / "guard.gguf", "F16")
+    assert all(known(guard) != before[guard] and known(guard).startswith(f"{guard} (") for guard in before)
 
 
 def test_with_new_weights_the_whole_run_can_be_done_again(home):
@@ -154,3 +192,26 @@ def test_a_run_goes_on_with_the_commit_of_the_hub_that_it_was_begun_with(home):
     (cache / "refs" / "main").write_text(commits[1])
     assert command("select") == commits[0]
     assert command("extract", "--force") == commits[1]
+
+
+def test_an_adapter_on_the_hub_is_pinned_and_its_base_may_not_move(home, monkeypatch):
+    """On a cache in the hub's own layout."""
+    cache, commits = home / "cache", ["a" * 40, "b" * 40]
+    for name, folder in (
+        ("models--me--adapter", trained(home / "adapter", LORA, base="me/base")),
+        ("models--me--base", home / "model"),
+    ):
+        for commit in commits:
+            shutil.copytree(folder, cache / name / "snapshots" / commit)
+        (cache / name / "refs").mkdir()
+        (cache / name / "refs" / "main").write_text(commits[0])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    settings = {"model": "me/adapter", "alias": "hub"}
+    start("extract", **settings)
+    assert RunDir(home / "hub").manifest["model"]["revision"] == commits[0]
+    (cache / "models--me--adapter" / "refs" / "main").write_text(commits[1])
+    start("extract", **settings)
+    (cache / "models--me--base" / "refs" / "main").write_text(commits[1])
+    with pytest.raises(RefusalCmpError, match="the model me/adapter are not those that hub was begun with"):
+        start("select", **settings)

@@ -333,8 +333,30 @@ GPUs and then the CPU, as accelerate places them; weights are bfloat16 on a GPU 
 `--quantization 8bit` or `4bit` needs bitsandbytes. `--revision` names a branch, tag or commit. Code that comes with a
 model runs only with `--trust-remote-code`.
 
-A model has to be whole: an adapter is merged into its base first, and a weight that its files lack or that has another
-shape is an error, as no random number takes its place.
+A weight that a model's files lack or that has another shape is an error, as no random number takes its place.
+
+## Models as people have them
+
+- **A GGUF file**, `refusal-cmp run model.gguf`, or a folder with one: unpacked by transformers to plain weights, with
+  the tokenizer and the chat template that it holds; nothing beside it is read. Llama-3's scaled positions are those of
+  llama.cpp; others that are scaled are refused, and so is one part of a split file.
+- **An adapter** of PEFT, a folder or on the hub: merged into its base, in the precision of the run. The base is a
+  Hugging Face id, a GGUF file, or a folder, also one relative to the adapter or to where one works. Tokenizer and
+  template are the adapter's if it has them. What is no change of weights (prompt and prefix tuning), does not fit its
+  base, or has a quantised one is refused.
+- **A quantised checkpoint**: as transformers reads it here; what it lacks is named. Edits act on its stream. A plan is
+  exported where the weights were unpacked (fp8 and mxfp4 without a GPU for them), and refused where they stay packed.
+- **A folder with `.bin` weights only** is refused, as a pickle can run code when it is read; the message says how to
+  convert it. So is one in Mistral's own format (`params.json`); its `tekken.json` beside a `config.json` is read.
+
+The guard may be any of these too. vLLM reads a GGUF file or an adapter as a plain folder, which is written once, to
+`models/` in the folder of `$REFUSAL_CMP_DATA` (`~/.cache/refusal-cmp`).
+
+A model is its content, whatever it is called: of a folder or a file its bytes, of an adapter also those of its base,
+and on the hub the commit. With others at the same place the run stops.
+
+A template that asks for the day (`strftime_now`) is told 26 July 2024, at every run, by every evaluator and guard, so
+that its prompts stay the same bytes; `--date 2025-02-03` tells another, and the manifest has it.
 """
 
 

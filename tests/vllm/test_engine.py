@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from peft import LoraConfig
 
 from refusal_cmp.api import plan_intervention
 from refusal_cmp.commands.export import export
@@ -12,9 +15,12 @@ from refusal_cmp.engines import vllm as vllm_engine
 from refusal_cmp.engines.vllm import VLLMEngine
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.interventions import INTERVENTIONS
-from refusal_cmp.model import ModelSource
+from refusal_cmp.model import ChatModel, ModelSource, model_path
+from refusal_cmp.model.chat import Chat
 from refusal_cmp.plan import Place, Plan, baseline
 
+from support.adapters import trained
+from support.gguf_files import write_gguf
 from support.models import instructions
 
 AT = {"layer": 5, "position": -1}
@@ -26,6 +32,23 @@ def engine(tiny):
     engine = VLLMEngine(ModelSource(), tiny)
     yield engine
     engine.close()
+
+
+@pytest.mark.parametrize("kind", ["adapter", "gguf"])
+def test_an_adapter_and_a_gguf_file_run_as_in_this_process(kind, tmp_path, monkeypatch):
+    monkeypatch.setenv("REFUSAL_CMP_DATA", str(tmp_path / "cache"))
+    if kind == "adapter":
+        lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
+        path = trained(tmp_path / "adapter", lora)
+    else:
+        path = write_gguf(Path(model_path("tiny-refuser")), tmp_path / "tiny.gguf", "F16")
+    source, prompts = ModelSource(str(path)), instructions("tiny-harmless", "test", 8)
+    engine = VLLMEngine(source, Chat.load(source))
+    try:
+        found = engine.generate(baseline(), prompts, NEW_TOKENS)
+    finally:
+        engine.close()
+    assert len(disagreements(found, ChatModel.load(source).generate(prompts, max_new_tokens=NEW_TOKENS))) <= 1
 
 
 def under(model, plan, prompts, max_new_tokens=NEW_TOKENS):
