@@ -180,7 +180,7 @@ def _stage_command(stage: str) -> Callable[..., None]:
     def command(
         model: Annotated[
             str | None,
-            typer.Argument(help="Hugging Face id, local folder, or nothing: the embedded tiny-refuser."),
+            typer.Argument(help="Hugging Face id, local folder, GGUF file, smol-refuser, or nothing: tiny-refuser."),
         ] = None,
         *,
         config: Annotated[
