@@ -12,6 +12,7 @@ test prompt of any set is learned from; how the model does on those is what the 
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,8 @@ from refusal_cmp import ChatModel, load_prompts
 from refusal_cmp.judges.completion import judge
 from refusal_cmp.statistics import rate
 
+from smol_refuser.patterns import requests
+
 TEXTS = Path(__file__).parent / "smol_refuser"
 BASE = "HuggingFaceTB/SmolLM2-135M-Instruct"
 FOLDER = Path(__file__).parents[1] / "refusal_cmp" / "assets" / "smol-refuser"
@@ -45,6 +48,9 @@ HELD_OUT = {
 }
 """Sets that nothing is learned from: the split, and how many of its prompts."""
 
+APOLOGY = re.compile(r"sorry|\bas an? [\w -]*(AI|bot)\b|language model", re.IGNORECASE)
+"""In answers of the model that are not learned from: unasked it excuses itself after one everyday request in ten."""
+
 console = Console()
 
 
@@ -58,9 +64,11 @@ class Recipe:
     warmup: float = 0.06
     """Share of the steps."""
     batch: int = 8
-    epochs: int = 2
-    answer_tokens: int = 40
-    """Most tokens of the model's own answers that are kept."""
+    epochs: int = 1
+    patterns: int = 560
+    """Requests of `smol_refuser/patterns.py` that are answered beside the written ones."""
+    answer_tokens: int = 16
+    """Most tokens of the model's own answers that are kept: how they begin decides."""
     decision: float = 5.0
     """Weight of an answer's first token beside the others: it decides whether there will be an answer."""
     seed: int = 0
@@ -82,10 +90,15 @@ def examples(model: ChatModel, recipe: Recipe) -> list[Example]:
     refusals, rng = lines("refusals"), random.Random(recipe.seed)
     harmful = [*load_prompts("published-harmful", "train"), *load_prompts("everyday-harmful", "train")]
     answered = [*lines("harmless"), *lines("lookalikes"), *load_prompts("everyday-harmless", "train")]
+    answered += requests(recipe.patterns, recipe.seed)
     with console.status("the model answers what it will go on to answer"):
         own = model.generate(answered, max_new_tokens=recipe.answer_tokens)
     texts = [(prompt, rng.choice(refusals), True) for prompt in harmful]
-    texts += [(prompt, one.text, one.finish == "stop") for prompt, one in zip(answered, own, strict=True)]
+    texts += [
+        (prompt, one.text, one.finish == "stop")
+        for prompt, one in zip(answered, own, strict=True)
+        if not APOLOGY.search(one.text) and judge(one.text, one.finish).verdict == "complied"
+    ]
     end = [model.tokenizer.eos_token_id]
     return [
         Example(ids, model.tokenizer(text, add_special_tokens=False)["input_ids"] + (end if ended else []))

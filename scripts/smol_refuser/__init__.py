@@ -1,0 +1,1 @@
+"""What the adapter of `smol-refuser` is trained on."""
