@@ -49,7 +49,10 @@ HELD_OUT = {
 """Sets that nothing is learned from: the split, and how many of its prompts."""
 
 APOLOGY = re.compile(r"sorry|\bas an? [\w -]*(AI|bot)\b|language model", re.IGNORECASE)
-"""In answers of the model that are not learned from: unasked it excuses itself after one everyday request in ten."""
+"""In answers that are not learned from: unasked the model excuses itself after one everyday request in ten.
+
+An opening of ours is learned in their place.
+"""
 
 console = Console()
 
@@ -60,14 +63,14 @@ class Recipe:
 
     rank: int = 4
     alpha: int = 8
-    learning_rate: float = 5e-4
+    learning_rate: float = 1e-3
     warmup: float = 0.06
     """Share of the steps."""
     batch: int = 8
-    epochs: int = 1
-    patterns: int = 560
+    epochs: int = 2
+    patterns: int = 360
     """Requests of `smol_refuser/patterns.py` that are answered beside the written ones."""
-    answer_tokens: int = 16
+    answer_tokens: int = 12
     """Most tokens of the model's own answers that are kept: how they begin decides."""
     decision: float = 5.0
     """Weight of an answer's first token beside the others: it decides whether there will be an answer."""
@@ -87,18 +90,16 @@ def lines(name: str) -> list[str]:
 
 def examples(model: ChatModel, recipe: Recipe) -> list[Example]:
     """Refusals of what is harmful, and the model's own answers to what is not."""
-    refusals, rng = lines("refusals"), random.Random(recipe.seed)
+    refusals, openings, rng = lines("refusals"), lines("openings"), random.Random(recipe.seed)
     harmful = [*load_prompts("published-harmful", "train"), *load_prompts("everyday-harmful", "train")]
     answered = [*lines("harmless"), *lines("lookalikes"), *load_prompts("everyday-harmless", "train")]
     answered += requests(recipe.patterns, recipe.seed)
     with console.status("the model answers what it will go on to answer"):
         own = model.generate(answered, max_new_tokens=recipe.answer_tokens)
     texts = [(prompt, rng.choice(refusals), True) for prompt in harmful]
-    texts += [
-        (prompt, one.text, one.finish == "stop")
-        for prompt, one in zip(answered, own, strict=True)
-        if not APOLOGY.search(one.text) and judge(one.text, one.finish).verdict == "complied"
-    ]
+    for prompt, one in zip(answered, own, strict=True):
+        good = not APOLOGY.search(one.text) and judge(one.text, one.finish).verdict == "complied"
+        texts.append((prompt, one.text, one.finish == "stop") if good else (prompt, rng.choice(openings), False))
     end = [model.tokenizer.eos_token_id]
     return [
         Example(ids, model.tokenizer(text, add_special_tokens=False)["input_ids"] + (end if ended else []))
