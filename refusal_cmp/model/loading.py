@@ -295,10 +295,11 @@ def _loading(
                 "say so if you trust it.",
                 trust_remote_code="",
             ) from error
-        of_hub = repo(source.path, source.revision, source.name)
+        read = repo(source.path, source.revision, source.name)
         if files is not None and files.adapter:
-            of_hub = repo(files.base, files.revision, files.base)
-        raise explained(error, of_hub) or RefusalCmpError(
+            read = repo(files.base, files.revision, files.base)
+        said = None if Path(read.name).exists() else explained(error, read)
+        raise said or RefusalCmpError(
             f"Cannot load model {source.name!r}: its {part} cannot be read ({reason(error)}); "
             f"{advice or _advice(source)}."
         ) from error

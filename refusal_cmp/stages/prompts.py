@@ -68,11 +68,7 @@ def _filtered(session: Session, drawn: dict[str, Sampled]) -> dict[str, Any]:
     """What `prompts.json` holds: the prompts of every split, what was left out and why, the refusal tokens."""
     config = session.config
     prompts = {f"{kind}_{split}": drawn[kind].prompts[split] for kind in KINDS for split in SPLITS}
-    counts = {
-        f"{kind}_{split}": {**drawn[kind].counts[split], "too_long": 0, "dropped": 0}
-        for kind in KINDS
-        for split in SPLITS
-    }
+    counts = {f"{kind}_{split}": {**drawn[kind].counts[split], "dropped": 0} for kind in KINDS for split in SPLITS}
     tags = session.model.unread_tags if config.chat_template is not None else []
     if tags:
         session.say(
@@ -81,7 +77,8 @@ def _filtered(session: Session, drawn: dict[str, Sampled]) -> dict[str, Any]:
         )
     for name, sampled in prompts.items():
         prompts[name] = _that_fit(session, name, sampled, config.max_new_tokens if name.endswith("_test") else 0)
-        counts[name]["too_long"] = len(sampled) - len(prompts[name])
+        if len(prompts[name]) < len(sampled):
+            counts[name]["too_long"] = len(sampled) - len(prompts[name])
     tokens = config.refusal_tokens or refusal_tokens(
         session.model,
         [prompt.instruction for prompt in prompts["harmful_train"]],
@@ -145,7 +142,7 @@ def _as_expected(session: Session, prompts: list[Prompt], tokens: Sequence[int],
 
 def _report_dropped(session: Session, counts: dict[str, dict[str, int]]) -> None:
     for name, count in counts.items():
-        left = count["sampled"] - count["too_long"] - count["dropped"]
+        left = count["sampled"] - count.get("too_long", 0) - count["dropped"]
         verb = "is not refused" if name.startswith("harmful") else "is refused"
         if count["dropped"]:
             session.say(f"{name}: {count['dropped']} of {count['sampled']} prompts dropped: what they ask {verb}.")
@@ -180,9 +177,10 @@ def _write_test(session: Session, dataset: str, prompts: list[Prompt]) -> None:
         )
     sampled = pick(kept, config.prompts(config.n_test), config.seed)
     fitting = _that_fit(session, dataset, sampled, config.max_new_tokens)
+    too_long = {"too_long": len(sampled) - len(fitting)} if len(fitting) < len(sampled) else {}
     content = {
         "source": config.other_sets[dataset],
-        "counts": {**counts, "sampled": len(sampled), "too_long": len(sampled) - len(fitting)},
+        "counts": {**counts, "sampled": len(sampled), **too_long},
         "prompts": [asdict(prompt) for prompt in fitting],
     }
     session.run.write_json(prompts_file(config, dataset), content)

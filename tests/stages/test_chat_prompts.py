@@ -63,12 +63,12 @@ def test_prompts_that_are_too_long_are_counted_and_left_out(extract, tiny):
     content = json.loads((extract.folder / PROMPTS).read_text())
     kept, counts = content["prompts"], content["counts"]
     assert not any(is_long(prompt) for prompts in kept.values() for prompt in prompts)
-    left_out = {name: count["too_long"] for name, count in counts.items() if count["too_long"]}
+    left_out = {name: count["too_long"] for name, count in counts.items() if "too_long" in count}
     assert left_out
     for name, count in counts.items():
-        assert len(kept[name]) == count["sampled"] - count["too_long"]
+        assert len(kept[name]) == count["sampled"] - count.get("too_long", 0)
         expected = (
-            f"{name}: {count['too_long']} of {count['sampled']} prompts are left out: longer than the context of 1024 "
+            f"{name}: {count.get('too_long', 0)} of {count['sampled']} prompts are left out: longer than the context of 1024 "
             "tokens of tiny-refuser."
         )
         assert (expected in said) == (name in left_out)

@@ -330,8 +330,9 @@ CHOICES = """
 
 `--device auto` takes the first GPU, and for a model whose weights would fill more than 80 % of its free memory all
 GPUs and then the CPU, as accelerate places them; weights are bfloat16 on a GPU unless `--dtype` says otherwise.
-`--quantization 8bit` or `4bit` needs bitsandbytes. `--revision` names a branch, tag or commit. Code that comes with a
-model runs only with `--trust-remote-code`.
+`--quantization 8bit` or `4bit` needs bitsandbytes. `--revision` names a branch, tag or commit; the run keeps the commit
+that it stood for, when the branch moves and when the hub is away. Code that comes with a model runs only with
+`--trust-remote-code`.
 
 A weight that a model's files lack or that has another shape is an error, as no random number takes its place.
 
