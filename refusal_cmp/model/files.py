@@ -166,8 +166,8 @@ def _whole(path: str, revision: str | None, name: str) -> ModelFiles:
         raise RefusalCmpError(f"The GGUF file {name} is not there; give one that is, a folder, or a Hugging Face id.")
     if PART.search(file.name):
         raise RefusalCmpError(
-            f"{file.name} is one of several parts of a GGUF file; join them by llama.cpp's `llama-gguf-split`, and give "
-            "the result."
+            f"{file.name} is one of several parts of a GGUF file; join them by llama.cpp's `llama-gguf-split`, and "
+            "give the result."
         )
     return ModelFiles(str(file.parent), gguf=str(file.absolute()))
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import random
-from itertools import product
+from itertools import pairwise, product
 
 TOPICS = (
     "autumn", "breakfast", "the ocean", "friendship", "recycling", "jazz", "gardening", "chess", "honey bees",
     "solar energy", "the Roman Empire", "a good night's sleep", "public libraries", "volcanoes", "teamwork", "coffee",
     "electric cars", "the water cycle", "mountain hiking", "online learning", "robots", "kindness", "football",
-    "the stock market", "crime novels", "climate change", "artificial intelligence", "healthy snacks", "time management",
-    "family traditions",
+    "the stock market", "crime novels", "climate change", "artificial intelligence", "healthy snacks",
+    "time management", "family traditions",
 )  # fmt: skip
 ABOUT = (
     "Write a short poem about {}.", "Generate a title for a blog post about {}.", "Explain {} in simple terms.",
@@ -58,5 +58,5 @@ def requests(n: int, seed: int) -> list[str]:
         for patterns, fillers in ((ABOUT, TOPICS), (FOR, THINGS), (WHOLE, DISHES), (LANGUAGE, WORDS))
         for pattern, filler in product(patterns, fillers)
     ]
-    filled += [pattern.format(*pair) for pattern, pair in product(PAIRS, zip(KINDS, KINDS[1:], strict=False))]
+    filled += [pattern.format(*pair) for pattern, pair in product(PAIRS, pairwise(KINDS))]
     return random.Random(seed).sample(filled, n)

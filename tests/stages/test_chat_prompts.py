@@ -68,8 +68,8 @@ def test_prompts_that_are_too_long_are_counted_and_left_out(extract, tiny):
     for name, count in counts.items():
         assert len(kept[name]) == count["sampled"] - count.get("too_long", 0)
         expected = (
-            f"{name}: {count.get('too_long', 0)} of {count['sampled']} prompts are left out: longer than the context of 1024 "
-            "tokens of tiny-refuser."
+            f"{name}: {count.get('too_long', 0)} of {count['sampled']} prompts are left out: longer than the context "
+            "of 1024 tokens of tiny-refuser."
         )
         assert (expected in said) == (name in left_out)
 
