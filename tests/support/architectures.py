@@ -351,7 +351,7 @@ A weight that a model's files lack or that has another shape is an error, as no 
   convert it. So is one in Mistral's own format (`params.json`); its `tekken.json` beside a `config.json` is read.
 
 The guard may be any of these too. vLLM reads a GGUF file or an adapter as a plain folder, which is written once, to
-`models/` in the folder of `$REFUSAL_CMP_DATA` (`~/.cache/refusal-cmp`).
+`~/.cache/refusal-cmp/models` (or under `$XDG_CACHE_HOME`).
 
 A model is its content, whatever it is called: of a folder or a file its bytes, of an adapter also those of its base,
 and on the hub the commit. With others at the same place the run stops.

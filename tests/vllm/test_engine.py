@@ -36,7 +36,7 @@ def engine(tiny):
 
 @pytest.mark.parametrize("kind", ["adapter", "gguf"])
 def test_an_adapter_and_a_gguf_file_run_as_in_this_process(kind, tmp_path, monkeypatch):
-    monkeypatch.setenv("REFUSAL_CMP_DATA", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     if kind == "adapter":
         lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM")
         path = trained(tmp_path / "adapter", lora)
