@@ -30,14 +30,17 @@ SETTINGS = {
     "n_test": 20,
     "max_new_tokens": 32,
     "loss_tokens": 1000,
+    "eval_datasets": "harmful,harmless",
     "evals": "refusal,coherence,perplexity,kl",
 }
-PUBLIC = {"harmful": "published-harmful", "eval_datasets": "harmful,harmless"}
+PUBLIC = folder() / PUBLISHED.name
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    public = PUBLIC if (folder() / PUBLISHED.name).is_dir() else {}
+    """From extraction to report, on public prompts for the harmful and for what is tested, if they are there."""
+    alpaca = PUBLIC / "dataset/splits/harmless_val.json"
+    public = {"harmful": "published-harmful", "eval_datasets": f"harmful,harmless={alpaca}"} if PUBLIC.is_dir() else {}
     session = Session(load_config(None, SETTINGS | public), RunDir(tmp_path_factory.mktemp("runs") / "smol"), say=print)
     run_stages(session, STAGES)
     return session
