@@ -96,8 +96,8 @@ def guard_source(name: str, revision: str | None, dtype: str = "auto") -> ModelS
     source = ModelSource(name, dtype=dtype)
     if Path(source.path).exists():
         return source
-    instead = "give a local folder, or tiny-guard"
-    return replace(source, revision=commit_of(Repo(name, revision, f"the guard {name!r}", instead)))
+    repo = Repo(name, revision, f"the guard {name!r}", "give a local folder, or tiny-guard", settings={"guard": ""})
+    return replace(source, revision=commit_of(repo))
 
 
 @contextmanager
