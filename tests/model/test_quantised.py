@@ -95,7 +95,6 @@ def check_runs(tiny, tiny_fields, folder: Path, tmp_path: Path) -> None:
         assert not (tmp_path / "exported").exists()
 
 
-@pytest.mark.skipif(find_spec("compressed_tensors") is None, reason="needs compressed-tensors")
 def test_a_checkpoint_of_compressed_tensors_runs(tiny, tiny_fields, folder, tmp_path):
     quantised(folder, INT8, in_int8)
     check_runs(tiny, tiny_fields, folder, tmp_path)

@@ -41,12 +41,25 @@ class Server:
         self.lock = threading.Lock()
 
 
+class QuietHandler(BaseHTTPRequestHandler):
+    """Tells nothing of requests, nor of clients that leave."""
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except OSError:  # the client left
+            self.close_connection = True
+
+
 @contextmanager
 def endpoint(reply: Callable[[int, dict[str, Any]], Reply]) -> Iterator[Server]:
     """A server that answers the nth request (from 0), with this body, by `reply(n, body)`."""
     server = Server()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         protocol_version = "HTTP/1.1"
 
         def do_POST(self) -> None:
@@ -85,15 +98,6 @@ def endpoint(reply: Callable[[int, dict[str, Any]], Reply]) -> Iterator[Server]:
                 self.close_connection = True
                 return
             self.wfile.write(content)
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-        def handle_one_request(self) -> None:
-            try:
-                super().handle_one_request()
-            except OSError:  # the client left
-                self.close_connection = True
 
     web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     web.daemon_threads = True

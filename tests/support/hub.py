@@ -18,10 +18,12 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from support.endpoint import QuietHandler
 
 LARGE = 2**20
 """Bytes from which a file is in the storage."""
@@ -125,7 +127,7 @@ class HubError(Exception):
         self.headers = {"X-Error-Message": message} | ({"X-Error-Code": code} if code else {})
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     """One request."""
 
     protocol_version = "HTTP/1.1"
@@ -264,15 +266,6 @@ class Handler(BaseHTTPRequestHandler):
             asked.sent.append(len(piece))
             time.sleep(trouble.pause)
         self.close_connection = self.close_connection or trouble.cut < 1
-
-    def log_message(self, *_: Any) -> None:
-        pass
-
-    def handle_one_request(self) -> None:
-        try:
-            super().handle_one_request()
-        except OSError:  # the client left
-            self.close_connection = True
 
 
 def matched(pattern: str, path: str) -> list[str] | None:
