@@ -17,7 +17,7 @@ from refusal_cmp.run.files import UNFINISHED
 from support.attack import EFFORT, begun, exit_code, files, kill, report
 from support.pipeline import start
 
-KILLS = 10 if EFFORT == 1 else 3 * EFFORT
+KILLS = 7 if EFFORT == 1 else 3 * EFFORT
 MARKS = ("extract/prompts.json", "select/scores.csv", "infer/plans.json", "evaluate", "report/summary.csv")
 """What each stage writes early."""
 QUICK = {

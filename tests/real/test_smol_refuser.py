@@ -5,8 +5,11 @@
 
 from __future__ import annotations
 
+import os
+
 import pandas as pd
 import pytest
+import torch
 
 from refusal_cmp.config import STAGES, load_config
 from refusal_cmp.data.download import folder
@@ -39,7 +42,16 @@ pytestmark = pytest.mark.skipif(not PACKAGED.is_kept(), reason="see `make test-r
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def all_cores():
+    """Other tests use one thread each, side by side."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, all_cores):
     """From extraction to report, on public prompts for the harmful and for what is tested, if they are there."""
     alpaca = PUBLIC / "dataset/splits/harmless_val.json"
     public = {"harmful": "published-harmful", "eval_datasets": f"harmful,harmless={alpaca}"} if PUBLIC.is_dir() else {}

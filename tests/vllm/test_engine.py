@@ -61,8 +61,8 @@ def disagreements(ours, theirs):
 
 
 def test_completions_are_those_of_the_hooked_model(tiny, tiny_fields, engine):
-    """For every method, intervention, strength and scope, 200 prompts; and for the baseline again after the last."""
-    prompts = instructions("tiny-harmful", "test", 100) + instructions("tiny-harmless", "test", 100)
+    """For every method, intervention, strength and scope, 100 prompts; and for the baseline again after the last."""
+    prompts = instructions("tiny-harmful", "test", 50) + instructions("tiny-harmless", "test", 50)
     plans = [
         plan_intervention(name, subspaces, scope=scope, strength=strength, **AT)
         for subspaces in tiny_fields.values()
@@ -77,7 +77,7 @@ def test_completions_are_those_of_the_hooked_model(tiny, tiny_fields, engine):
     for plan in [baseline(), *plans, baseline()]:
         theirs = under(tiny, plan, prompts) if plan.edits else unedited
         wrong = disagreements(engine.generate(plan, prompts, NEW_TOKENS), theirs)
-        assert len(wrong) <= 2, f"{plan.label}: {wrong}"
+        assert len(wrong) <= 1, f"{plan.label}: {wrong}"
         changed += theirs != unedited
     assert changed >= 40
 
