@@ -38,10 +38,10 @@ def lines(name):
 def learned():
     """Every prompt that the adapter is trained on, but for the published ones."""
     sys.path.insert(0, str(SCRIPTS))
-    from smol_refuser.patterns import requests
+    from train_smol_refuser import Recipe, requests
 
     own = [prompt for kind in ("harmful", "harmless") for prompt in load_prompts(f"everyday-{kind}", "train")]
-    return {*own, *lines("harmless"), *lines("lookalikes"), *requests(360, 0)}
+    return {*own, *lines("harmless"), *lines("lookalikes"), *requests(Recipe.patterns, Recipe.seed)}
 
 
 def test_the_adapter_is_small_and_names_its_base():
