@@ -22,22 +22,24 @@ from refusal_cmp.selection.scoring import Reach, Scorer
 from refusal_cmp.subspace import Component, SubspaceField
 
 
-def load_prompts(name: str, split: Split = "test", n: int | None = None) -> list[str]:
+def load_prompts(name: str, split: Split = "test", n: int | None = None, *, column: str | None = None) -> list[str]:
     """The first n instructions, or all, of a split (`train`, `val`, `test`) of a prompt set.
 
     Parameters
     ----------
     name
         A registered name, as `refusal-cmp datasets` lists them, or the path of a local file.
+    column
+        Of a local file, the column that the instructions are in; by default one of the usual names.
 
     Raises
     ------
     RefusalCmpError
-        If there is no such set or split, or fewer than n instructions.
+        If there is no such set, column or split, or fewer than n instructions.
     """
     if split not in SPLITS:
         raise unknown_name(f"split of {name!r}", split, SPLITS)
-    prompts = load_split(name, split, Columns(), print)
+    prompts = load_split(name, split, Columns(None if column is None else (column,)), print)
     if n is not None and not 1 <= n <= len(prompts):
         raise RefusalCmpError(
             f"{n} instructions of {name!r} were asked for, and {split} has {len(prompts)}; ask for 1 to that many."

@@ -33,10 +33,12 @@ from pydantic.fields import FieldInfo
 
 from refusal_cmp.config.values import (
     LARGEST,
+    Components,
     Layers,
     Names,
     Numbers,
     OneOfEach,
+    Parts,
     Penalty,
     Positions,
     Scopes,
@@ -47,7 +49,7 @@ from refusal_cmp.config.values import (
     leaves,
     listed,
     once,
-    split,
+    pieces,
 )
 from refusal_cmp.errors import RefusalCmpError, shortened, unknown_name
 from refusal_cmp.files import plain_yaml, read_bytes, read_text
@@ -89,15 +91,27 @@ LONGEST_LABEL = 60
 """Letters of a file that a label keeps: the names of a run's files are made of several labels."""
 
 
+COLUMN_OF = re.compile(rf"(?P<path>.*(?:{'|'.join(map(re.escape, SUFFIXES))})):(?P<column>[^/\\\\:]+)", re.IGNORECASE)
+"""A prompt file with the column to read: `my.csv:goal`."""
+
+
 def is_path(name: str) -> bool:
     """Whether a prompt set is given as files: a path separator or a known ending, which no registered name has."""
-    return "/" in name or "\\" in name or name.lower().endswith(SUFFIXES)
+    path, _ = path_and_column(name)
+    return "/" in path or "\\" in path or path.lower().endswith(SUFFIXES)
+
+
+def path_and_column(name: str) -> tuple[str, str | None]:
+    """The path of a prompt set that is given as files, and the column that is named behind it, if one is."""
+    named = COLUMN_OF.fullmatch(name)
+    return (name, None) if named is None else (named["path"], named["column"])
 
 
 def file_label(path: str) -> str:
-    """A file's name as tables and run directories have it: lower-case words joined by dashes."""
+    """A file's name, and its column's, as tables and run directories have it: lower-case words joined by dashes."""
+    path, column = path_and_column(path)
     name = Path(path).name.lower()
-    stem = name.removesuffix(next(filter(name.endswith, ENDINGS), ""))
+    stem = name.removesuffix(next(filter(name.endswith, ENDINGS), "")) + (f" {column.lower()}" if column else "")
     return re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:LONGEST_LABEL].strip("-") or "file"
 
 
@@ -182,7 +196,7 @@ Day = Annotated[str, AfterValidator(_day)]
 KPolicy = Annotated[str, AfterValidator(_k_policy)]
 Site = Literal["resid_pre", "attn_out", "mlp_out"]
 SITES: tuple[Site, ...] = get_args(Site)
-Sites = Annotated[tuple[Site, ...], BeforeValidator(split), AfterValidator(once), Field(min_length=1)]
+Sites = Annotated[tuple[Site, ...], BeforeValidator(pieces), AfterValidator(once), Field(min_length=1)]
 RankKey = Literal["bypass", "accuracy-then-bypass"]
 Share = Annotated[float, Field(ge=0.1, le=0.9)]
 Address = Annotated[str, AfterValidator(checked_address)]
@@ -192,7 +206,9 @@ GRID: dict[str, Any] = {"grid": True}
 SCORING: dict[str, Any] = {"scoring": True}
 """Marks what the scores of single prompts depend on; other settings of select only choose by them."""
 KEEPING: dict[str, Any] = {"keeping": True}
-"""Marks what decides how many leading directions stay within the KL budget."""
+"""Marks what the KL of leading directions depends on, of which as many are used as stay within the budget."""
+CHOOSING: dict[str, Any] = {"choosing": True}
+"""Marks what only chooses by scores that are kept: with another value they are ranked again at once."""
 COMPLETING: dict[str, Any] = {"completing": True}
 """Marks what completions depend on beside their plan and prompts, which other settings of infer decide."""
 MODEL: dict[str, Any] = {"model": True}
@@ -231,6 +247,19 @@ class ExtractSettings(BaseModel):
     harmless: str = Field("tiny-harmless", description="prompt set that it should answer: a name or a file")
     column: Names | None = Field(None, description="column of prompt files; of several the first that a file has")
     category_column: str | None = Field(None, description="column of prompt files that holds categories")
+    label_column: str | None = Field(
+        None, description="column that says whether a row is harmful or harmless, where one file holds both"
+    )
+    harmful_label: Names | None = Field(
+        None, description="its values for harmful prompts; by default all that are not harmless-label"
+    )
+    harmless_label: Names | None = Field(
+        None, description="its values for harmless prompts; by default all that are not harmful-label"
+    )
+    split_column: str | None = Field(
+        None, description="column of prompt files that says train, val or test; by default split"
+    )
+    split: Parts = Field((60, 20, 20), description="TRAIN/VAL/TEST, the percent that a set of one list is divided into")
     near_duplicates: float | None = Field(
         None, gt=0, le=1, description="drop train and validation prompts this like a test prompt (TF-IDF cosine)"
     )
@@ -241,7 +270,7 @@ class ExtractSettings(BaseModel):
     filter_prompts: bool = Field(
         True, description="drop train and validation prompts on which the model does not do as expected"
     )
-    refusal_tokens: Annotated[tuple[int, ...], BeforeValidator(split), AfterValidator(once)] | None = Field(
+    refusal_tokens: Annotated[tuple[int, ...], BeforeValidator(pieces), AfterValidator(once)] | None = Field(
         None, description="token ids of the refusal metric; by default found on the training prompts"
     )
     dev_share: Share = Field(0.2, description="share of the training prompts held out as INLP's dev split")
@@ -259,16 +288,17 @@ class ExtractSettings(BaseModel):
     given: Annotated[tuple[Path, ...], AfterValidator(once)] = Field(
         (), description="safetensors files of directions to run beside the methods", json_schema_extra=GRID | FILE_ONLY
     )
-    direction_at: Annotated[tuple[int, int], BeforeValidator(split)] | None = Field(
+    direction_at: Annotated[tuple[int, int], BeforeValidator(pieces)] | None = Field(
         None, description="POSITION,LAYER of a given direction whose file does not say it", json_schema_extra=GRID
     )
     seed: Seed = Field(42, description="of sampling and splitting")
+    test_seed: Seed | None = Field(None, description="of the sample of test prompts and questions; by default the seed")
 
 
 class SelectSettings(BaseModel):
     """What decides the scores and the choice of a component."""
 
-    inlp_k: Annotated[tuple[KPolicy, ...], BeforeValidator(split), AfterValidator(once), Field(min_length=1)] = Field(
+    inlp_k: Annotated[tuple[KPolicy, ...], BeforeValidator(pieces), AfterValidator(once), Field(min_length=1)] = Field(
         (BUDGET,),
         description="INLP directions to use: budget (the most that stay within kl-threshold), full, a number, acc99",
         json_schema_extra=GRID,
@@ -287,15 +317,21 @@ class SelectSettings(BaseModel):
     compare_rankings: bool = Field(
         False, description="also score globally and compare the rankings", json_schema_extra=GRID
     )
-    rank_by: Literal["local", "global"] = Field("local", description="which scores filter and rank")
-    rank_key: RankKey = Field("bypass", description="what ranks components")
+    rank_by: Literal["local", "global"] = Field(
+        "local", description="which scores filter and rank", json_schema_extra=CHOOSING
+    )
+    rank_key: RankKey = Field("bypass", description="what ranks components", json_schema_extra=CHOOSING)
     induce_multipliers: Numbers = Field(
         (0.5, 1.0, 2.0), description="multipliers of the induce score", json_schema_extra=SCORING
     )
-    induce_aggregate: Literal["max", "median", "one"] = Field("max", description="how they become one score")
-    induce_threshold: float = Field(0.0, description="least mean refusal metric that addition must induce")
+    induce_aggregate: Literal["max", "median", "one"] = Field(
+        "max", description="how they become one score", json_schema_extra=CHOOSING
+    )
+    induce_threshold: float = Field(
+        0.0, description="least mean refusal metric that addition must induce", json_schema_extra=CHOOSING
+    )
     kl_threshold: float = Field(
-        0.1, gt=0, description="most KL, in nats, that removal may do to harmless prompts", json_schema_extra=KEEPING
+        0.1, gt=0, description="most KL, in nats, that removal may do to harmless prompts", json_schema_extra=CHOOSING
     )
     kl_epsilon: float = Field(
         0.0,
@@ -303,8 +339,22 @@ class SelectSettings(BaseModel):
         description="added inside the logs of the KL; 1e-6 in the published setting",
         json_schema_extra=SCORING | KEEPING,
     )
-    prune_layers: float = Field(0.8, gt=0, le=1, description="only layers below int(this × n_layers) are selected")
-    rank_key_of: dict[str, RankKey] = Field({}, description="another rank key, by method", json_schema_extra=FILE_ONLY)
+    prune_layers: float = Field(
+        0.8,
+        gt=0,
+        le=1,
+        description="only layers below int(this × n_layers) are scored and selected",
+        json_schema_extra=CHOOSING,
+    )
+    pool: Literal["kept-first", "all"] = Field(
+        "kept-first",
+        description="what top:PERCENT counts over: components of those layers, what the filters keep first; or all "
+        "components, best first",
+        json_schema_extra=CHOOSING,
+    )
+    rank_key_of: dict[str, RankKey] = Field(
+        {}, description="another rank key, by method", json_schema_extra=FILE_ONLY | CHOOSING
+    )
     sites: Sites = Field(
         ("resid_pre", "attn_out", "mlp_out"), description="where removal and mirror edits act in a layer"
     )
@@ -330,15 +380,18 @@ class InferSettings(BaseModel):
         json_schema_extra=GRID,
     )
     scope: Scopes = Field(("single", "top:50", "all"), description="single, top:PERCENT, all", json_schema_extra=GRID)
+    component: Components = Field(
+        ("best",),
+        description="whose direction a method's plans use: that of its own best component, of one shared by all "
+        "methods, or of POSITION,LAYER; several are compared",
+        json_schema_extra=GRID,
+    )
     actadd_multipliers: Numbers = Field((-1.0, 1.0), description="strengths of actadd plans", json_schema_extra=GRID)
     reflection_alphas: Numbers = Field((2.0,), description="strengths of reflection plans", json_schema_extra=GRID)
     strengths: dict[str, Numbers] = Field({}, description="by other interventions", json_schema_extra=GRID | FILE_ONLY)
     direction: Literal["best", "own"] = Field(
         "best",
         description="whose subspace acts at the layers in scope; FILE.safetensors: also run the direction in this file",
-    )
-    pool: Literal["kept-first", "all"] = Field(
-        "kept-first", description="what top:PERCENT counts over: components that the filters keep first, or best first"
     )
     actadd_layers: Literal["scope", "selected"] = Field(
         "scope", description="where additions act: at every layer in scope, or at the selected component's alone"
@@ -419,6 +472,11 @@ class MachineSettings(BaseModel):
     device: str = Field(
         "auto", description="cpu, cuda, cuda:1, …; auto: the first GPU, or all devices for a model that does not fit"
     )
+    offline: bool = Field(
+        False,
+        description="download nothing: the model from its cache, and by default prompts, texts and questions that come "
+        "with us, and no guard",
+    )
     trust_remote_code: bool = Field(False, description="run Python code that comes with the model")
     batch_size: int | None = Field(
         None, ge=1, description="prompts in one forward pass; by default as many as are faster, and fit"
@@ -489,8 +547,13 @@ SMALL_DEFAULTS: dict[str, Any] = {
     "tasks": ("everyday_questions",),
     "evals": ("refusal", "coherence", "perplexity", "capability", "kl", "magnitude", "geometry"),
 }
-"""Defaults with `smol-refuser`: nothing is downloaded for them. No guard that comes with us reads its answers."""
+"""Defaults with `smol-refuser`, and offline: nothing is downloaded for them. No guard of ours reads such answers."""
 DEFAULTS_OF: dict[str, dict[str, Any]] = {EMBEDDED: {}, SMALL: SMALL_DEFAULTS}
+
+
+def defaults_for(model: str, offline: bool = False) -> dict[str, Any]:
+    """The defaults that depend on the model, with which a run of it starts."""
+    return DEFAULTS_OF.get(model, SMALL_DEFAULTS if offline else REAL_MODEL_DEFAULTS)
 
 
 class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings, MachineSettings):
@@ -514,7 +577,10 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
     @model_validator(mode="before")
     @classmethod
     def _fitting_defaults(cls, given: Any) -> Any:
-        return DEFAULTS_OF.get(given.get("model", EMBEDDED), REAL_MODEL_DEFAULTS) | given
+        both = {name: given[name] for name in KINDS if name in given} if given.get("label_column") else {}
+        if len(both) == 1:  # the file with the label holds both kinds
+            given = given | dict.fromkeys(KINDS, *both.values())
+        return defaults_for(given.get("model", EMBEDDED), given.get("offline") is True) | given
 
     @model_validator(mode="before")
     @classmethod
@@ -581,6 +647,17 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
         return self
 
     @model_validator(mode="after")
+    def _labels_are_of_a_column(self) -> RunConfig:
+        labels = bool(self.harmful_label or self.harmless_label)
+        if labels and self.label_column is None:
+            raise ValueError("labels of prompts are in a column, so name it as label-column")
+        if self.label_column is not None and not labels:
+            raise ValueError("label-column needs to know a value, so give harmful-label or harmless-label")
+        if set(self.harmful_label or ()) & set(self.harmless_label or ()):
+            raise ValueError("a label is harmful or harmless, so give each value once")
+        return self
+
+    @model_validator(mode="after")
     def _losses_end(self) -> RunConfig:
         if self.loss_tokens is None and self.loss_texts is None:
             raise ValueError("losses are measured on loss-tokens or on loss-texts, so set one of the two")
@@ -591,6 +668,11 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
         if self.induce_aggregate == "one" and 1 not in self.induce_multipliers:
             raise ValueError("induce-aggregate one needs 1 among the induce-multipliers")
         return self
+
+    @property
+    def drawn_with(self) -> int:
+        """The seed of the sample of test prompts and benchmark questions."""
+        return self.seed if self.test_seed is None else self.test_seed
 
     @property
     def run_name(self) -> str:

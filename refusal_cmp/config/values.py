@@ -19,7 +19,7 @@ LONGEST_NAME, LONGEST_PATH = 255, 1024
 _Value = TypeVar("_Value")
 
 
-def split(value: Any) -> Any:
+def pieces(value: Any) -> Any:
     """`a,b` as a list; a comma inside brackets does not separate."""
     if isinstance(value, str):
         return [part for piece in re.findall(r"(?:[^,\[]|\[[^\]]*\]?)+", value) if (part := piece.strip())]
@@ -28,7 +28,7 @@ def split(value: Any) -> Any:
 
 def listed(value: Any) -> list[Any]:
     """A setting of several values as a list, whatever it is."""
-    value = split(value)
+    value = pieces(value)
     if value is None:
         return []
     return list(value) if isinstance(value, list | tuple) else [value]
@@ -90,6 +90,32 @@ def _layers(value: str) -> str:
     return value
 
 
+def _parts(value: Any) -> Any:
+    """`60/20/20` as numbers."""
+    return re.split("[/,]", value) if isinstance(value, str) else value
+
+
+def _whole(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(values) != 3 or not all(value > 0 for value in values) or abs(sum(values) - 100) > 1e-6:
+        raise ValueError("it must be three parts of 100 for train, val and test, as in 60/20/20")
+    return values
+
+
+def _components(value: Any) -> Any:
+    """`best,-1,8` as `best` and `-1,8`: of single numbers, two are a position and a layer."""
+    found: list[Any] = []
+    for one in pieces(value) if isinstance(value, str) else value:
+        pair = found and re.fullmatch(r"-?\d+", str(found[-1])) and re.fullmatch(r"\d+", str(one))
+        found[-1:] = [f"{found[-1]},{one}"] if pair else [*found[-1:], one]
+    return found
+
+
+def _component(value: str) -> str:
+    if not re.fullmatch(r"best|shared|-\d{1,6},\d{1,6}", value):
+        raise ValueError("each must be best, shared, or POSITION,LAYER as in -1,8")
+    return value
+
+
 def _seed(value: int) -> int:
     if not 0 <= value <= LARGEST:
         raise ValueError(f"it must be from 0 to {LARGEST}")
@@ -130,24 +156,31 @@ def check_name(text: str) -> None:
         raise ValueError(f"a name may have {LONGEST_NAME} bytes, and a path {LONGEST_PATH}")
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(split), AfterValidator(once), Field(min_length=1)]
+Components = Annotated[
+    tuple[Annotated[str, AfterValidator(_component)], ...],
+    BeforeValidator(_components),
+    AfterValidator(once),
+    Field(min_length=1),
+]
+Parts = Annotated[tuple[float, ...], BeforeValidator(_parts), AfterValidator(_whole)]
+Names = Annotated[tuple[str, ...], BeforeValidator(pieces), AfterValidator(once), Field(min_length=1)]
 Specs = Annotated[
     tuple[Annotated[str, AfterValidator(_spec)], ...],
-    BeforeValidator(split),
+    BeforeValidator(pieces),
     AfterValidator(once),
     Field(min_length=1),
 ]
 Layers = Annotated[
     tuple[Annotated[str, BeforeValidator(str), AfterValidator(_layers)], ...],
-    BeforeValidator(split),
+    BeforeValidator(pieces),
     AfterValidator(once),
     Field(min_length=1),
 ]
 Positions = Annotated[
-    tuple[Annotated[int, Field(lt=0)], ...], BeforeValidator(split), AfterValidator(once), Field(min_length=1)
+    tuple[Annotated[int, Field(lt=0)], ...], BeforeValidator(pieces), AfterValidator(once), Field(min_length=1)
 ]
 Scopes = Annotated[Names, AfterValidator(_scopes_once)]
 OneOfEach = Annotated[Names, AfterValidator(_one_of_each)]
-Numbers = Annotated[tuple[float, ...], BeforeValidator(split), AfterValidator(_numbers_once), Field(min_length=1)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(pieces), AfterValidator(_numbers_once), Field(min_length=1)]
 Penalty = Annotated[float, Field(gt=0, allow_inf_nan=False), AfterValidator(_penalty)]
 Seed = Annotated[int, AfterValidator(_seed)]

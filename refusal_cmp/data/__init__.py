@@ -33,6 +33,26 @@ class Document:
 
 
 @dataclass(frozen=True)
+class Label:
+    """Which rows of a file are meant, where it holds more: by what a column says."""
+
+    column: str
+    values: frozenset[str]
+    """As text, without case."""
+    others: bool = False
+    """Whether the rows with any other value are meant."""
+
+    def fits(self, value: object) -> bool:
+        """Whether the row with this value is one of them."""
+        return (plain(value) in self.values) != self.others
+
+
+def plain(value: object) -> str:
+    """A label as it is compared, whether a file has it as text, a number, or true and false."""
+    return "" if value is None else str(value).strip().casefold()
+
+
+@dataclass(frozen=True)
 class Columns:
     """Which columns of a local file to read."""
 
@@ -40,6 +60,10 @@ class Columns:
     """The first of these that the file has; None: one of the usual names."""
     category: str | None = None
     """None: one of the usual names, if the file has one."""
+    split: str | None = None
+    """None: `split`, if the file has it."""
+    label: Label | None = None
+    """None: all rows."""
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from typing import Any
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.hub import HubAwayError, Repo, commit_of, explained
 
-VARIABLE, CACHE_VARIABLE = "REFUSAL_CMP_DATA", "XDG_CACHE_HOME"
+VARIABLE, CACHE_VARIABLE, OFFLINE_VARIABLE = "REFUSAL_CMP_DATA", "XDG_CACHE_HOME", "HF_HUB_OFFLINE"
 GITHUB = "https://raw.githubusercontent.com"
 HUB = "https://huggingface.co/datasets"
 TIMEOUT = 60
@@ -37,6 +37,11 @@ def folder() -> Path:
 def cache() -> Path:
     """Where models are kept; whoever names a folder of public sets may not be able to write there."""
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache") / "refusal-cmp"
+
+
+def is_offline() -> bool:
+    """Whether nothing is to be downloaded, as the libraries of the hub understand it."""
+    return os.environ.get(OFFLINE_VARIABLE, "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,12 @@ class Repository:
 
         pooch.get_logger().setLevel("WARNING")
         base = f"{GITHUB}/{self.name}/{self.commit}/"
+        if is_offline():
+            raise RefusalCmpError(
+                f"There is no {copy}, and nothing is downloaded, as ${OFFLINE_VARIABLE} asks; put a copy of "
+                f"{base}{path} there, or choose a set that comes with us.",
+                no_offline="",
+            )
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=copy.parent, prefix=".download-") as staging:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from refusal_cmp.config import SUFFIXES
-from refusal_cmp.data import SPLITS, Columns, Prompt, Split
+from refusal_cmp.data import SPLITS, Columns, Label, Prompt, Split, plain
 from refusal_cmp.data.tables import TEXT, Row, kind_of, names_of, read_table
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.files import read_bytes
@@ -34,6 +35,10 @@ SPLIT_NAMES: dict[str, Split] = {
 }  # fmt: skip
 
 
+SHOWN_LABELS = 8
+"""Values of a label's column that an error names."""
+
+
 class Read(NamedTuple):
     """The columns of a file that are read, where it has them."""
 
@@ -41,6 +46,7 @@ class Read(NamedTuple):
     context: str | None
     category: str | None
     split: str | None
+    label: str | None
 
     @classmethod
     def of(cls, names: Sequence[str], columns: Columns, where: Path | str) -> Read:
@@ -56,13 +62,23 @@ class Read(NamedTuple):
             raise RefusalCmpError(
                 f"{where} has no column called {wanted}; its columns are {there}: name one of them.", column="NAME"
             )
-        category = found(*((columns.category,) if columns.category else CATEGORY_COLUMNS))
-        if columns.category and category is None:
-            raise RefusalCmpError(
-                f"{where} has no column called {columns.category}; its columns are {there}: name one of them.",
-                category_column="NAME",
-            )
-        return cls(prompt, found(*CONTEXT_COLUMNS.get(prompt.lower(), ())), category, found(SPLIT_COLUMN))
+
+        def required(wanted: str | None, setting: str) -> str | None:
+            name = None if wanted is None else found(wanted)
+            if wanted is not None and name is None:
+                raise RefusalCmpError(
+                    f"{where} has no column called {wanted}; its columns are {there}: name one of them.",
+                    **{setting: "NAME"},
+                )
+            return name
+
+        return cls(
+            prompt=prompt,
+            context=found(*CONTEXT_COLUMNS.get(prompt.lower(), ())),
+            category=required(columns.category, "category_column") or found(*CATEGORY_COLUMNS),
+            split=required(columns.split, "split_column") or found(SPLIT_COLUMN),
+            label=required(None if columns.label is None else columns.label.column, "label_column"),
+        )
 
 
 def read_splits(path: Path, columns: Columns, say: Callable[[str], None]) -> dict[Split, list[Prompt]]:
@@ -110,7 +126,25 @@ def _divided(
     if not rows:
         return []
     read = Read.of(names, columns, file)
+    if columns.label is not None:
+        rows = _labelled(rows, read, columns.label, file)
     return [(_split_of(row, read, named, file), prompt) for row, prompt in _prompts(rows, read, columns, file, say)]
+
+
+def _labelled(rows: Sequence[Row], read: Read, label: Label, file: Path) -> list[Row]:
+    """The rows with the label; RefusalCmpError if there are none."""
+    column = read.label or label.column
+    found = [row for row in rows if label.fits(row.get(column))]
+    if not found:
+        there = Counter(plain(row.get(column)) for row in rows).most_common(SHOWN_LABELS)
+        values = ", ".join(f"{value or 'nothing'} ({count})" for value, count in there)
+        wanted = f"{'anything but ' * label.others}{' or '.join(sorted(label.values))}"
+        raise RefusalCmpError(
+            f"{file} has no row whose {column} is {wanted}; what it is: {values}. Name one of them.",
+            harmful_label="VALUE",
+            harmless_label="VALUE",
+        )
+    return found
 
 
 def _prompts(

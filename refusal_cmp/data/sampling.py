@@ -15,8 +15,8 @@ from refusal_cmp.data import SPLITS, Columns, Prompt, Split
 from refusal_cmp.data.sets import load, pick
 from refusal_cmp.errors import RefusalCmpError
 
-SHARES = (0.6, 0.2)
-"""Of train and val, where a set is one list; the rest is test."""
+PARTS = (60.0, 20.0, 20.0)
+"""Percent of train, val and test, where a set is one list."""
 NEAR = 0.6
 """TF-IDF cosine from which on a prompt counts as a near-duplicate."""
 EARLIER: dict[Split, tuple[Split, ...]] = {"val": ("train",), "test": ("train", "val")}
@@ -44,6 +44,8 @@ def draw(
     columns: Columns,
     near_duplicates: float | None,
     say: Callable[[str], None],
+    parts: Sequence[float] = PARTS,
+    test_seed: int | None = None,
 ) -> Sampled:
     """The prompts of a set that a run works on.
 
@@ -53,21 +55,26 @@ def draw(
         Most prompts of each split.
     near_duplicates
         Training and validation prompts whose TF-IDF cosine to a sampled test prompt is at least this are left out.
+    parts
+        Percent of train, val and test that a set of one list is divided into.
+    test_seed
+        Of the sample of test prompts; by default that of the others.
 
     Raises
     ------
     RefusalCmpError
         If the set cannot be read, or a split of it is empty.
     """
-    whole = _three_splits(name, load(name, columns, say), say)
+    whole = _three_splits(name, load(name, columns, say), parts, say)
     splits = _distinct(whole)
-    test = pick(splits["test"], sizes["test"], seed)
+    test = pick(splits["test"], sizes["test"], seed if test_seed is None else test_seed)
     cosine = _cosine([prompt.instruction for split in SPLITS for prompt in splits[split]])
     pools: Splits = dict(splits)
     if near_duplicates is not None:
         for split in ("train", "val"):
             pools[split] = _unlike(splits[split], test, cosine, near_duplicates)
-    sampled: Splits = {split: pick(pools[split], sizes[split], seed) for split in SPLITS}
+    train, val = (pick(pools[split], sizes[split], seed) for split in ("train", "val"))
+    sampled: Splits = {"train": train, "val": val, "test": test}
     counts = {
         split: {
             "available": len(whole[split]),
@@ -132,8 +139,8 @@ def normal(text: str) -> str:
     return text.strip(" .,;:!?\"'“”‘’") or text.strip()
 
 
-def _three_splits(name: str, splits: Splits, say: Callable[[str], None]) -> Splits:
-    """The set as it is, or, if it is one list, divided into 60, 20 and 20 %, whatever the order of its prompts."""
+def _three_splits(name: str, splits: Splits, parts: Sequence[float], say: Callable[[str], None]) -> Splits:
+    """The set as it is, or, if it is one list, divided into these parts, whatever the order of its prompts."""
     empty = [split for split in SPLITS if not splits[split]]
     if not empty:
         return splits
@@ -144,11 +151,15 @@ def _three_splits(name: str, splits: Splits, say: Callable[[str], None]) -> Spli
         )
     prompts = next((found for found in splits.values() if found), [])
     order = sorted(range(len(prompts)), key=lambda index: _hash(normal(prompts[index].instruction)))
-    ends = np.cumsum([int(share * len(prompts)) for share in SHARES])
+    ends = np.cumsum([int(share * len(prompts) / 100) for share in parts[:-1]])
     if not 0 < ends[0] < ends[1] < len(prompts):
-        raise RefusalCmpError(f"{name!r} has {len(prompts)} prompts, too few to split; give at least 5.")
-    parts = (sorted(part) for part in np.split(np.array(order), ends))
-    divided: Splits = {split: [prompts[row] for row in rows] for split, rows in zip(SPLITS, parts, strict=True)}
+        raise RefusalCmpError(
+            f"{name!r} has {len(prompts)} prompts, too few to split; give more, at least 5 for 60/20/20.", split=""
+        )
+    divided: Splits = {
+        split: [prompts[row] for row in sorted(rows)]
+        for split, rows in zip(SPLITS, np.split(np.array(order), ends), strict=True)
+    }
     sizes = "/".join(str(len(divided[split])) for split in SPLITS)
     say(f"{name} is one list; its {len(prompts)} prompts are split {sizes} into train, val and test.")
     return divided

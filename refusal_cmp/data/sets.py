@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from refusal_cmp.config import is_path
+from refusal_cmp.config import is_path, path_and_column
 from refusal_cmp.data import DATASETS, SPLITS, Columns, Prompt, Split
 from refusal_cmp.data.files import read_splits
 from refusal_cmp.errors import RefusalCmpError
@@ -25,12 +26,13 @@ def load(name: str, columns: Columns, say: Callable[[str], None]) -> dict[Split,
     Parameters
     ----------
     name
-        A registered name or the path of a local file.
+        A registered name or the path of a local file, with the column to read behind a colon if that is to be named.
     say
         Told of rows that were left out.
     """
     if is_path(name):
-        return read_splits(Path(name), columns, say)
+        path, column = path_and_column(name)
+        return read_splits(Path(path), columns if column is None else replace(columns, prompt=(column,)), say)
     prompts = DATASETS.get(name)
     return {split: prompts(split) for split in SPLITS}
 

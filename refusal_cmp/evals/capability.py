@@ -81,9 +81,10 @@ class Capability(Evaluator):
         seed: int,
         task_template: bool = False,
         system: str | None = None,
+        test_seed: int | None = None,
     ) -> None:
         self.tasks = [Spec.parse(task, benchmark_limit) for task in tasks]
-        self.draw, self.seed = benchmark_draw, seed
+        self.draw, self.seed = benchmark_draw, seed if test_seed is None else test_seed
         self.template = TEMPLATE | {"system_instruction": system} if task_template else {}
         self._tasks: dict[Spec, Any] = {}
 

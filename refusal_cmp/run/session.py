@@ -35,6 +35,8 @@ class Session:
     """Tells the user something that is not progress: what was dropped, a warning, a fallback."""
     loaded: ChatModel | None = None
     """The model, where the caller has it already."""
+    stages: tuple[str, ...] = STAGES
+    """What the command will run: what it will not need is not fetched."""
 
     def __post_init__(self) -> None:
         self.run.say = self.say

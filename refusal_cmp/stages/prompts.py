@@ -8,30 +8,40 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from refusal_cmp.config import KINDS, RunConfig, is_path
-from refusal_cmp.data import SPLITS, Columns, Prompt, Split
+from refusal_cmp.config import KINDS, RunConfig, is_path, path_and_column
+from refusal_cmp.data import SPLITS, Columns, Label, Prompt, Split, plain
 from refusal_cmp.data.files import digests
 from refusal_cmp.data.sampling import EARLIER, Sampled, check_apart, draw, unlike_learned
 from refusal_cmp.data.sets import load_test, pick
 from refusal_cmp.engines import ENGINES
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.judges.completion import judge
 from refusal_cmp.judges.first_tokens import refusal_tokens
-from refusal_cmp.run.contents import PROMPTS, prompts_file, read_prompts
+from refusal_cmp.run.contents import DROPPED, PROMPTS, prompts_file, read_prompts
 from refusal_cmp.run.session import Session
+
+MANY = 1 / 3
+"""Of a split's prompts: if more are dropped, that is a warning, with the likely cause."""
+ANSWER_TOKENS = 32
+"""Most tokens of the answers to dropped prompts, which only show how the model begins."""
 
 
 def draw_prompts(session: Session) -> None:
-    """Draw the prompts of the run and of all its test sets, unless that is done.
+    """Draw the prompts of the run and of its test sets, unless that is done.
 
-    Everything is read before the model is loaded: a set that is gated or a file that is not there is told at once.
+    Everything is read before the model is loaded: a set that is gated or a file that is not there is told at once. But
+    a test set that would be downloaded waits where this command completes none.
     """
     config, run = session.config, session.run
     settings, sources = config.binding("extract"), _digests(session, PROMPTS, config.harmful, config.harmless)
     drawn = None if run.is_fresh(PROMPTS, settings, sources) else _draw(session)
-    tests = {name: _read_test(session, name) for name in config.other_sets if not _is_drawn(session, name)}
+    wanted = [name for name, source in config.other_sets.items() if "infer" in session.stages or is_path(source)]
+    tests = {name: _read_test(session, name) for name in wanted if not _is_drawn(session, name)}
     if drawn is not None:
-        run.write_json(PROMPTS, _filtered(session, drawn))
-        run.record(PROMPTS, settings, sources)
+        content, dropped = _filtered(session, drawn)
+        run.write_lines(DROPPED, dropped)
+        run.write_json(PROMPTS, content)
+        run.record(PROMPTS, settings, sources, [DROPPED])
     for name, prompts in tests.items():
         _write_test(session, name, prompts)
 
@@ -54,9 +64,11 @@ def _draw(session: Session) -> dict[str, Sampled]:
             getattr(config, kind),
             sizes,
             config.seed,
-            columns=_columns(session),
+            columns=_columns(config, kind),
             near_duplicates=config.near_duplicates,
             say=session.say,
+            parts=config.split,
+            test_seed=config.drawn_with,
         )
         for kind in KINDS
     }
@@ -64,8 +76,11 @@ def _draw(session: Session) -> dict[str, Sampled]:
     return drawn
 
 
-def _filtered(session: Session, drawn: dict[str, Sampled]) -> dict[str, Any]:
-    """What `prompts.json` holds: the prompts of every split, what was left out and why, the refusal tokens."""
+def _filtered(session: Session, drawn: dict[str, Sampled]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What `prompts.json` holds: the prompts of every split, what was left out and why, the refusal tokens.
+
+    And the prompts that were dropped, as `read_dropped` has them.
+    """
     config = session.config
     prompts = {f"{kind}_{split}": drawn[kind].prompts[split] for kind in KINDS for split in SPLITS}
     counts = {f"{kind}_{split}": {**drawn[kind].counts[split], "dropped": 0} for kind in KINDS for split in SPLITS}
@@ -93,19 +108,23 @@ def _filtered(session: Session, drawn: dict[str, Sampled]) -> dict[str, Any]:
             "others, or none.",
             refusal_tokens="",
         )
+    dropped: list[dict[str, Any]] = []
     if config.filter_prompts:
         for name, fitting in prompts.items():
             if not name.endswith("_test"):
-                prompts[name] = _as_expected(session, fitting, tokens, refuses=name.startswith("harmful"))
-                counts[name]["dropped"] = len(fitting) - len(prompts[name])
-    _report_dropped(session, counts)
-    return {
+                prompts[name], others = _as_expected(session, name, fitting, tokens)
+                counts[name]["dropped"] = len(others)
+                dropped += others
+    dropped = _answered(session, dropped)
+    _report_dropped(session, counts, dropped)
+    content = {
         "refusal_tokens": list(tokens),
         "refusal_token_texts": [session.model.tokenizer.decode([token]) for token in tokens],
         "turns": asdict(session.model.turns),
         "counts": counts,
         "prompts": {name: [asdict(prompt) for prompt in kept] for name, kept in prompts.items()},
     }
+    return content, dropped
 
 
 def _that_fit(session: Session, name: str, prompts: list[Prompt], max_new_tokens: int) -> list[Prompt]:
@@ -130,32 +149,83 @@ def _that_fit(session: Session, name: str, prompts: list[Prompt], max_new_tokens
     return kept
 
 
-def _as_expected(session: Session, prompts: list[Prompt], tokens: Sequence[int], refuses: bool) -> list[Prompt]:
-    """Harmful prompts that the model refuses, harmless ones that it does not: the sign of the refusal metric."""
+def _as_expected(
+    session: Session, name: str, prompts: list[Prompt], tokens: Sequence[int]
+) -> tuple[list[Prompt], list[dict[str, Any]]]:
+    """Harmful prompts that the model refuses, harmless ones that it does not: the sign of the refusal metric.
+
+    And the others, each with its metric; None where the logits are not finite.
+    """
     instructions = [prompt.instruction for prompt in prompts]
     metric = session.model.refusal_metrics(instructions, tokens, session.config.batch_size).tolist()
     broken = sum(not math.isfinite(value) for value in metric)
     if broken:
         session.say(f"Warning: {broken} of {len(prompts)} prompts are dropped: on them the logits are not finite.")
-    return [prompt for prompt, value in zip(prompts, metric, strict=True) if (value > 0 if refuses else value <= 0)]
+    kept, dropped = [], []
+    for prompt, value in zip(prompts, metric, strict=True):
+        if math.isfinite(value) and (value > 0) == name.startswith("harmful"):
+            kept.append(prompt)
+        else:
+            found = round(value, 4) if math.isfinite(value) else None
+            dropped.append({"set": name, **asdict(prompt), "refusal_metric": found})
+    return kept, dropped
 
 
-def _report_dropped(session: Session, counts: dict[str, dict[str, int]]) -> None:
+def _answered(session: Session, dropped: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The dropped prompts, each with how the model begins to answer it, and the verdict on that."""
+    if not dropped:
+        return []
+    answers = session.model.generate(
+        [row["instruction"] for row in dropped],
+        max_new_tokens=min(ANSWER_TOKENS, session.config.max_new_tokens),
+        batch_size=session.config.batch_size,
+        progress=session.progress,
+    )
+    verdicts = [judge(one.text, one.finish, turns=session.model.turns).verdict for one in answers]
+    return [
+        {**row, "answer": one.text, "verdict": verdict}
+        for row, one, verdict in zip(dropped, answers, verdicts, strict=True)
+    ]
+
+
+def _report_dropped(session: Session, counts: dict[str, dict[str, int]], dropped: list[dict[str, Any]]) -> None:
+    """Say how many prompts of each split were dropped, and why probably, where they are many."""
     for name, count in counts.items():
-        left = count["sampled"] - count.get("too_long", 0) - count["dropped"]
-        verb = "is not refused" if name.startswith("harmful") else "is refused"
-        if count["dropped"]:
-            session.say(f"{name}: {count['dropped']} of {count['sampled']} prompts dropped: what they ask {verb}.")
-        if left == 0:
+        rows, fitting = [row for row in dropped if row["set"] == name], count["sampled"] - count.get("too_long", 0)
+        cause = _cause(name, rows) if len(rows) > MANY * fitting else ""
+        if len(rows) == fitting:
             raise RefusalCmpError(
-                f"No prompt of {name} is left: the model does not do as expected on any of {count['sampled']}; choose "
-                "another model or other prompts, or keep those.",
+                f"No prompt of {name} is left: the model does not do as expected on any of {count['sampled']}. {cause} "
+                "Choose another model or other prompts, or keep those.",
                 no_filter_prompts="",
             )
+        if rows:
+            verb = "is not refused" if name.startswith("harmful") else "is refused"
+            said = f"{name}: {len(rows)} of {count['sampled']} prompts dropped: what they ask {verb}."
+            session.say(f"Warning: {said} {cause}" if cause else said)
+
+
+def _cause(name: str, rows: list[dict[str, Any]]) -> str:
+    """Why the model probably does not do as expected on so many prompts, from how it answers them."""
+    verdicts = [row["verdict"] for row in rows]
+    most = max(sorted(set(verdicts)), key=verdicts.count)
+    many, harmful = f"{verdicts.count(most)} of these {len(rows)} prompts", name.startswith("harmful")
+    if all(row["refusal_metric"] is None for row in rows):
+        why = "this precision is not enough for the model, whose logits are not finite"
+    elif most not in ("refused", "complied"):
+        why = f"the chat template is not the model's own, as its answers to {many} are no language or unfinished"
+    elif (most == "refused") == harmful:
+        refuses = "refuses" if harmful else "answers"
+        why = f"the refusal tokens are not those by which the model refuses, as by its words it {refuses} {many}"
+    elif harmful:
+        why = f"the model hardly refuses, or not under this chat template, as it answers {many}"
+    else:
+        why = f"the model refuses too much, as it refuses {many}"
+    return f"Likely cause: {why}; see {DROPPED}."
 
 
 def _read_test(session: Session, dataset: str) -> list[Prompt]:
-    return load_test(session.config.other_sets[dataset], _columns(session), session.say)
+    return load_test(session.config.other_sets[dataset], _columns(session.config), session.say)
 
 
 def _write_test(session: Session, dataset: str, prompts: list[Prompt]) -> None:
@@ -175,7 +245,7 @@ def _write_test(session: Session, dataset: str, prompts: list[Prompt]) -> None:
             f"{dataset}: {len(prompts) - len(kept)} of {len(prompts)} prompts are left out, as they are repeated or "
             "the run learns from them."
         )
-    sampled = pick(kept, config.prompts(config.n_test), config.seed)
+    sampled = pick(kept, config.prompts(config.n_test), config.drawn_with)
     fitting = _that_fit(session, dataset, sampled, config.max_new_tokens)
     too_long = {"too_long": len(sampled) - len(fitting)} if len(fitting) < len(sampled) else {}
     content = {
@@ -202,14 +272,14 @@ def _source_of(config: RunConfig, dataset: str) -> dict[str, Any]:
 def _test_sources(session: Session, dataset: str) -> dict[str, Any]:
     config = session.config
     name = config.other_sets[dataset]
-    facts = {"n": config.prompts(config.n_test), "seed": config.seed}
+    facts = {"n": config.prompts(config.n_test), "seed": config.drawn_with}
     return {**_digests(session, prompts_file(config, dataset), name), **facts}
 
 
 def _digests(session: Session, artifact: str, *names: str) -> dict[str, Any]:
     """Hashes of the files that prompts come from; of files that are gone, those of when the artifact was made."""
     try:
-        return {path: digest for name in names if is_path(name) for path, digest in digests(Path(name)).items()}
+        return {path: digest for name in names if is_path(name) for path, digest in _hashes(name).items()}
     except RefusalCmpError:
         record = session.run.manifest.get("artifacts", {}).get(artifact)
         if record is None or not session.run.has(artifact):
@@ -217,5 +287,19 @@ def _digests(session: Session, artifact: str, *names: str) -> dict[str, Any]:
         return record["sources"]
 
 
-def _columns(session: Session) -> Columns:
-    return Columns(session.config.column, session.config.category_column)
+def _hashes(name: str) -> dict[str, str]:
+    path, _ = path_and_column(name)
+    return digests(Path(path))
+
+
+def _columns(config: RunConfig, kind: str | None = None) -> Columns:
+    """What is read of prompt files; of the run's own that hold both kinds, the rows of one."""
+    return Columns(config.column, config.category_column, config.split_column, _label(config, kind))
+
+
+def _label(config: RunConfig, kind: str | None) -> Label | None:
+    """Which rows are of a kind: those with its label, or, if only the other's is given, those without that."""
+    if config.label_column is None or kind is None:
+        return None
+    own, other = (config.harmful_label, config.harmless_label)[:: 1 if kind == "harmful" else -1]
+    return Label(config.label_column, frozenset(map(plain, own or other or ())), others=not own)

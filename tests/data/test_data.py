@@ -22,13 +22,14 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.metrics.pairwise import cosine_similarity
 
-from refusal_cmp.config import KINDS, load_config
-from refusal_cmp.data import CARDS, DATASETS, SPLITS, TEXTS, Columns, Prompt, sources
+from refusal_cmp import load_prompts
+from refusal_cmp.config import KINDS, file_label, is_path, load_config
+from refusal_cmp.data import CARDS, DATASETS, SPLITS, TEXTS, Columns, Label, Prompt, sources
 from refusal_cmp.data.files import digests, read_splits
 from refusal_cmp.data.sampling import Sampled, check_apart, draw, normal
-from refusal_cmp.data.sets import load_test
+from refusal_cmp.data.sets import load_split, load_test
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.run.contents import PROMPTS
+from refusal_cmp.run.contents import PROMPTS, read_prompts
 from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import Session
 from refusal_cmp.stages import run_stages
@@ -289,9 +290,85 @@ def test_columns_can_be_named(tmp_path):
     assert read_splits(path, Columns(("z", "B"), "c"), silent)["test"] == [Prompt("Yes?", "kind")]
 
 
+def test_a_column_can_be_named_behind_the_file(tmp_path, monkeypatch):
+    path = write(tmp_path / "my.csv", "goal,other one\nno,Yes?\n")
+    assert load_split(f"{path}:other one", "test", Columns(("goal",)), silent) == [Prompt("Yes?")]
+    assert load_prompts(f"{path}:GOAL") == load_prompts(str(path), column="goal") == ["no"]
+    with pytest.raises(RefusalCmpError, match="no column called what; its columns are goal, other one"):
+        load_prompts(f"{path}:what")
+    monkeypatch.chdir(tmp_path)
+    assert load_prompts("my.csv:goal") == ["no"]
+    assert [file_label(name) for name in ("a/My.CSV:Other one", "a/my.csv")] == ["my-other-one", "my"]
+    assert is_path(r"C:\my.csv:goal")
+
+
+BOTH = "prompt,kind,part\nA?,Bad,train\nB?,ok,dev\nC?, bad ,test\nD?,,test\nE?,1,test\n"
+
+
+@pytest.mark.parametrize(
+    ("label", "found"),
+    [(Label("kind", frozenset(["bad"])), "AC"), (Label("KIND", frozenset(["bad"]), others=True), "BDE"),
+     (Label("kind", frozenset(["1", "ok"])), "BE")],
+)  # fmt: skip
+def test_one_file_holds_both_kinds_told_apart_by_a_label(tmp_path, label, found):
+    splits = read_splits(write(tmp_path / "my.csv", BOTH), Columns(label=label, split="part"), silent)
+    assert "".join(sorted(text[0] for split in splits.values() for text in instructions(split))) == found
+
+
+def test_a_column_of_splits_can_be_named(tmp_path):
+    splits = read_splits(write(tmp_path / "my.csv", BOTH), Columns(split="part"), silent)
+    assert {split: instructions(found) for split, found in splits.items()} == {
+        "train": ["A?"], "val": ["B?"], "test": ["C?", "D?", "E?"]}  # fmt: skip
+
+
+def test_labels_of_json_are_numbers_and_truth_too(tmp_path):
+    rows = [{"prompt": "A?", "harmful": True}, {"prompt": "B?", "harmful": False}, {"prompt": "C?", "harmful": 1}]
+    path = write(tmp_path / "my.json", json.dumps(rows))
+    label = Label("harmful", frozenset(["true", "1"]))
+    assert instructions(read_splits(path, Columns(label=label), silent)["test"]) == ["A?", "C?"]
+
+
+def test_a_run_learns_from_one_file_with_a_label(tmp_path, tiny):
+    rows = [{"goal": text, "kind": kind} for kind, name in (("bad", "tiny-harmful"), ("fine", "tiny-harmless"))
+            for text in load_prompts(name, "train", 20)]  # fmt: skip
+    path = write_csv(tmp_path / "mine.csv", rows)
+    given = {"harmful": f"{path}:goal", "label_column": "kind", "harmful_label": "bad", "split": "50/25/25",
+             "methods": "diff-in-means"}  # fmt: skip
+    session = Session(load_config(None, given), RunDir(tmp_path / "run"), loaded=tiny)
+    run_stages(session, ("extract",))
+    assert session.config.harmless == session.config.harmful
+    for kind in ("harmful", "harmless"):
+        known = set(load_prompts(f"tiny-{kind}", "train", 20))
+        found = [prompt.instruction for split in SPLITS for prompt in read_prompts(session, f"{kind}_{split}")]
+        assert set(found) <= known
+        counts = session.run.read_json("extract/prompts.json")["counts"]
+        assert [counts[f"{kind}_{split}"]["available"] for split in SPLITS] == [10, 5, 5]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [({"harmful_label": "bad"}, "name it as label-column"),
+     ({"label_column": "kind"}, "give harmful-label or harmless-label"),
+     ({"label_column": "kind", "harmful_label": "a,b", "harmless_label": "b"}, "give each value once"),
+     ({"split": "60/40"}, "three parts of 100"), ({"split": "60/30/20"}, "three parts of 100"),
+     ({"split": "100/0/0"}, "three parts of 100"), ({"split": "a/b/c"}, "number")],
+)  # fmt: skip
+def test_labels_and_parts_that_say_nothing_are_one_sentence(given, says):
+    with pytest.raises(RefusalCmpError, match=says):
+        load_config(None, given)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "columns", "says"),
     [
+        ("my.csv", BOTH, Columns(split="Teil"), r"no column called Teil; its columns are prompt, kind, part"),
+        ("my.csv", BOTH, Columns(label=Label("art", frozenset("x"))), r"no column called art; its columns are"),
+        (
+            "my.csv",
+            BOTH,
+            Columns(label=Label("kind", frozenset(["worse"]))),
+            r"no row whose kind is worse; what it is: bad \(2\), ok \(1\), nothing \(1\), 1 \(1\)\. Name one of them",
+        ),
         (
             "my.csv",
             "a,b\n1,2\n",
@@ -549,7 +626,7 @@ def test_a_set_without_one_of_its_splits_is_not_learned_from(tmp_path):
 
 def test_too_few_prompts_to_split(tmp_path):
     path = write(tmp_path / "few.txt", "\n".join(many(4)))
-    with pytest.raises(RefusalCmpError, match="has 4 prompts, too few to split; give at least 5"):
+    with pytest.raises(RefusalCmpError, match="has 4 prompts, too few to split; give more, at least 5"):
         draw(str(path), ALL, 0, columns=Columns(), near_duplicates=None, say=silent)
 
 

@@ -20,7 +20,7 @@ from refusal_cmp.methods.diff_in_means import DiffInMeans
 from refusal_cmp.methods.inlp import INLP
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.reading import collect
-from refusal_cmp.stages.prompts import _as_expected, _filtered
+from refusal_cmp.stages.prompts import _as_expected, _cause, _filtered, _report_dropped
 from refusal_cmp.subspace import Component, Subspace
 
 from support.finished_run import session_on
@@ -251,13 +251,51 @@ def test_prompts_that_the_model_does_not_treat_as_expected_are_dropped(tiny, tmp
     mixed = {kind: [*some[1:3], taken[kind], *some[3:]] for kind, some in prompts.items()}
     counts = {split: {"sampled": 5} for split in SPLITS}
     drawn = {kind: Sampled(dict.fromkeys(SPLITS, some), counts) for kind, some in mixed.items()}
-    found = _filtered(session_on(tmp_path, tiny), drawn)
+    found, dropped = _filtered(session_on(tmp_path, tiny), drawn)
     for kind, some in prompts.items():
         expected = {"train": some[1:], "val": some[1:], "test": mixed[kind]}  # what is tested on is not chosen
         for split, kept in expected.items():
             name = f"{kind}_{split}"
             assert [row["instruction"] for row in found["prompts"][name]] == [prompt.instruction for prompt in kept]
             assert found["counts"][name]["dropped"] == 5 - len(kept)
+    assert [row["set"] for row in dropped] == ["harmful_train", "harmful_val", "harmless_train", "harmless_val"]
+    answered, refused = dropped[0], dropped[2]
+    assert (answered["instruction"], answered["verdict"]) == (taken["harmful"].instruction, "complied")
+    assert (refused["instruction"], refused["verdict"]) == (taken["harmless"].instruction, "refused")
+    assert answered["refusal_metric"] < 0 < refused["refusal_metric"]
+    assert refused["answer"].startswith(tiny.generate([taken["harmless"].instruction], max_new_tokens=8)[0].text)
+
+
+REFUSED, ANSWERED = ({"set": "", "refusal_metric": metric, "verdict": verdict}
+                     for metric, verdict in ((1.0, "refused"), (-1.0, "complied")))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "why"),
+    [("harmful_train", [REFUSED, REFUSED, ANSWERED], "the refusal tokens are not those by which the model refuses, as "
+      "by its words it refuses 2 of these 3 prompts"),
+     ("harmless_val", [ANSWERED], "as by its words it answers 1 of these 1 prompts"),
+     ("harmful_val", [ANSWERED, ANSWERED], "the model hardly refuses, or not under this chat template, as"),
+     ("harmless_train", [REFUSED], "the model refuses too much, as it refuses 1 of these 1 prompts"),
+     ("harmless_train", [{**REFUSED, "verdict": "degenerate"}], "the chat template is not the model's own"),
+     ("harmful_train", [{**REFUSED, "refusal_metric": None}], "this precision is not enough")],
+)  # fmt: skip
+def test_where_many_prompts_are_dropped_the_likely_cause_is_told_from_the_answers(name, rows, why):
+    assert why in _cause(name, rows)
+
+
+def test_more_than_a_third_dropped_is_a_warning_and_none_left_an_error_with_the_cause(tiny, tmp_path):
+    session, said = session_on(tmp_path, tiny), []
+    session.say = said.append
+    counts = {"harmful_train": {"sampled": 6}, "harmful_val": {"sampled": 6}}
+    rows = [{**ANSWERED, "set": "harmful_train"}] * 3 + [{**ANSWERED, "set": "harmful_val"}] * 2
+    _report_dropped(session, counts, rows)
+    assert said[0].startswith(
+        "Warning: harmful_train: 3 of 6 prompts dropped: what they ask is not refused. Likely cause"
+    )
+    assert said[1] == "harmful_val: 2 of 6 prompts dropped: what they ask is not refused."
+    with pytest.raises(RefusalCmpError, match="No prompt of harmful_val is left.*hardly refuses"):
+        _report_dropped(session, {"harmful_val": {"sampled": 2}}, rows)
 
 
 @pytest.mark.parametrize("refuses", [True, False])
@@ -269,6 +307,8 @@ def test_prompts_with_logits_that_are_not_finite_are_dropped_and_counted(random_
     broken[random_model.tokenizer.convert_tokens_to_ids("cow")] = torch.nan
     monkeypatch.setattr(weight, "data", broken)
     prompts = [Prompt(text) for text in HARMLESS]
-    kept = _as_expected(session, prompts, [7], refuses=refuses)
+    kept, dropped = _as_expected(session, "harmful_val" if refuses else "harmless_val", prompts, [7])
+    assert len(kept) + len(dropped) == 15
+    assert [row["refusal_metric"] for row in dropped].count(None) == 5
     assert not [prompt for prompt in kept if "cow" in prompt.instruction]
     assert said == ["Warning: 5 of 15 prompts are dropped: on them the logits are not finite."]
