@@ -124,6 +124,12 @@ def label_of(file_name: str) -> str:
     return file_name.translate(_DECODING)
 
 
+def component_of(plan: Plan) -> str | None:
+    """Where a plan's direction is from, as its label says, if not from the method's best component."""
+    found = re.search(r"\[component=([^,\]]+)", plan.label)
+    return None if found is None else found[1].replace("+", ", ")
+
+
 def number(value: float) -> str:
     """A strength or percentage as labels and file names have it: 2, -1, 0.5."""
     return format(value, "g")

@@ -164,6 +164,8 @@ class Chosen:
     """All components that have a subspace, in the order in which `top` scopes take them."""
     pool: str = "kept-first"
     """What that order is: those that the filters keep come first, or `all`: best first, as published."""
+    component: str = "best"
+    """Why that component: it is the method's `best`, or `shared` by all methods, or was asked for, `-1,8`."""
 
 
 def make_plan(
@@ -283,7 +285,9 @@ def _differing(
     """The choices that matter to a plan and are not the defaults."""
     own = direction == "own" and scope.kind != "single"
     ordered = scope.kind == "top" or own
+    component = tuple(chosen.component.split(","))
     return {
+        **({"component": component} if chosen.component != Chosen.component else {}),
         **({"direction": direction} if own else {}),
         **({"pool": chosen.pool} if ordered and chosen.pool != Chosen.pool else {}),
         **{name: getattr(setting, name) for name in uses if getattr(setting, name) != getattr(Setting, name)},

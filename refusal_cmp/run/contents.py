@@ -37,6 +37,18 @@ PROMPTS = "extract/prompts.json"
 """The sampled and filtered prompts of every split, the counts dropped and why, refusal tokens, the template's turns."""
 
 
+DROPPED = "extract/dropped.jsonl"
+"""The prompts on which the model does not do as expected, with its refusal metric, its answer and the verdict."""
+
+
+def read_dropped(session: Session) -> list[dict[str, Any]]:
+    """The dropped prompts: `set`, `instruction`, `category`, `refusal_metric`, `answer`, `verdict`.
+
+    None are known of a run of an older version.
+    """
+    return session.run.read_lines(DROPPED) if session.run.has(DROPPED) else []
+
+
 def prompts_file(config: RunConfig, dataset: str) -> str:
     """The artefact that holds the prompts of a test set: the run's own, or one beside them."""
     return f"infer/prompts/{dataset}.json" if dataset in config.other_sets else PROMPTS
@@ -107,10 +119,18 @@ def budget_file(method: str) -> str:
 
 
 def read_budget(session: Session, method: str) -> dict[Component, int]:
-    """How many leading directions of each component stay within the KL budget: the fewest that were tried."""
-    tried = session.run.read_table(budget_file(method)).sort_values("k", ascending=False)
-    where = zip(tried["position"], tried["layer"], strict=True)
-    return {Component(*map(int, one)): int(k) for one, k in zip(where, tried["k"], strict=True)}
+    """How many leading directions of each component stay within the KL budget, of those tried; one where none do."""
+    return {at: k for at, (k, _) in budgeted(session.run.read_table(budget_file(method)), session.config.kl_threshold)}
+
+
+def budgeted(tried: pd.DataFrame, budget: float) -> list[tuple[Component, tuple[int, bool]]]:
+    """Of each component the most directions whose KL is within the budget, and True; or the fewest, and False."""
+    found: dict[Component, tuple[int, bool]] = {}
+    for position, layer, k, kl in tried.sort_values("k", ascending=False).itertuples(index=False):
+        at = Component(int(position), int(layer))
+        if not found.get(at, (0, False))[1]:
+            found[at] = (int(k), kl <= budget)
+    return list(found.items())
 
 
 def scores_file(method: str, reach: str) -> str:
@@ -133,10 +153,17 @@ def read_choices(run: RunDir) -> dict[str, Selection]:
     rows = run.read_json(SELECTION)["methods"]
     if any("kl_budget" not in row for row in rows):
         raise RefusalCmpError(
-            f"{run.path / SELECTION} is of an older version: it has no KL budget; run `refusal-cmp select` for this "
-            "run again."
+            f"{run.path / SELECTION} is of an older version, without kl_budget; run `refusal-cmp select` for this run "
+            "again."
         )
-    return {row["method"]: Selection(**{**row, **_components_of(row)}) for row in rows}
+    return {row["method"]: Selection(**{**_layers_of(run, row), **row, **_components_of(row)}) for row in rows}
+
+
+def _layers_of(run: RunDir, row: Mapping[str, Any]) -> dict[str, int]:
+    """How many layers a component could be chosen from, for a selection that does not say it yet."""
+    if "layers" in row:
+        return {}
+    return {"layers": int(run.manifest["config"]["prune_layers"] * run.manifest["model"]["n_layers"])}
 
 
 def _components_of(row: Mapping[str, Any]) -> dict[str, Any]:

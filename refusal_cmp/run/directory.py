@@ -180,6 +180,15 @@ class RunDir:
             self.note(files=dict(sorted(self._files.items())))
         self._write(MANIFEST, _readable({**self.manifest, CHECKSUM: _checksum(self.manifest)}))
 
+    def outdate(self, stages: Sequence[str]) -> list[str]:
+        """Mark finished stages as outdated: they have to be run again before others build on them; those that are."""
+        found = dict(self.manifest.get("stages", {}))
+        those = [name for name in stages if name in found and found[name]["state"] != "outdated"]
+        for name in those:
+            found[name] = found[name] | {"state": "outdated"}
+        self.note(stages=found)
+        return those
+
     def check_settings(self, name: str, settings: Mapping[str, Json]) -> None:
         """An error if the artifact is finished, with other settings than these, and is to be kept."""
         record = self.manifest.get("artifacts", {}).get(name)

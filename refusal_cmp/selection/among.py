@@ -12,7 +12,9 @@ from refusal_cmp.subspace import Component, SubspaceField
 def among(field: SubspaceField, config: RunConfig) -> SubspaceField:
     """The part of a field that the settings `positions` and `layers` choose; all of it where they are not given.
 
-    A direction that was given for one component leaves no choice, wherever that is.
+    Layers that nothing is selected from are left out too, unless the ranking itself is the question, or all components
+    are counted over, or every layer has a direction of its own. A direction that was given for one component leaves no
+    choice, wherever that is.
 
     Raises
     ------
@@ -20,15 +22,19 @@ def among(field: SubspaceField, config: RunConfig) -> SubspaceField:
         If they name what the model does not have, or no component with a subspace is left.
     """
     components = set(chosen(config, field.means.positions, field.means.n_layers))
+    if not config.compare_rankings and config.pool != "all" and config.direction != "own":
+        limit = int(config.prune_layers * field.means.n_layers)
+        components = {component for component in components if component.layer < limit}
     found = [component for component in field if component in components]
     if len(field) == 1 or len(found) == len(field):
         return field
     if not found:
         raise RefusalCmpError(
-            f"At none of the {len(components)} components that positions and layers choose has {field.method} a "
-            f"subspace, and it has {len(field)} in all; choose others.",
+            f"At none of the {len(components)} components that positions, layers and prune-layers choose has "
+            f"{field.method} a subspace, and it has {len(field)} in all; choose others.",
             positions="",
             layers="",
+            prune_layers="",
         )
     return field.only(found)
 

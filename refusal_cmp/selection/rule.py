@@ -83,6 +83,8 @@ class Selection:
     """Components without a subspace."""
     nan: int
     """Components with a subspace whose scores are NaN; they are not ranked."""
+    layers: int
+    """Those below this can be selected from."""
 
     @property
     def options(self) -> str:
@@ -96,12 +98,16 @@ class Selection:
         how = ", ".join(words[name].format(number(value)) for name, value in self.relaxed.items())
         return f"fallback: {how}" if self.fallback else ""
 
-    def pool(self, order: str) -> tuple[Component, ...]:
-        """What scopes take components from: the ranking, `kept-first` with those that the filters keep first.
+    def pool(self, order: str, *, everywhere: bool = False) -> tuple[Component, ...]:
+        """What scopes take components from: the ranking; or, `kept-first`, those that can be selected, the kept first.
 
-        Where they keep none, the selected one is first: the best by bypass may be those that destroy the model.
+        Where the filters keep none, the selected one is first: the best by bypass may be those that destroy the model.
+        `everywhere`: components that cannot be selected, if they were scored, come after them.
         """
-        return self.ranking if order == "all" else tuple(dict.fromkeys((*self.kept, self.selected, *self.ranking)))
+        if order == "all":
+            return self.ranking
+        others = (component for component in self.ranking if everywhere or component.layer < self.layers)
+        return tuple(dict.fromkeys((*self.kept, self.selected, *others)))
 
 
 def ranked_table(field: SubspaceField, scores: Mapping[Reach, PromptScores], rule: Rule) -> pd.DataFrame:
@@ -188,8 +194,8 @@ def _drops(table: pd.DataFrame, name: str) -> pd.Series[bool]:
     return table["dropped_by"].str.contains(name)
 
 
-def outcome(table: pd.DataFrame, field: SubspaceField) -> Selection:
-    """The selection that a ranked table of one method says."""
+def outcome(table: pd.DataFrame, field: SubspaceField, rule: Rule) -> Selection:
+    """The selection that a table of one method, ranked by a rule, says."""
     ranked = table.dropna(subset="rank").sort_values("rank")
     components = [Component(*map(int, where)) for where in zip(ranked["position"], ranked["layer"], strict=True)]
     selected = ranked[ranked["selected"]].iloc[0]
@@ -205,6 +211,7 @@ def outcome(table: pd.DataFrame, field: SubspaceField) -> Selection:
         kept=tuple(c for c, kept in zip(components, ranked["kept"], strict=True) if kept),
         missing=len(field.missing),
         nan=len(table) - len(ranked),
+        layers=int(rule.prune_layers * field.means.n_layers),
     )
 
 

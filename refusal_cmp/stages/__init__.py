@@ -21,6 +21,7 @@ from refusal_cmp.run.session import Session
 
 def run_stages(session: Session, stages: Sequence[str]) -> None:
     """Run these stages, in order; settings of earlier stages must be those that they were run with."""
+    session.stages = tuple(stages)
     _check(session, stages)
     with session.run.locked():
         _check_upstream(session, STAGES[: STAGES.index(stages[0])])
@@ -32,7 +33,8 @@ def run_stages(session: Session, stages: Sequence[str]) -> None:
         for stage in stages:
             started = time.monotonic()
             _mark(session, stage, state="running")
-            _outdate(session, STAGES[STAGES.index(stage) + 1 :] if stage in session.run.force else ())
+            if stage in session.run.force:
+                session.run.outdate(STAGES[STAGES.index(stage) + 1 :])
             _function(stage)(session)
             _mark(session, stage, state="done", seconds=round(time.monotonic() - started, 3))
             settled = _settled(session, stage)  # after it: settings that a stage refuses are not the run's
@@ -140,14 +142,6 @@ def _check_weights(session: Session) -> None:
             alias="NAME",
         )
     run.note(weights=found)
-
-
-def _outdate(session: Session, later: Sequence[str]) -> None:
-    """Stages that a forced one takes the ground from have to be run again before others build on them."""
-    stages = dict(session.run.manifest["stages"])
-    for name in stages.keys() & set(later):
-        stages[name] = stages[name] | {"state": "outdated"}
-    session.run.note(stages=stages)
 
 
 def _settled(session: Session, stage: str) -> RunConfig:

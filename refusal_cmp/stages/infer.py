@@ -8,6 +8,7 @@ from typing import Any
 
 from refusal_cmp.config import COMPLETING
 from refusal_cmp.data import Prompt
+from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.generation import Answer, Completion
 from refusal_cmp.plan import BASELINE, Plan, baseline
 from refusal_cmp.planning import Chosen, Scope, Setting, grid
@@ -23,7 +24,11 @@ from refusal_cmp.run.contents import (
     read_selections,
 )
 from refusal_cmp.run.session import Session
+from refusal_cmp.selection import Selection
+from refusal_cmp.selection.among import among
+from refusal_cmp.selection.shared import shared
 from refusal_cmp.stages.prompts import read_test_prompts
+from refusal_cmp.subspace import Component, SubspaceField
 
 
 def infer_stage(session: Session) -> None:
@@ -75,8 +80,26 @@ def _report_endings(session: Session) -> None:
 
 def _grid(session: Session) -> list[Plan]:
     config = session.config
-    pairs = zip(read_fields(session), read_selections(session), strict=True)
-    chosen = [Chosen(field, one.selected, one.pool(config.pool), config.pool) for field, one in pairs]
+    fields, selections = read_fields(session), read_selections(session)
+    _check_layers(session, fields, selections)
+    chosen = []
+    for which in config.component:
+        at = (
+            None
+            if which == "best"
+            else shared(selections)
+            if which == "shared"
+            else Component(*map(int, which.split(",")))
+        )
+        if which == "shared":
+            session.say(f"Shared by all methods: the direction at {at}.")
+        for field, one in zip(fields, selections, strict=True):
+            if at is not None and at not in field:
+                if len(field) > 1:
+                    raise RefusalCmpError(f"{field.method} has no subspace at {at}; choose another one.", component="")
+                continue  # a direction that was given for one component is there, and nowhere else
+            pool = one.pool(config.pool, everywhere=config.direction == "own")
+            chosen.append(Chosen(field, at or one.selected, pool, config.pool, which))
     strengths: dict[str, Sequence[float]] = {
         **config.strengths,
         "actadd": config.actadd_multipliers,
@@ -91,6 +114,21 @@ def _grid(session: Session) -> list[Plan]:
         direction=config.direction,
         setting=Setting.of(config),
     )
+
+
+def _check_layers(session: Session, fields: Sequence[SubspaceField], selections: Sequence[Selection]) -> None:
+    """Where every layer has its own direction, or all components are counted over, all of them have to be scored."""
+    config = session.config
+    wanted = {"direction": config.direction == "own", "pool": config.pool == "all"}
+    for field, one in zip(fields, selections, strict=True):
+        pruned = {at for at in among(field, config) if at.layer >= one.layers} - set(one.ranking)
+        if any(wanted.values()) and len(pruned) > one.nan:
+            (setting, *_) = [name for name, is_wanted in wanted.items() if is_wanted]
+            raise RefusalCmpError(
+                f"The setting {setting} {getattr(config, setting)} needs scores of the components from layer "
+                f"{one.layers} on, which {session.run.path} has not; type `refusal-cmp select` with the same settings "
+                "first."
+            )
 
 
 def _originals(plans: Sequence[Plan]) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import torch
 
-from refusal_cmp.config import BUDGET, KEEPING, KINDS, SCORING, RunConfig
+from refusal_cmp.config import BUDGET, CHOOSING, KEEPING, KINDS, SCORING, STAGES, RunConfig
+from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.judges.completion import judge
 from refusal_cmp.methods import configured
 from refusal_cmp.plan import number
@@ -23,7 +24,8 @@ from refusal_cmp.run.contents import (
     SCORES,
     SELECTION,
     budget_file,
-    read_budget,
+    budgeted,
+    read_choices,
     read_field,
     read_fields,
     read_prompts,
@@ -48,8 +50,10 @@ def select_stage(session: Session) -> None:
     """Score, filter and rank the components of every method, and compare the rankings if asked."""
     config, run = session.config, session.run
     settings = config.binding("select")
+    choosing = config.marked(CHOOSING)
+    kept = {name: value for name, value in settings.items() if name not in choosing}
     reaches: list[Reach] = ["local", "global"] if config.compare_rankings or config.rank_by == "global" else ["local"]
-    run.check_settings(SCORES, settings)  # before any work
+    run.check_settings(SCORES, kept)  # before any work
     scorer = cache(lambda: _scorer(session))
     for name in config.methods:
         if BUDGET in config.inlp_k and configured(config, name).has_k:
@@ -64,7 +68,8 @@ def select_stage(session: Session) -> None:
     }
     rules = {field.method: Rule.of(config, field.extracted_by) for field in fields}
     tables = [ranked_table(field, scores[field.method], rules[field.method]) for field in fields]
-    selections = [outcome(table, field) for table, field in zip(tables, fields, strict=True)]
+    selections = [outcome(table, field, rules[field.method]) for table, field in zip(tables, fields, strict=True)]
+    _check_choice(session, choosing, selections)
     for selection in selections:
         _report(session, selection)
     run.write_table(SCORES, pd.concat(tables, ignore_index=True))
@@ -78,7 +83,11 @@ def select_stage(session: Session) -> None:
             "methods": [asdict(one) for one in selections],
         },
     )
-    run.record(SCORES, settings, {subspace_file(name): run.digest(subspace_file(name)) for name in config.methods})
+    run.record(
+        SCORES,
+        kept,
+        {"choosing": choosing} | {subspace_file(name): run.digest(subspace_file(name)) for name in config.methods},
+    )
     if config.compare_rankings:
         sources = {
             scores_file(field.method, reach): run.digest(scores_file(field.method, reach))
@@ -89,6 +98,44 @@ def select_stage(session: Session) -> None:
             sources["choice"] = choice
         edits = {field.method: _score_setting(config, field) for field in fields}
         _compare_rankings(session, fields, tables, scores, rules, edits, sources)
+
+
+def _check_choice(session: Session, choosing: Mapping[str, Any], selections: Sequence[Selection]) -> None:
+    """Say what another threshold changes: what is chosen, and what is outdated by that.
+
+    Raises
+    ------
+    RefusalCmpError
+        If the command would go on to replace finished completions.
+    """
+    run = session.run
+    record = run.manifest.get("artifacts", {}).get(SCORES)
+    before = {} if record is None or "select" in run.force else record["sources"].get("choosing", {})
+    changed = [name for name, value in choosing.items() if name in before and before[name] != value]
+    if not changed or not run.has(SELECTION):
+        return
+    how = ", ".join(f"{name.replace('_', '-')} was {before[name]} and is now {choosing[name]}" for name in changed)
+    chosen, order = read_choices(run), (before.get("pool", choosing["pool"]), choosing["pool"])
+    moved = [
+        one.method
+        for one in selections
+        if (old := chosen.get(one.method)) and (old.selected, old.pool(order[0])) != (one.selected, one.pool(order[1]))
+    ]
+    finished = [name for name in STAGES[STAGES.index("select") + 1 :] if name in run.manifest.get("stages", {})]
+    if moved and finished and "infer" in session.stages:
+        raise RefusalCmpError(
+            f"{how}, which changes what is chosen with {', '.join(moved)}, and {run.path} has finished work with the "
+            "old choice; keep it and name another run, or choose anew with `refusal-cmp select` and then run the later "
+            "stages again.",
+            alias="NAME",
+        )
+    session.say(f"{how}: the stored scores are ranked again.")
+    if not moved:
+        session.say("What is chosen stays the same.")
+        return
+    outdated = run.outdate(finished)
+    said = f"The choice is another with {', '.join(moved)}"
+    session.say(f"{said}; {', '.join(outdated)} have to be run again." if outdated else f"{said}.")
 
 
 def _score_setting(config: RunConfig, field: SubspaceField) -> Setting:
@@ -103,22 +150,22 @@ def _settle_budget(session: Session, field: SubspaceField, scorer: Callable[[], 
     name, edits = budget_file(field.method), _score_setting(config, field)
     settings = {**config.marked(KEEPING), "sites": list(edits.sites)}
     sources = {file: run.digest(file) for file in (PROMPTS, subspace_file(field.method))}
-    tried = (
-        run.read_table(name) if run.is_fresh(name, settings, sources) else pd.DataFrame({"position": [], "layer": []})
-    )
-    known = {Component(*map(int, at)) for at in zip(tried["position"], tried["layer"], strict=True)}
-    left = field.only(field.subspaces.keys() - known)
+    tried = pd.DataFrame({"position": [], "layer": [], "k": [], "kl": []})
+    if run.is_fresh(name, settings, sources):
+        tried = run.read_table(name)
+    found = dict(budgeted(tried, config.kl_threshold))
+    next_k = {at: found[at][0] - 1 if at in found else field[at].k for at in field}
+    left = field.first({at: k for at, k in next_k.items() if k > 0 and not found.get(at, (0, False))[1]})
     if len(left):
-        done = run.journal(name, [settings, sources, list(left)])
+        tries = [[*at, one.k] for at, one in left.subspaces.items()]
+        done = run.journal(name, [settings, sources, config.kl_threshold, tries])
         more = within_budget(scorer(), left, config.kl_threshold, setting=edits, done=done, progress=session.progress)
-        run.write_table(name, pd.concat([tried, more]) if known else more)
+        run.write_table(name, pd.concat([tried, more]) if found else more)
         run.record(name, settings, sources)
         done.discard()
-    k = {at: k for at, k in read_budget(session, field.method).items() if at in field.subspaces}
-    table = run.read_table(name)
-    is_within = table["kl"] <= config.kl_threshold  # what is within is the last tried of its component
-    where = zip(table["position"], table["layer"], is_within, strict=True)
-    without = len(k) - sum(within and (position, layer) in k for position, layer, within in where)
+    found = {at: of for at, of in budgeted(run.read_table(name), config.kl_threshold) if at in field.subspaces}
+    k = {at: number for at, (number, _) in found.items()}
+    without = sum(not within for _, within in found.values())
     session.say(
         f"{field.method}: its first {min(k.values())} to {max(k.values())} directions are used, as many as stay within "
         f"a KL of {number(config.kl_threshold)} nats; at {without} of {len(k)} components not even one does."
@@ -133,8 +180,9 @@ def _selected_norm(
     if session.config.actadd_norm == "own" or not found:
         return None
     scores = {reach: _scores(session, found[0], reach, scorer, None) for reach in reaches}
-    table = ranked_table(found[0], scores, Rule.of(session.config, found[0].extracted_by))
-    return found[0].means.distance(outcome(table, found[0]).selected)
+    rule = Rule.of(session.config, found[0].extracted_by)
+    table = ranked_table(found[0], scores, rule)
+    return found[0].means.distance(outcome(table, found[0], rule).selected)
 
 
 def _scores(
@@ -215,11 +263,14 @@ def _compare_rankings(
     scores: Mapping[str, Mapping[Reach, PromptScores]],
     rules: Mapping[str, Rule],
     settings: Mapping[str, Setting],
-    sources: Mapping[str, str],
+    sources: Mapping[str, Any],
 ) -> None:
     """Write `select/rankings.json`, unless it was made from the same scores."""
     config, run = session.config, session.run
-    made_with = {**config.binding("select"), "max_new_tokens": config.max_new_tokens}
+    choosing = config.marked(CHOOSING)
+    made_with = {name: value for name, value in config.binding("select").items() if name not in choosing}
+    made_with["max_new_tokens"] = config.max_new_tokens
+    sources = {**sources, "choosing": choosing}
     if run.is_fresh(RANKINGS, made_with, sources):
         return
     studies, done = [], run.journal(RANKINGS, [made_with, sources])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -134,7 +135,8 @@ def table(**columns) -> pd.DataFrame:
 
 
 def field_of(n: int) -> SubspaceField:
-    return SubspaceField("inlp", None, {}, {Component(-2, layer): "none" for layer in range(n)})  # type: ignore[arg-type]
+    missing = {Component(-2, layer): "none" for layer in range(n)}
+    return SubspaceField("inlp", SimpleNamespace(n_layers=8), {}, missing)  # type: ignore[arg-type]
 
 
 def test_the_best_component_that_the_filters_keep_is_selected():
@@ -142,7 +144,7 @@ def test_the_best_component_that_the_filters_keep_is_selected():
     chosen = select(scored, Rule(), 8)
     assert list(chosen["dropped_by"]) == ["", "", "", "", "induce", "kl", "layer", "layer"]
     assert chosen.loc[chosen["selected"], "layer"].tolist() == [3]
-    result = outcome(chosen, field_of(2))
+    result = outcome(chosen, field_of(2), Rule())
     assert result.selected == Component(-1, 3)
     assert [component.layer for component in result.ranking] == [7, 6, 5, 4, 3, 2, 1, 0]
     assert len(result.kept) == 4
@@ -168,7 +170,7 @@ def test_the_kl_budget_is_doubled_until_something_remains_that_meets_the_other_f
     scored = table(local_kl=[9, 9, 0.15, 0.18, 0.2, 0.21, 0.01, 0.01], local_induce=[1, 1, 1, 1, -2, 1, 1, 1])
     chosen = select(scored, Rule(), 8)
     assert not chosen["kept"].any()
-    result = outcome(chosen, field_of(0))
+    result = outcome(chosen, field_of(0), Rule())
     assert (result.selected, result.fallback, result.kl_budget) == (Component(-1, 3), True, 0.2)
     assert result.dropped == {"induce": 1, "kl": 6, "layer": 2}
     assert result.options == "--kl-threshold 0.2"
@@ -178,10 +180,10 @@ def test_the_kl_budget_is_doubled_until_something_remains_that_meets_the_other_f
 
 def test_the_induce_filter_is_given_up_only_where_nothing_meets_it_at_any_budget():
     only_broken_ones_induce = table(local_induce=[-1, -1, -1, 1, -1, -1, 1, 1], local_kl=[0, 0, 0, 10.0, 0, 0, 0, 0])
-    result = outcome(select(only_broken_ones_induce, Rule(), 8), field_of(0))
+    result = outcome(select(only_broken_ones_induce, Rule(), 8), field_of(0), Rule())
     assert (result.selected, result.kl_budget) == (Component(-1, 3), 12.8)
     none_induces = table(local_induce=-1.234, local_kl=[0.05, 0.05, 0.05, 0.15, 0.15, 0.15, 0.01, 0.01])
-    result = outcome(select(none_induces, Rule(), 8), field_of(0))
+    result = outcome(select(none_induces, Rule(), 8), field_of(0), Rule())
     assert (result.selected, result.kl_budget) == (Component(-1, 2), 0.1)
     assert (result.fallback, result.options) == (True, "--induce-threshold -1.24")
 
@@ -189,7 +191,7 @@ def test_the_induce_filter_is_given_up_only_where_nothing_meets_it_at_any_budget
 def test_the_layer_limit_stands_unless_there_is_one_component_and_no_choice():
     with pytest.raises(RefusalCmpError, match=r"All 8 components of inlp are in layers that the setting prune-layers"):
         select(table(), Rule(prune_layers=0.1), 8)
-    lone = outcome(select(table()[7:], Rule(), 8), field_of(0))
+    lone = outcome(select(table()[7:], Rule(), 8), field_of(0), Rule())
     assert (lone.selected, lone.fallback, lone.options) == (Component(-1, 7), True, "--prune-layers 1")
 
 
@@ -201,17 +203,19 @@ scores_of_eight = st.tuples(*[st.lists(st.floats(least, most), min_size=8, max_s
 @given(scores_of_eight)
 def test_under_the_settings_that_a_fallback_names_the_filters_keep_what_it_chose(scores):
     scored = table(**dict(zip(("local_bypass", "local_induce", "local_kl"), scores, strict=True)))
-    result = outcome(select(scored, Rule(), 8), field_of(0))
+    result = outcome(select(scored, Rule(), 8), field_of(0), Rule())
     assert result.selected.layer < 6
-    again = outcome(select(scored, Rule(**result.relaxed), 8), field_of(0))
+    again = outcome(select(scored, Rule(**result.relaxed), 8), field_of(0), Rule())
     assert (again.selected, again.fallback) == (result.selected, False)
     assert scored.loc[result.selected.layer, "local_kl"] <= result.kl_budget
     assert result.fallback == bool(result.relaxed)
 
 
 def test_a_pool_has_what_the_filters_keep_first_or_is_the_ranking():
-    result = outcome(select(table(local_kl=[0, 0.2] * 4), Rule(), 8), field_of(0))
-    assert [component.layer for component in result.pool("kept-first")] == [4, 2, 0, 7, 6, 5, 3, 1]
+    result = outcome(select(table(local_kl=[0, 0.2] * 4), Rule(), 8), field_of(0), Rule())
+    assert [component.layer for component in result.pool("kept-first")] == [4, 2, 0, 5, 3, 1]
+    everywhere = result.pool("kept-first", everywhere=True)
+    assert [component.layer for component in everywhere] == [4, 2, 0, 7, 6, 5, 3, 1]
     assert result.pool("all") == result.ranking
 
 
@@ -219,7 +223,7 @@ def test_nan_scores_are_dropped_and_counted():
     scores = [math.nan, 2.0, 1.0, 0.0, -1.0, -2.0, -3.0, -4.0]
     chosen = select(table(local_bypass=scores), Rule(), 8)
     assert chosen["dropped_by"][0] == "nan"
-    result = outcome(chosen, field_of(0))
+    result = outcome(chosen, field_of(0), Rule())
     assert result.nan == 1
     assert Component(-1, 0) not in result.ranking
     with pytest.raises(RefusalCmpError, match="Every score of inlp is NaN"):
