@@ -19,7 +19,16 @@ from scipy.stats import bootstrap, t
 
 from refusal_cmp.activations import Labelled, dev_split
 from refusal_cmp.methods.inlp import INLP
-from refusal_cmp.statistics import Estimate, holm, mean, paired_difference, rate, rate_among, weighted_mean
+from refusal_cmp.statistics import (
+    Estimate,
+    holm,
+    mean,
+    over_seeds,
+    paired_difference,
+    rate,
+    rate_among,
+    weighted_mean,
+)
 from refusal_cmp.statistics.agreement import agreements
 from refusal_cmp.statistics.ranks import RESAMPLES, rank_agreement, spearman
 
@@ -199,6 +208,31 @@ def rank_correlations(rng: np.random.Generator) -> Iterator[Row]:
         }
 
 
+def seeds(rng: np.random.Generator) -> Iterator[Row]:
+    """Coverage of a share over seeds on the same prompts: ours, of prompts alone, and by redrawing both."""
+    for spread in (0.0, 0.5, 1.0):
+        true = float(_answered(rng, 2000, 2000, spread).mean())
+        for n in (3, 5, 10):
+            ours, prompts, redrawn, widths = [], [], [], []
+            for _ in range(REPEATS):
+                answered = _answered(rng, n, COMPARED_AT, spread)
+                found, _, _ = over_seeds([rate(int(one.sum()), COMPARED_AT) for one in answered], bounded=True)
+                alone = mean(answered.mean(0))
+                low, high = _redrawn(answered, rng)
+                ours.append(_holds(found, true))
+                prompts.append(_holds(alone, true))
+                redrawn.append(low <= true <= high)
+                widths.append(found.high - found.low)
+            yield {
+                "seeds apart by (logits)": spread,
+                "seeds": n,
+                "ours": float(np.mean(ours)),
+                "width": float(np.mean(widths)),
+                "of prompts alone": float(np.mean(prompts)),
+                "seeds and prompts redrawn": float(np.mean(redrawn)),
+            }
+
+
 def inlp_on_noise(rng: np.random.Generator) -> Iterator[Row]:
     """Directions that INLP finds in noise where there are 18 harmful and 90 harmless prompts, and where 54 of each."""
     for harmful in (18, 54):
@@ -226,6 +260,7 @@ QUESTIONS: dict[str, Callable[[np.random.Generator], Iterator[Row]]] = {
     "kappa": kappas,
     "rho": rank_correlations,
     "inlp": inlp_on_noise,
+    "seeds": seeds,
 }
 
 
@@ -293,6 +328,21 @@ def _of_completions(judged: Array, rng: np.random.Generator) -> Array:
     neither, second, first, both = rng.multinomial(n, counts / n, size=RESAMPLES).T / n
     chance = (both + first) * (both + second) + (neither + first) * (neither + second)
     return np.percentile((both + neither - chance) / (1 - chance), (2.5, 97.5))
+
+
+def _answered(rng: np.random.Generator, seeds: int, prompts: int, spread: float) -> Array:
+    """(seeds, prompts): whether a prompt is answered; prompts differ in how hard they are, seeds in how good."""
+    hard, good = 1.5 * rng.standard_normal(prompts), spread * rng.standard_normal((seeds, 1))
+    own = 0.5 * spread * rng.standard_normal((seeds, prompts))
+    return (rng.random((seeds, prompts)) < expit(1.5 + hard + good + own)).astype(float)
+
+
+def _redrawn(answered: Array, rng: np.random.Generator) -> Array:
+    """The percentile interval of means whose seeds and prompts are both drawn anew."""
+    seeds, prompts = answered.shape
+    of_seeds = rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=RESAMPLES) / seeds
+    of_prompts = rng.multinomial(prompts, np.full(prompts, 1 / prompts), size=RESAMPLES) / prompts
+    return np.percentile(((of_seeds @ answered) * of_prompts).sum(1), (2.5, 97.5))
 
 
 def _noisy(

@@ -101,7 +101,7 @@ def compare_runs(a: Path, b: Path, tolerance: Tolerance | None = None) -> Diff:
         *_numbers("metrics", _metrics(one), _metrics(other), tolerance),
         *_completions(one, other, tolerance),
     ]
-    return Diff(entries, list(_made(one, other)))
+    return Diff(entries, list(made_from(one, other)))
 
 
 def compare_folders(a: Path, b: Path, tolerance: Tolerance | None = None) -> dict[str, Diff]:
@@ -170,7 +170,8 @@ def _answers(run: RunDir) -> dict[tuple[str, str], str]:
     return found
 
 
-def _made(a: RunDir, b: RunDir) -> Iterator[tuple[str, str, str]]:
+def made_from(a: RunDir, b: RunDir) -> Iterator[tuple[str, str, str]]:
+    """What two runs were made from that is not the same in both: its name, and either value."""
     facts = []
     for run in (a, b):
         config = {name: value for name, value in run.manifest["config"].items()

@@ -15,6 +15,7 @@ from refusal_cmp.statistics.intervals import (
     resampled,
     weighted_mean,
 )
+from refusal_cmp.statistics.seeds import OverSeeds, over_seeds
 
 __all__ = [
     "LEVEL",
@@ -22,9 +23,11 @@ __all__ = [
     "SEED",
     "Difference",
     "Estimate",
+    "OverSeeds",
     "holm",
     "mean",
     "normal_interval",
+    "over_seeds",
     "paired_difference",
     "rate",
     "rate_among",

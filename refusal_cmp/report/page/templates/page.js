@@ -37,7 +37,7 @@
     for (const row of asWritten) row.hidden = !row.cells[0].dataset.value.toLowerCase().includes(part);
   });
 
-  const texts = JSON.parse(document.getElementById("texts").textContent);
+  const texts = JSON.parse(document.getElementById("texts")?.textContent ?? "{}");
   for (const select of document.querySelectorAll("select[data-slot]")) {
     select.addEventListener("change", () => {
       for (const answer of document.querySelectorAll(`.answers > [data-slot="${select.dataset.slot}"]`)) {

@@ -1,0 +1,119 @@
+"""The page over seeds: what holds with all of them, and what each alone would have said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from refusal_cmp.plan import BASELINE
+from refusal_cmp.report.answer import ENOUGH, costs
+from refusal_cmp.report.figures import Outcome, Skipped
+from refusal_cmp.report.page.filling import filled
+from refusal_cmp.report.page.images import placed_figures
+from refusal_cmp.report.page.tables import plans_table
+from refusal_cmp.report.seeds import SeedsData
+from refusal_cmp.report.table import columns
+from refusal_cmp.report.wording import counted, decimal, minus, percent, shown, with_bounds
+from refusal_cmp.run.seeds import cell_name
+
+
+def render_seeds(data: SeedsData, outcomes: Sequence[Outcome], images: Mapping[tuple[str, str], bytes]) -> str:
+    """The page over seeds as HTML; the same text for the same runs.
+
+    Parameters
+    ----------
+    images
+        Each figure by name and kind, `png` and `svg`.
+    """
+    return filled(
+        "seeds.html",
+        run=data.name,
+        answer=_answer(data),
+        seeds=[_seed_row(data, seed) for seed in data.seeds],
+        selection=[_selection_row(data, name) for name in data.first.methods],
+        table=_plans(data),
+        figures=placed_figures(outcomes, images),
+        skipped=[one for one in outcomes if isinstance(one, Skipped)],
+        n=counted(len(data.seeds), "seed"),
+        enough=percent(ENOUGH),
+    )
+
+
+def _answer(data: SeedsData) -> dict[str, Any] | None:
+    """The first screen; None if refusal was not measured."""
+    if not data.verdicts:
+        return None
+    best, n = data.verdicts[0], len(data.seeds)
+    over, measured = data.as_run, costs(data.as_run)
+    alike = [one for one in data.verdicts if one.suppresses == n]
+    named = [ranked[0].plan for ranked in data.standings.values() if ranked]
+    answered, over_refused = over.answered(best.plan), over.get(best.plan, "harmless", "refusal")
+    sentences = []
+    if answered is not None:
+        spread = data.sd(best.plan, "harmful", over.answered_by)
+        moved = "" if spread is None else f", ± {percent(spread)} from seed to seed"
+        sentences.append(f"It answers {with_bounds(answered, 'share')} of {answered.n} harmful test prompts{moved}.")
+    if over_refused is not None:
+        sentences.append(f"It refuses {with_bounds(over_refused, 'share')} of the harmless ones.")
+    if best.cost is not None and measured:
+        unit = measured[0].unit
+        amount = f"{100 * best.cost:.1f} points" if unit == "share" else f"{best.cost:.3f} {unit}"
+        sentences.append(f"Its mean cost by {measured[0].name} is {minus(amount)}.")
+    same = max(map(named.count, named))
+    sentences.append(
+        f"Alone, {'every seed names the same plan' if same == n else f'at most {same} of {n} seeds name the same plan'}"
+        f"; {counted(len(alike), 'plan')} of {len(data.verdicts)} suppress{'es' if len(alike) == 1 else ''} refusal "
+        "with every seed."
+    )
+    return {
+        "plan": best.plan,
+        "suppresses": best.suppresses,
+        "n": n,
+        "broken": best.broken,
+        "nothing": data.answers_already,
+        "few": data.too_few,
+        "sentences": sentences,
+    }
+
+
+def _seed_row(data: SeedsData, seed: int) -> dict[str, Any]:
+    """What a seed alone says."""
+    ranked = data.standings[seed]
+    if not ranked:
+        return {"seed": seed, "plan": "", "answered": "–", "state": "–", "run": cell_name(seed)}
+    best = ranked[0]
+    state = "destroys the model" if best.is_broken else "suppresses refusal" if best.suppresses else "comes nearest"
+    answered = with_bounds(best.answered, "share")
+    return {"seed": seed, "plan": best.plan, "answered": answered, "state": state, "run": cell_name(seed)}
+
+
+def _selection_row(data: SeedsData, method: str) -> dict[str, Any]:
+    """What a method chose with every seed."""
+    cells = []
+    for seed in data.seeds:
+        one = data.selection(method, seed)
+        where = "–" if one is None else f"{minus(str(one.selected.position))}, {one.selected.layer}"
+        k = "" if one is None else f"k = {int(data.runs[seed].chosen(method)['k'])}"
+        cells.append({"where": where, "k": k, "note": "" if one is None else one.note})
+    alike = data.alike(method)
+    return {"method": method, "cells": cells, "alike": "–" if alike is None else decimal(alike)}
+
+
+def _plans(data: SeedsData) -> dict[str, Any]:
+    """The plans with means and intervals, as the page of a run has them, and under each how far seeds are apart."""
+    table = plans_table(data.as_run, ())
+    by_plan = {one.plan: one for one in data.verdicts}
+    wanted, n = columns(data.pooled), len(data.seeds)
+    for row in table["rows"]:
+        for column, cell in zip(wanted, row["cells"], strict=True):
+            sd = data.sd(row["plan"], column.dataset, column.metric)
+            cell["sd"] = "" if sd is None or pd.isna(sd) else f"± {shown(sd, column.measure.unit)}"
+        verdict = by_plan.get(row["plan"])
+        row["with"] = "" if verdict is None else f"{verdict.suppresses} of {n}"
+        row["state"] = "broken" if verdict and verdict.broken else (
+            "best" if verdict and verdict.suppresses == n and not data.answers_already else ""
+        )  # fmt: skip
+        row["is_baseline"] = row["plan"] == BASELINE
+    return table
