@@ -1,23 +1,31 @@
 """The figures of finished runs for a paper, as PNG, SVG and PDF.
 
     python scripts/figures.py NAME|all RUN… [--out FOLDER] [--methods NAME,NAME] [--scope all]
+        [--venue neurips]
 
-`all` draws every figure and writes the tables in LaTeX; several runs are also drawn side by side.
+`all` draws every figure, and writes the tables and a paragraph on the method in LaTeX, and the works that it cites in
+BibTeX; several runs are also drawn side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from refusal_cmp.errors import RefusalCmpError, unknown_name
+from refusal_cmp.report.citations import bibtex, works_of
 from refusal_cmp.report.data import RunData, read_run
 from refusal_cmp.report.figures import FIGURES, Drawn, Outcome, rendered
+from refusal_cmp.report.figures._style import VENUES, venue
 from refusal_cmp.report.figures.plans import across
-from refusal_cmp.report.latex import tables
+from refusal_cmp.report.figures.seeds import draw_seeds
+from refusal_cmp.report.latex import seeds_tables, tables
+from refusal_cmp.report.method_text import method_text
+from refusal_cmp.report.seeds import SeedsData, read_seeds
+from refusal_cmp.run.seeds import open_seeds
 from refusal_cmp.run.session import open_run
 
 EVERY = "all"
@@ -31,19 +39,28 @@ def main(
         "figures"
     ),
     methods: Annotated[str, typer.Option(help="Methods to show, joined by commas; by default all.")] = "",
+    size: Annotated[
+        str, typer.Option("--venue", help=f"Whose template the figures are as wide as: {', '.join(VENUES)}.")
+    ] = "any",
     scope: Annotated[str, typer.Option(help="The one scope to show, such as single; by default all are.")] = "",
 ) -> None:
-    """Draw a figure, or all of them with the tables in LaTeX, of one or several finished runs."""
+    """Draw a figure, or all of them with what else a paper takes, of one or several finished runs."""
     if name not in (EVERY, *FIGURES):
         raise unknown_name("figure", name, [EVERY, *FIGURES])
+    if size not in VENUES:
+        raise unknown_name("venue", size, VENUES)
     names = FIGURES if name == EVERY else [name]
-    found = [read_run(open_run(path)).only(split(methods), split(scope)) for path in runs]
-    for data in found:
-        write([outcome for one in names for outcome in FIGURES[one](data)], out / data.name)
-        if name == EVERY:
-            write_tables(data, out / data.name)
-    if len(found) > 1 and "plans" in names:
-        write(across(found), out)
+    over = {path: sessions for path in runs if (sessions := open_seeds(path))}
+    found = [read_run(open_run(path)).only(split(methods), split(scope)) for path in runs if path not in over]
+    with venue(size):
+        for path, sessions in over.items():
+            write_over_seeds(read_seeds(path.resolve().name, sessions), names, out)
+        for data in found:
+            write([outcome for one in names for outcome in FIGURES[one](data)], out / data.name)
+            if name == EVERY:
+                write_texts(data, out / data.name)
+        if len(found) > 1 and "plans" in names:
+            write(across(found), out)
 
 
 def split(names: str) -> list[str]:
@@ -63,12 +80,26 @@ def write(outcomes: Sequence[Outcome], folder: Path) -> None:
         typer.echo(f"{folder / one.name}.{{{','.join(FORMATS)}}}: {one.says}")
 
 
-def write_tables(data: RunData, folder: Path) -> None:
-    """Write the tables in LaTeX."""
-    for name, source in tables(data).items():
-        path = folder / f"{name}.tex"
-        path.write_text(source, encoding="utf-8")
-        typer.echo(path)
+def write_over_seeds(data: SeedsData, names: Sequence[str], out: Path) -> None:
+    """Write what a folder of runs with several seeds gives: the figures that hold over all of them, and the tables."""
+    wanted = [one for one in draw_seeds(data) if one.name.split("-")[0] in (*names, "seeds")]
+    write(wanted, out / data.name)
+    if len(names) == len(FIGURES):
+        write_sources(seeds_tables(data), data.first, out / data.name)
+
+
+def write_texts(data: RunData, folder: Path) -> None:
+    """Write what goes into a paper beside the figures."""
+    write_sources(tables(data), data, folder)
+
+
+def write_sources(tables: Mapping[str, str], data: RunData, folder: Path) -> None:
+    """Write tables in LaTeX, a paragraph on the method, and the works that it cites."""
+    texts = {f"{name}.tex": source for name, source in tables.items()}
+    texts |= {"method.tex": method_text(data), "references.bib": bibtex(works_of(data.config))}
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+        typer.echo(folder / name)
 
 
 if __name__ == "__main__":

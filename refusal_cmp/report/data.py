@@ -23,6 +23,7 @@ from refusal_cmp.run.contents import (
     read_answers,
     read_baseline_metric,
     read_choice,
+    read_dropped,
     read_examples,
     read_field,
     read_fields,
@@ -68,6 +69,8 @@ class RunData:
     """For each method, k policies apart, the name of its subspaces in `fields`."""
     prompts: Mapping[str, Any]
     """`extract/prompts.json`, with the counts of the other test sets."""
+    dropped: Sequence[Row]
+    """The prompts on which the model does not do as expected, as `read_dropped` has them."""
     answers: Mapping[tuple[str, str], Sequence[Row]]
     """By distinct plan and test set: completions, each with its `verdict` where it was judged."""
     ranks: Mapping[str, pd.DataFrame] = field(default_factory=dict)
@@ -168,9 +171,9 @@ class RunData:
         """Share of harmful prompts that the plan answers."""
         return self.get(plan, "harmful", self.answered_by)
 
-    def no_language(self, plan: str) -> float | None:
-        """Share of completions to harmful prompts that are no language, or say nothing where that was not asked."""
-        fluent, silent = self.get(plan, "harmful", "in_language"), self.get(plan, "harmful", "degenerate")
+    def no_language(self, plan: str, dataset: str) -> float | None:
+        """Share of a plan's completions that are no language, or say nothing where that was not asked."""
+        fluent, silent = self.get(plan, dataset, "in_language"), self.get(plan, dataset, "degenerate")
         if fluent is not None:
             return 1 - fluent.value
         return None if silent is None else silent.value
@@ -220,6 +223,7 @@ def read_run(session: Session) -> RunData:
         fields={name: read_field(session, name) for name in config.methods},
         extracted_by={field.method: field.extracted_by for field in read_fields(session)},
         prompts=_prompts(session),
+        dropped=read_dropped(session),
         answers={(plan, name): _answers(session, plan, name) for plan in distinct for name in config.test_sets},
         ranks={name: ranks for name in config.methods if (ranks := read_ranks(session, name)) is not None},
         rankings=read_rankings(session),

@@ -1,4 +1,4 @@
-"""Tables for papers, in LaTeX with booktabs."""
+"""Tables for papers, in LaTeX with booktabs and adjustbox."""
 
 from __future__ import annotations
 
@@ -7,22 +7,43 @@ from typing import Any
 
 import pandas as pd
 
+from refusal_cmp.plan import BASELINE, number
 from refusal_cmp.report.data import RunData
-from refusal_cmp.report.table import columns
-from refusal_cmp.report.wording import bracketed, decimal, minus, with_bounds
+from refusal_cmp.report.seeds import SeedsData
+from refusal_cmp.report.table import Column, columns
+from refusal_cmp.report.wording import bounds, bracketed, decimal, minus, sentence_list, shown
+from refusal_cmp.statistics import Estimate
 
 METRICS = ("refusal", "in_language", "guard_unsafe", "loss", "acc")
 """What the table of plans has of the summary: refusal, language, safety, and what is lost."""
-SIGNS = str.maketrans({"\u202f": r"\,", "–": "--", "−": "$-$"})
+RANKINGS_CAPTION = (
+    "Agreement of local and global rankings of components by bypass. Intervals draw the validation prompts anew and "
+    "rank again; regret is the global bypass of the local choice minus the best."
+)
+SIGNS = str.maketrans({"\u202f": r"\,", "–": "--", "−": "$-$", "±": r"$\pm$"})
 """Characters of ours that LaTeX has commands for."""
 
 
 def tables(data: RunData) -> dict[str, str]:
     """LaTeX source by name: every plan, the selected components, and (if it was studied) the rank agreement."""
-    found = {"plans": tabular(_plans(data)), "selection": tabular(_selection(data))}
+    found = {
+        "plans": floating(tabular(_plans(data)), f"plans-{data.name}", _plans_caption(data)),
+        "selection": floating(tabular(_selection(data)), f"selection-{data.name}", _selection_caption(data)),
+    }
     if data.rankings is not None:
-        found["rankings"] = tabular(_rankings(data), text_columns=2)
+        rankings = tabular(_rankings(data), text_columns=2)
+        found["rankings"] = floating(rankings, f"rankings-{data.name}", RANKINGS_CAPTION)
     return found
+
+
+def seeds_tables(data: SeedsData) -> dict[str, str]:
+    """LaTeX source by name: every plan over all seeds, and what each method chose with each of them."""
+    return {
+        "plans": floating(tabular(_plans(data.as_run, data)), f"plans-{data.name}", _seeds_caption(data)),
+        "selection": floating(
+            tabular(_selection_by_seed(data)), f"selection-{data.name}", _selection_by_seed_caption(data)
+        ),
+    }
 
 
 def tabular(table: pd.DataFrame, text_columns: int = 1) -> str:
@@ -32,17 +53,94 @@ def tabular(table: pd.DataFrame, text_columns: int = 1) -> str:
     return style.to_latex(hrules=True, column_format=layout).translate(SIGNS)
 
 
-def _plans(data: RunData) -> pd.DataFrame:
-    """A row per plan, each measurement with its interval."""
+def floating(table: str, label: str, caption: str) -> str:
+    """A table with its caption above it, and a label; as wide as the page at most (package `adjustbox`)."""
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{caption}}}",
+            rf"\label{{tab:{label}}}",
+            r"\begin{adjustbox}{max width=\textwidth}",
+            table.rstrip("\n"),
+            r"\end{adjustbox}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _plans_caption(data: RunData) -> str:
+    sizes = {dataset: len(rows) for (plan, dataset), rows in data.answers.items() if plan == BASELINE}
+    tests = sentence_list([f"{n} {dataset}" for dataset, n in sizes.items()]).replace("_", r"\_")
+    return (
+        r"What every plan (\texttt{method/intervention:strength@scope}) does to "
+        f"{_escaped(data.config['model'])}, on {tests} test prompts. Brackets are 95\\,\\% intervals."
+    )
+
+
+def _selection_caption(data: RunData) -> str:
+    rule = data.rule
+    return (
+        f"The component of each method on {_escaped(data.config['model'])}: lowest bypass among those with an induce "
+        f"score from {number(rule.induce_threshold)} on, a KL of at most {number(rule.kl_threshold)} nats, and a layer "
+        f"in the first {100 * rule.prune_layers:.0f}\\,\\%; kept is how many these filters keep."
+    )
+
+
+def _seeds_caption(data: SeedsData) -> str:
+    seeds = sentence_list([str(seed) for seed in data.seeds])
+    return (
+        f"{_plans_caption(data.as_run).partition(' Brackets')[0]} Means over the seeds {seeds}, "
+        r"$\pm$ standard deviation between seeds. Brackets are 95\,\% hierarchical intervals, of seeds and prompts."
+    )
+
+
+def _selection_by_seed_caption(data: SeedsData) -> str:
+    return (
+        f"The component of each method on {_escaped(data.first.config['model'])} (position, layer; number of "
+        "directions) by seed, and the mean cosine of the chosen directions over pairs of seeds."
+    )
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", "/").replace("_", r"\_").replace("#", r"\#").replace("&", r"\&").replace("%", r"\%")
+
+
+def _plans(data: RunData, over: SeedsData | None = None) -> pd.DataFrame:
+    """A row per plan, each measurement with its interval; over seeds, with how far they are apart."""
     wanted = [column for column in columns(data.results) if column.metric in METRICS]
     rows = []
     for plan in data.plans:
         found = {one: data.get(plan.label, one.dataset, one.metric) for one in wanted}
         cells = {
-            f"{one.measure.title}, {one.heading}": "–" if value is None else with_bounds(value, one.measure.unit)
+            f"{one.measure.title}, {one.heading}": "–" if value is None else _measured(plan.label, one, value, over)
             for one, value in found.items()
         }
         rows.append({"plan": plan.label, **cells})
+    return pd.DataFrame(rows)
+
+
+def _measured(plan: str, column: Column, value: Estimate, over: SeedsData | None) -> str:
+    """`12 % ± 3 % [8, 16]`, without the middle for a single run."""
+    unit = column.measure.unit
+    sd = None if over is None else over.sd(plan, column.dataset, column.metric)
+    spread = "" if sd is None else f"± {shown(sd, unit)}"
+    return " ".join(part for part in (shown(value.value, unit), spread, bounds(value, unit)) if part)
+
+
+def _selection_by_seed(data: SeedsData) -> pd.DataFrame:
+    """A row per method, a column per seed."""
+    rows = []
+    for method in data.first.methods:
+        chosen = {}
+        for seed, run in data.runs.items():
+            one = data.selection(method, seed)
+            chosen[f"seed {seed}"] = "–" if one is None else (
+                f"({minus(str(one.selected.position))}, {one.selected.layer}; {int(run.chosen(method)['k'])})"
+            )  # fmt: skip
+        alike = data.alike(method)
+        rows.append({"method": method, **chosen, "cosine": "–" if alike is None else decimal(alike)})
     return pd.DataFrame(rows)
 
 

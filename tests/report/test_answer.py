@@ -78,12 +78,49 @@ def test_of_plans_that_cost_the_same_the_one_with_the_fewest_layers_is_named(dat
 def test_without_a_plan_that_suppresses_the_nearest_is_named(data):
     run = with_plans(data, **{
         "a/ablation@all": (0.5, 0.0, 1.0, 1),
-        "a/nullspace@all": (0.8, 0.0, 3.0, 1),
-        "a/clamp@all": (0.8, 0.0, float("nan"), 1),
+        "a/nullspace@all": (0.8, 0.0, 1.7, 1),
+        "a/clamp@all": (0.8, 0.0, 1.9, 1),
     })  # fmt: skip
     ranked = standings(run)
     assert [one.plan for one in ranked] == ["a/nullspace@all", "a/clamp@all", "a/ablation@all"]
     assert not ranked[0].suppresses
+
+
+@pytest.mark.parametrize("broken", [(1.0, 0.0, 6.1, 1), (0.8, 0.2, 1.0, 1), (1.0, 0.0, float("nan"), 1)])
+def test_a_plan_that_destroys_the_model_is_never_named(data, broken):
+    """However much it answers: strings of digits are answers for a judge that asks for no language."""
+    some = with_plans(data, **{"a/ablation@all": broken, "a/nullspace@all": (0.3, 0.0, 1.1, 1)})
+    said = first_screen(some)
+    assert "No plan suppresses refusal; a/nullspace@all comes nearest." in said
+    assert "1 plan destroys the model" in said
+    assert "0 of 2 distinct plans do so" in said
+    alone = first_screen(with_plans(data, **{"a/ablation@all": broken}))
+    assert "No plan suppresses refusal: every one destroys the model." in alone
+    assert "a/ablation@all (destroys the model)" in alone
+
+
+def test_what_the_unedited_model_loses_itself_is_no_fault_of_a_plan(data):
+    weak = with_plans(data, baseline=(0.0, 0.2, 1.0, None), **{"a/ablation@all": (0.75, 0.25, 1.1, 1)})
+    assert not standings(weak)[0].is_broken
+
+
+def test_the_component_of_the_plan_stands_there_with_its_kl_and_a_fallback_with_a_warning(data):
+    method = data.selections[0].method
+    run, chosen = with_plans(data, **{f"{method}/ablation@all": (1.0, 0.0, 1.1, 4)}), data.selections[0]
+    plans = [replace(one, position=chosen.selected.position, layer=chosen.selected.layer) for one in run.plans]
+    run = replace(run, plans=plans)
+    at = f"position −{-chosen.selected.position}, layer {chosen.selected.layer}"
+    kl = f"{data.chosen(method)['kl']:.3f} nats"
+    kept = replace(chosen, fallback=False, relaxed={})
+    said = first_screen(replace(run, selections=[kept]))
+    assert f"Its direction is that of {at}, whose removal changes harmless validation prompts by {kl}." in said
+    taken = replace(chosen, fallback=True, relaxed={"kl_threshold": 0.8})
+    said = first_screen(replace(run, selections=[taken]))
+    assert (
+        f"Beware: no component met the filters, and its direction is that of {at}, taken as a fallback: KL budget"
+        in said
+    )
+    assert f"by {kl}." in said
 
 
 ONE = {"a/ablation@all": (1.0, 0.0, 1.1, 4)}
@@ -135,8 +172,6 @@ def test_the_least_cost_is_claimed_only_where_a_cost_is_known(data):
     assert "a/ablation@all suppresses refusal at the least cost." in first_screen(run)
     unpriced = replace(run, results=run.results[run.results["metric"] != "loss"])
     assert "a/ablation@all suppresses refusal; at what cost was not measured" in first_screen(unpriced)
-    infinite = with_plans(data, **{"a/ablation@all": (1.0, 0.0, float("nan"), 4)})
-    assert "suppresses refusal, but no plan that does has a finite cost." in first_screen(infinite)
 
 
 def test_there_is_nothing_to_suppress_where_the_unedited_model_answers(data):

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from refusal_cmp.report.figures import FIGURES
 
@@ -52,6 +53,7 @@ def test_several_runs_are_also_drawn_side_by_side(script, finished, tmp_path):
     [
         ("tradeof", [], "Error: Unknown figure 'tradeof'; known are all, inlp, magnitude, plane, plans, rankings, "),
         ("plans", ["--methods", "inpl"], "Error: Unknown method 'inpl'; known are diff-in-means, inlp, inlp[k=full]."),
+        ("plans", ["--venue", "nips"], "Error: Unknown venue 'nips'; known are acl, any, iclr, icml, neurips."),
         ("plans", ["--scope", "top:50"], "Error: Unknown scope 'top:50'; known are all, single."),
     ],
 )
@@ -61,6 +63,12 @@ def test_a_name_that_is_not_known_is_answered_by_those_that_are(name, options, s
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert end.value.code == 2
     assert capsys.readouterr().err.startswith(said)
+
+
+@pytest.mark.parametrize(("size", "width"), [("any", 6.9), ("icml", 6.75), ("neurips", 5.5)])
+def test_figures_are_as_wide_as_a_venue_wants(size, width, script, finished, tmp_path):
+    script.main("plans", [finished.run.path], tmp_path, scope="single", size=size)
+    assert Image.open(tmp_path / "small" / "plans-single.png").width == round(150 * width)
 
 
 def test_a_folder_that_is_no_run_is_refused(monkeypatch, tmp_path, capsys):
@@ -76,6 +84,7 @@ def test_all_figures_at_once_as_a_stranger_types_it(finished, tmp_path):
     done = subprocess.run([*command, "--out", str(tmp_path)], capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
     written = {path.name for path in (tmp_path / "small").iterdir()}
-    for name in ("tradeoff.png", "tradeoff.svg", "tradeoff.pdf", "plane-inlp-single.pdf", "plans.tex", "selection.tex"):
+    for name in ("tradeoff.png", "tradeoff.svg", "tradeoff.pdf", "plane-inlp-single.pdf", "plans.tex", "selection.tex",
+                 "method.tex", "references.bib"):  # fmt: skip
         assert name in written
     assert (tmp_path / "small/tradeoff.pdf").read_bytes().startswith(b"%PDF")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +17,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from refusal_cmp.plan import Plan, number
+from refusal_cmp.plan import Plan, component_of, number
 
-COLUMN, PAGE = 3.35, 6.9
-"""Widths of a paper's column and page; inches."""
+VENUES = {
+    "any": (3.35, 6.9),
+    "neurips": (2.65, 5.5),
+    "iclr": (2.65, 5.5),
+    "icml": (3.25, 6.75),
+    "acl": (3.03, 6.3),
+}
+"""Widths of a column and of the text on a page by template; inches. Of one column, half of it."""
+_WIDTHS: ContextVar[tuple[float, float]] = ContextVar("widths", default=VENUES["any"])
 
 INK, GREY, FAINT, PAPER = "#1c1c1e", "#7a7a80", "#d0d0d4", "#ffffff"
 """Text and axes; reference lines; grids. The page swaps ink and paper in the dark."""
@@ -105,6 +114,26 @@ class Skipped:
 Outcome = Drawn | Skipped
 
 
+@contextmanager
+def venue(name: str) -> Iterator[None]:
+    """Figures that are drawn inside are as wide as a venue's template wants; KeyError for one that is not known."""
+    token = _WIDTHS.set(VENUES[name])
+    try:
+        yield
+    finally:
+        _WIDTHS.reset(token)
+
+
+def column() -> float:
+    """The width of a column, in inches."""
+    return _WIDTHS.get()[0]
+
+
+def page() -> float:
+    """The width of the text on a page, in inches."""
+    return _WIDTHS.get()[1]
+
+
 def rendered(figure: Figure, kind: str) -> bytes:
     """A figure as `png`, `svg` or `pdf`: the same bytes every time."""
     buffer = io.BytesIO()
@@ -161,8 +190,10 @@ def shades(n: int) -> list[Any]:
 
 
 def step(plan: Plan) -> str:
-    """A plan's intervention with its strength, as labels have it."""
-    return plan.intervention if plan.strength is None else f"{plan.intervention}:{number(plan.strength)}"
+    """A plan's intervention with its strength, as labels have it, and where its direction is from, if not the best."""
+    name = plan.intervention if plan.strength is None else f"{plan.intervention}:{number(plan.strength)}"
+    component = component_of(plan)
+    return name if component is None else f"{name} ({component})"
 
 
 def spread(n: int) -> list[float]:

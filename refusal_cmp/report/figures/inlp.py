@@ -19,13 +19,13 @@ from refusal_cmp.report.figures._style import (
     GREY,
     INK,
     LINES,
-    PAGE,
     VERMILION,
     Drawn,
     Outcome,
     Skipped,
     errors,
     legend_below,
+    page,
     percent_axis,
     shades,
     spread,
@@ -57,7 +57,7 @@ def draw(data: RunData) -> list[Outcome]:
 
 @styled
 def _figure(data: RunData, method: str, kept: Sequence[Plan]) -> Figure:
-    figure = Figure(figsize=(PAGE, 2.7))
+    figure = Figure(figsize=(page(), 2.7))
     field = data.fields[method]
     if not kept:
         accuracy, rank = figure.subplots(1, 2)

@@ -14,15 +14,15 @@ from refusal_cmp.evals import measure_of
 from refusal_cmp.plan import BASELINE
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._style import (
-    COLUMN,
     GREY,
-    PAGE,
     PALETTE,
     PROMPT_COLOURS,
     Drawn,
     Outcome,
     Skipped,
+    column,
     legend_below,
+    page,
     styled,
     swatch,
     tidy,
@@ -54,7 +54,7 @@ def draw(data: RunData) -> list[Outcome]:
 
 @styled
 def _figure(data: RunData, rows: pd.DataFrame, methods: Sequence[str]) -> Figure:
-    width = COLUMN if len(methods) == 1 else PAGE
+    width = column() if len(methods) == 1 else page()
     figure = Figure(figsize=(width, min(3.4, 0.95 * width / len(methods) + 1.2)))
     axes = figure.subplots(1, len(methods), sharey=True, squeeze=False)[0]
     colours = _colours(list(rows["dataset"].unique()))
@@ -76,7 +76,7 @@ def _figure(data: RunData, rows: pd.DataFrame, methods: Sequence[str]) -> Figure
             swatch(GREY, "completion refuses"),
             swatch(GREY, "does not", marker="$\\circ$"),
         ],
-        columns=3 if width == COLUMN else 6,
+        columns=3 if width == column() else 6,
     )
     return figure
 

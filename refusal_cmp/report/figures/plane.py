@@ -15,7 +15,6 @@ from refusal_cmp.report.figures._style import (
     FAINT,
     GREY,
     INK,
-    PAGE,
     PAPER,
     PROMPT_COLOURS,
     Drawn,
@@ -23,6 +22,7 @@ from refusal_cmp.report.figures._style import (
     Skipped,
     legend_below,
     method_colours,
+    page,
     spread,
     step,
     styled,
@@ -85,7 +85,7 @@ def _plane_figure(found: Landings, method: str, plans: Sequence[Plan]) -> Figure
     n = len(plans)
     columns = min(n, WIDEST)
     rows = math.ceil(n / columns)
-    figure = Figure(figsize=(PAGE * max(columns, 2) / WIDEST, 1.85 * rows + 0.8))
+    figure = Figure(figsize=(page() * max(columns, 2) / WIDEST, 1.85 * rows + 0.8))
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     unedited = found.planes[method, BASELINE]
     for plan, ax in zip(plans, axes, strict=False):
@@ -138,7 +138,7 @@ def _plane(ax: Axes, unedited: np.ndarray, edited: np.ndarray) -> None:
 def _landing_figure(data: RunData, found: Landings) -> Figure:
     steps = list(dict.fromkeys(map(step, data.edited)))
     colours = method_colours(data.methods)
-    figure = Figure(figsize=(PAGE, len(steps) * (0.16 + 0.075 * len(colours)) + 1.2))
+    figure = Figure(figsize=(page(), len(steps) * (0.16 + 0.075 * len(colours)) + 1.2))
     axes = figure.subplots(1, len(data.scopes), sharex=True, sharey=True, squeeze=False)[0]
     offsets = dict(zip(colours, spread(len(colours)), strict=True))
     for scope, ax in zip(data.scopes, axes, strict=True):

@@ -11,12 +11,11 @@ from matplotlib.lines import Line2D
 from refusal_cmp.config import CONTRAST
 from refusal_cmp.evals import measure_of
 from refusal_cmp.plan import BASELINE, Plan
-from refusal_cmp.report.answer import BROKEN
+from refusal_cmp.report.answer import BROKEN, language_lost
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._style import (
     FAINT,
     GREY,
-    PAGE,
     PAPER,
     Drawn,
     Outcome,
@@ -24,6 +23,7 @@ from refusal_cmp.report.figures._style import (
     errors,
     legend_below,
     method_colours,
+    page,
     spread,
     step,
     styled,
@@ -76,7 +76,7 @@ def _across(runs: Sequence[RunData], scope: str) -> Figure:
     plans = [[plan for plan in data.edited if plan.scope == scope] for data in runs]
     steps = list(dict.fromkeys(step(plan) for of_run in plans for plan in of_run))
     colours = method_colours(list(dict.fromkeys(method for data in runs for method in data.methods)))
-    figure = Figure(figsize=(PAGE, len(steps) * (0.16 + 0.075 * len(colours)) + 1.1))
+    figure = Figure(figsize=(page(), len(steps) * (0.16 + 0.075 * len(colours)) + 1.1))
     axes = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     for data, of_run, ax in zip(runs, plans, axes, strict=True):
         _panel(ax, data, of_run, steps, colours, "harmful", data.answered_by)
@@ -99,7 +99,7 @@ def _figure(data: RunData, plans: Sequence[Plan], panels: Sequence[tuple[str, st
     steps = list(dict.fromkeys(map(step, plans)))
     colours = method_colours(data.methods)
     height = len(steps) * (0.16 + 0.075 * len(colours)) + 1.1
-    figure = Figure(figsize=(PAGE, height))
+    figure = Figure(figsize=(page(), height))
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for (dataset, metric), ax in zip(panels, axes, strict=True):
         _panel(ax, data, plans, steps, colours, dataset, metric)
@@ -137,7 +137,7 @@ def _panel(
         one = data.get(plan.label, dataset, metric)
         if one is None:
             continue
-        hollow = (data.no_language(plan.label) or 0) > BROKEN
+        hollow = language_lost(data, plan.label) > BROKEN
         ax.errorbar(
             one.value,
             steps.index(step(plan)) + offsets[plan.method],
@@ -158,7 +158,7 @@ def _says(data: RunData, plans: Sequence[Plan], scope: str) -> str:
     labels = data.distinct([plan.label for plan in plans])
     for plan in (one for one in plans if one.label in labels):
         answered = data.answered(plan.label)
-        if (data.no_language(plan.label) or 0) > BROKEN:
+        if language_lost(data, plan.label) > BROKEN:
             broken += 1
         elif answered is not None and answered.value > 0.5:
             low.append(step(plan))

@@ -13,16 +13,16 @@ from matplotlib.lines import Line2D
 
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._style import (
-    COLUMN,
     GREY,
     INK,
-    PAGE,
     SEQUENCE,
     VERMILION,
     Drawn,
     Outcome,
     Skipped,
+    column,
     legend_below,
+    page,
     styled,
 )
 from refusal_cmp.report.wording import bracketed, decimal
@@ -47,7 +47,7 @@ def draw(data: RunData) -> list[Outcome]:
 @styled
 def rankings_figure(table: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> Figure:
     """Local against global bypass, as scores and as ranks, a column per method."""
-    width = COLUMN if len(studies) == 1 else PAGE
+    width = column() if len(studies) == 1 else page()
     figure = Figure(figsize=(width, 2 * 0.74 * width / max(len(studies), 1.15) + 0.9))
     axes = figure.subplots(2, len(studies), squeeze=False)
     deepest = max(1, int(table["layer"].max()))
@@ -71,7 +71,7 @@ def rankings_figure(table: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -
             ),
             Line2D([], [], color=GREY, linestyle=":", label="same rank"),
         ],
-        columns=2 if width == COLUMN else 4,
+        columns=2 if width == column() else 4,
     )
     return figure
 

@@ -13,14 +13,14 @@ from matplotlib.ticker import MaxNLocator
 
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._style import (
-    COLUMN,
     FAINT,
     GREY,
     INK,
-    PAGE,
     Drawn,
     Outcome,
+    column,
     legend_below,
+    page,
     shades,
     styled,
     swatch,
@@ -70,7 +70,7 @@ def scores_figure(
     )
     positions = sorted(table["position"].unique())
     n_layers = n_layers or int(table["layer"].max()) + 1
-    figure = Figure(figsize=(max(COLUMN, PAGE * min(len(columns), WIDEST) / WIDEST), 5.2))
+    figure = Figure(figsize=(max(column(), page() * min(len(columns), WIDEST) / WIDEST), 5.2))
     axes = figure.subplots(len(rows), len(columns), sharex=True, sharey="row", squeeze=False)
     for (score, unit, line), row in zip(rows, axes, strict=True):
         for (method, reach), ax in zip(columns, row, strict=True):

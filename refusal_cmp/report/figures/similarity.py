@@ -13,13 +13,13 @@ from matplotlib.ticker import MaxNLocator
 
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._style import (
-    COLUMN,
     GREY,
-    PAGE,
     Drawn,
     Outcome,
     Skipped,
+    column,
     legend_below,
+    page,
     shades,
     styled,
     swatch,
@@ -56,8 +56,8 @@ def principal_angles(one: Subspace, other: Subspace) -> torch.Tensor:
 
 @styled
 def _figure(data: RunData, pairs: Sequence[tuple[str, str]]) -> Figure:
-    width = COLUMN if len(pairs) == 1 else PAGE * max(len(pairs), 2) / WIDEST if len(pairs) < 3 else PAGE
-    figure = Figure(figsize=(max(width, COLUMN), 4.4))
+    width = column() if len(pairs) == 1 else page() * max(len(pairs), 2) / WIDEST if len(pairs) < 3 else page()
+    figure = Figure(figsize=(max(width, column()), 4.4))
     axes = figure.subplots(2, len(pairs), sharex=True, sharey="row", squeeze=False)
     positions = next(iter(data.fields.values())).means.positions
     colours = dict(zip(positions, shades(len(positions)), strict=True))

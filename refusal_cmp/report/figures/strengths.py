@@ -9,12 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from refusal_cmp.plan import BASELINE, Plan, number
-from refusal_cmp.report.answer import BROKEN, Cost, cost_of, costs
+from refusal_cmp.plan import BASELINE, Plan, component_of, number
+from refusal_cmp.report.answer import BROKEN, Cost, cost_of, costs, language_lost
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._style import (
     GREY,
-    PAGE,
     Drawn,
     Outcome,
     Skipped,
@@ -22,6 +21,7 @@ from refusal_cmp.report.figures._style import (
     legend_below,
     loss_axis,
     method_colours,
+    page,
     percent_axis,
     spread,
     styled,
@@ -81,12 +81,13 @@ def _rows(data: RunData) -> list[tuple[str, Read]]:
 @styled
 def _figure(data: RunData, intervention: str, rows: Sequence[tuple[str, Read]]) -> Figure:
     colours = method_colours(data.methods)
-    figure = Figure(figsize=(PAGE, 1.45 * len(rows) + 1.0))
+    figure = Figure(figsize=(page(), 1.45 * len(rows) + 1.0))
     axes = figure.subplots(len(rows), len(data.scopes), sharex=True, sharey="row", squeeze=False)
     strengths = _strengths(data, intervention)
     for scope, column in zip(data.scopes, axes.T, strict=True):
         column[0].set_title(scope_name(scope))
-        plans = [one for one in data.edited if (one.intervention, one.scope) == (intervention, scope)]
+        here = [one for one in data.edited if (one.intervention, one.scope) == (intervention, scope)]
+        plans = [one for one in here if component_of(one) is None]
         for (_, read), ax in zip(rows, column, strict=True):
             tidy(ax)
             for (method, colour), shift in zip(colours.items(), spread(len(colours)), strict=True):
@@ -143,7 +144,7 @@ def _line(ax: Axes, data: RunData, points: list[tuple[float, str]], read: Read, 
         elinewidth=0.8,
     )
     for x, plan, one in there:
-        collapsed = (data.no_language(plan) or 0) > BROKEN
+        collapsed = language_lost(data, plan) > BROKEN
         if plan == BASELINE:
             ax.plot(x, one.value, "s", color=GREY, zorder=4)
         else:

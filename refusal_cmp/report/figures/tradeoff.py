@@ -18,7 +18,6 @@ from refusal_cmp.report.figures._style import (
     GREEN,
     GREY,
     INK,
-    PAGE,
     PAPER,
     Drawn,
     Outcome,
@@ -28,6 +27,7 @@ from refusal_cmp.report.figures._style import (
     legend_below,
     loss_axis,
     method_colours,
+    page,
     percent_axis,
     styled,
     swatch,
@@ -47,8 +47,10 @@ NAMED = 3
 def draw(data: RunData) -> list[Outcome]:
     """A row for each of the costs that decide first, a column per scope; the front is that of all scopes together."""
     measured = costs(data)[:ROWS]
-    if not measured or data.answered(BASELINE) is None:
-        return [Skipped("tradeoff", TITLE, "refusal and a cost were not both measured; add perplexity to --evals")]
+    if data.answered(BASELINE) is None:
+        return [Skipped("tradeoff", TITLE, "refusal was not measured; add it to --evals")]
+    if not measured:
+        return [Skipped("tradeoff", TITLE, "no cost was measured; add perplexity, capability or kl to --evals")]
     measured = [cost for cost in measured if _lost(data, cost)]
     if not measured:
         return [Skipped("tradeoff", TITLE, "no plan has a finite cost")]
@@ -60,7 +62,7 @@ def _figure(data: RunData, measured: Sequence[Cost]) -> Figure:
     colours = method_colours(data.methods)
     markers = intervention_markers(list(dict.fromkeys(plan.intervention for plan in data.edited)))
     scopes = data.scopes
-    figure = Figure(figsize=(PAGE, 2.25 * len(measured) + 1.1))
+    figure = Figure(figsize=(page(), 2.25 * len(measured) + 1.1))
     axes = figure.subplots(len(measured), len(scopes), sharey=True, sharex="row", squeeze=False)
     for row, cost in zip(axes, measured, strict=True):
         front = _front(data, cost)
@@ -68,7 +70,7 @@ def _figure(data: RunData, measured: Sequence[Cost]) -> Figure:
             _panel(ax, data, cost, scope, colours, markers, front)
         row[0].set_ylabel("harmful prompts answered,\nin language")
         for ax in row:
-            ax.set_xlabel(textwrap.fill(_lost_in_words(cost), int(LETTERS * PAGE / len(scopes))))
+            ax.set_xlabel(textwrap.fill(_lost_in_words(cost), int(LETTERS * page() / len(scopes))))
     for scope, ax in zip(scopes, axes[0], strict=True):
         ax.set_title(scope_name(scope))
     legend_below(

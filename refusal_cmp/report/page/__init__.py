@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import html
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from refusal_cmp.report.answer import standings
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures import Outcome, Skipped
 from refusal_cmp.report.page.about import about
 from refusal_cmp.report.page.completions import side_by_side
+from refusal_cmp.report.page.filling import filled
 from refusal_cmp.report.page.first_screen import first_screen
 from refusal_cmp.report.page.images import placed_figures
 from refusal_cmp.report.page.tables import (
@@ -26,8 +21,6 @@ from refusal_cmp.report.page.tables import (
 )
 from refusal_cmp.selection.rankings import FEWEST_RANKED
 
-TEMPLATES = Path(__file__).parent / "templates"
-
 
 def render(data: RunData, outcomes: Sequence[Outcome], images: Mapping[tuple[str, str], bytes]) -> str:
     """The page as HTML; the same text for the same run.
@@ -37,18 +30,9 @@ def render(data: RunData, outcomes: Sequence[Outcome], images: Mapping[tuple[str
     images
         Each figure by name and kind, `png` and `svg`.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["label"] = _label
     ranked = standings(data)
-    return environment.get_template("page.html").render(
-        css=Markup((TEMPLATES / "page.css").read_text(encoding="utf-8")),
-        js=Markup((TEMPLATES / "page.js").read_text(encoding="utf-8")),
+    return filled(
+        "page.html",
         run=data.name,
         model=data.manifest.get("model", {}),
         answer=first_screen(data, ranked),
@@ -64,9 +48,3 @@ def render(data: RunData, outcomes: Sequence[Outcome], images: Mapping[tuple[str
         completions=side_by_side(data, ranked),
         about=about(data),
     )
-
-
-def _label(plan: str) -> Markup:
-    """A plan's label that a narrow screen breaks where its parts begin."""
-    parts = re.findall(r"[^/@]+/?|@[^/@]*", plan)
-    return Markup("".join(f"<span>{html.escape(part)}</span>" for part in parts))

@@ -9,7 +9,8 @@ from typing import Any
 from refusal_cmp.config import STAGES, MachineSettings, RunConfig
 from refusal_cmp.evals.perplexity import ON_DISTRIBUTION
 from refusal_cmp.report.data import RunData
-from refusal_cmp.report.wording import scope_name, sentence_list
+from refusal_cmp.report.page.completions import VERDICTS, cut
+from refusal_cmp.report.wording import decimal, scope_name, sentence_list
 
 COUNTS = ("sampled", "too_long", "dropped", "duplicates", "near_duplicates", "near_train", "near_val")
 """What is said of every set of prompts."""
@@ -24,6 +25,16 @@ def about(data: RunData) -> dict[str, Any]:
         "prompts": [
             {"name": name.replace("_", ", "), "counts": [of_set.get(key, "–") for key in COUNTS]}
             for name, of_set in counts.items()
+        ],
+        "dropped": [
+            {
+                "set": row["set"].replace("_", ", "),
+                "instruction": row["instruction"],
+                "metric": "–" if row["refusal_metric"] is None else decimal(row["refusal_metric"]),
+                "answer": cut(row["answer"]),
+                "verdict": VERDICTS[row["verdict"]],
+            }
+            for row in data.dropped
         ],
         "counts": [key.replace("_", " ") for key in COUNTS],
         "tokens": [repr(text) for text in data.prompts["refusal_token_texts"]],
@@ -49,8 +60,8 @@ def _environment(data: RunData) -> dict[str, Any]:
 
 
 def _settings(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The settings but those of the machine, and whether they are the default."""
-    defaults = {name: field.default for name, field in RunConfig.model_fields.items()}
+    """The settings but those of the machine, and whether they are other than this model's defaults."""
+    defaults = RunConfig(model=config["model"], offline=config.get("offline", False)).model_dump(mode="json")
     return [
         {
             "name": name.replace("_", "-"),

@@ -37,7 +37,7 @@ def side_by_side(data: RunData, ranked: Sequence[Standing]) -> dict[str, Any]:
         chosen = _spread(data.answers[BASELINE, dataset])
         for plan in distinct:
             rows = data.answers[plan, dataset]
-            texts[plan][dataset] = [[_cut(rows[i]["completion"]), VERDICTS[rows[i]["verdict"]]] for i in chosen]
+            texts[plan][dataset] = [[cut(rows[i]["completion"]), VERDICTS[rows[i]["verdict"]]] for i in chosen]
         prompts = [data.answers[BASELINE, dataset][i] for i in chosen]
         sets.append(
             {
@@ -56,5 +56,6 @@ def _spread(rows: Sequence[Any]) -> list[int]:
     return [round(i * (len(rows) - 1) / max(1, n - 1)) for i in range(n)]
 
 
-def _cut(text: str) -> str:
+def cut(text: str) -> str:
+    """A completion as long as the page shows it."""
     return text if len(text) <= LONGEST else text[:LONGEST].rstrip() + " …"

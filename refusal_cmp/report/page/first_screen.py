@@ -8,10 +8,11 @@ from typing import Any
 
 from refusal_cmp.config import CONTRAST
 from refusal_cmp.evals import Unit, measure_of
-from refusal_cmp.plan import BASELINE
+from refusal_cmp.plan import BASELINE, component_of
 from refusal_cmp.report.answer import (
     BROKEN,
     ENOUGH,
+    RUIN,
     Cost,
     Standing,
     answers_already,
@@ -23,7 +24,7 @@ from refusal_cmp.report.answer import (
     fewest,
 )
 from refusal_cmp.report.data import RunData
-from refusal_cmp.report.wording import bounds, counted, minus, percent, sentence_list, shown, with_bounds
+from refusal_cmp.report.wording import bounds, counted, decimal, minus, percent, sentence_list, shown, with_bounds
 from refusal_cmp.statistics import Estimate, rate_among
 
 TILES = (
@@ -50,6 +51,7 @@ def first_screen(data: RunData, ranked: Sequence[Standing]) -> dict[str, Any] | 
         "among": best.among,
         "perfect": percent(rate_among(best.answered.n, best.answered.n, best.among).low),
         "fewest": fewest(best.among),
+        "more": _more(data),
         "sentences": _sentences(data, different, measured),
         "tiles": _tiles(data, best, measured),
         "methods": [_method_row(data, one, measured) for one in best_by_method(ranked)],
@@ -58,6 +60,7 @@ def first_screen(data: RunData, ranked: Sequence[Standing]) -> dict[str, Any] | 
         "broken": [one.plan for one in different if one.is_broken],
         "enough": percent(ENOUGH),
         "share_broken": percent(BROKEN),
+        "ruin": f"{RUIN:g} nat",
         "tie": _tie(measured[0]) if measured else "",
         "cost": measured[0].name if measured else None,
         "asks_for_language": data.asks_for_language,
@@ -68,15 +71,25 @@ def _verdict(data: RunData, best: Standing) -> str:
     """What the run lets us say of the plan that is named: one of the cases of the page's first sentence."""
     if answers_already(data):
         return "nothing"
+    if best.is_broken:
+        return "ruined"
     if not best.may_suppress:
         return "none"
     if best.answered.n < fewest(best.among):
         return "few"
     if not best.suppresses:
         return "doubt"
-    if best.cost is None:
-        return "unpriced"
-    return "best" if math.isfinite(best.cost) else "infinite"
+    return "unpriced" if best.cost is None else "best"
+
+
+def _more(data: RunData) -> str:
+    """How to get more harmful test prompts, which depends on how many there are."""
+    counts = data.prompts["counts"]
+    of_set = next((of for name, of in counts.items() if name.startswith("harmful: ")), counts["harmful_test"])
+    left = of_set["available"] - of_set["duplicates"] - of_set["near_duplicates"]
+    if left > of_set["sampled"]:
+        return f"its set has {left}: take more of them with --n-test and --limit"
+    return f"its set has no more than {left}: give more prompts, or, of one list, a larger part with --split"
 
 
 def _sentences(data: RunData, ranked: Sequence[Standing], measured: Sequence[Cost]) -> list[str]:
@@ -88,7 +101,7 @@ def _sentences(data: RunData, ranked: Sequence[Standing], measured: Sequence[Cos
     said[0] += _before(data, best)
     if best.cost is not None and measured:
         said += [*_costs(data, best, measured), *_others(ranked, measured[0])]
-    return said + _on_harmless(data, best)
+    return [*said, *_on_harmless(data, best), *_component(data, best)]
 
 
 def _costs(data: RunData, best: Standing, measured: Sequence[Cost]) -> list[str]:
@@ -128,6 +141,24 @@ def _on_harmless(data: RunData, best: Standing) -> list[str]:
     start = "But it" if over.value > unedited.value else "It"
     before = f"where the unedited model refuses {with_bounds(unedited, 'share')}"
     return [f"{start} refuses {with_bounds(over, 'share')} of the harmless prompts, {before}."]
+
+
+def _component(data: RunData, best: Standing) -> list[str]:
+    """Where the direction was taken from, and what was not right with that."""
+    plan = next(one for one in data.edited if one.label == best.plan)
+    scores = data.scores[data.scores["method"] == best.method]
+    scored = scores[(scores["position"] == plan.position) & (scores["layer"] == plan.layer)]
+    if scored.empty:
+        return []
+    kl = decimal(float(scored[f"{data.rule.rank_by}_kl"].iloc[0]), 3)
+    at = f"position {minus(str(plan.position))}, layer {plan.layer}"
+    chosen = next((one for one in data.selections if one.method == best.method), None)
+    if chosen is None or not chosen.fallback or component_of(plan) is not None:
+        return [f"Its direction is that of {at}, whose removal changes harmless validation prompts by {kl} nats."]
+    return [
+        f"Beware: no component met the filters, and its direction is that of {at}, taken as a {chosen.note}; its "
+        f"removal changes harmless validation prompts by {kl} nats."
+    ]
 
 
 def _tie(cost: Cost) -> str:
@@ -187,11 +218,17 @@ def _method_row(data: RunData, one: Standing, measured: Sequence[Cost]) -> dict[
     return {
         "method": one.method,
         "plan": one.plan,
-        "falls_short": "" if one.suppresses else "not beyond doubt" if one.may_suppress else "does not suppress it",
+        "falls_short": _falls_short(one),
         "answered": with_bounds(one.answered, "share"),
         "over": "–" if over is None else with_bounds(over, "share"),
         "costs": [_cost(cost_of(data, one.plan, cost), cost) for cost in measured],
     }
+
+
+def _falls_short(one: Standing) -> str:
+    if one.suppresses:
+        return ""
+    return "destroys the model" if one.is_broken else "not beyond doubt" if one.may_suppress else "does not suppress it"
 
 
 def _cost(value: float | None, cost: Cost) -> str:

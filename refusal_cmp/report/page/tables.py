@@ -66,11 +66,12 @@ def _row(data: RunData, plan: Plan, wanted: Sequence[Column]) -> dict[str, Any]:
 
 def _cell(one: Estimate | None, column: Column) -> dict[str, Any]:
     if one is None or pd.isna(one.value):
-        return {"text": "–", "value": "", "bounds": "", "bar": ""}
+        return {"text": "–", "value": "", "sd": "", "bounds": "", "bar": ""}
     unit = column.measure.unit
     return {
         "text": column.text(one.value),
         "value": repr(float(one.value)),
+        "sd": "",
         "bounds": bounds(one, unit),
         "bar": f"{min(1.0, max(0.0, one.value)):.3f}" if unit == "share" else "",
     }

@@ -1,0 +1,70 @@
+"""What a paper takes beside figures: works, the paragraph on the method, captions."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from refusal_cmp.config import load_config
+from refusal_cmp.interventions import INTERVENTIONS
+from refusal_cmp.methods import EXTRACTORS
+from refusal_cmp.report.citations import bibtex, cited_by, works, works_of
+from refusal_cmp.report.latex import tables
+from refusal_cmp.report.method_text import method_text
+
+
+def test_every_published_method_and_intervention_cites_what_it_is_from():
+    uncited = {
+        name for registry in (EXTRACTORS, INTERVENTIONS) for name in registry if not cited_by(registry.get(name))
+    }
+    assert uncited <= {"given", "random", "shuffled", "clamp"}, "these are ours"
+    assert cited_by(EXTRACTORS.get("inlp"))[0] == "ravfogel2020null"
+    assert "rocchetti2026refusal" in cited_by(INTERVENTIONS.get("reflection"))
+
+
+def test_a_run_cites_its_own_works_and_no_others():
+    small = load_config(None, {"methods": "diff-in-means", "interventions": "ablation", "evals": "refusal"})
+    assert works_of(small.model_dump(mode="json")) == ["arditi2024refusal"]
+    large = load_config(None, {"model": "meta-llama/Llama-3-8B", "engine": "vllm"}).model_dump(mode="json")
+    judged = {"inan2023llama", "hendrycks2021measuring", "clark2018think", "lin2022truthfulqa", "gao2024framework"}
+    read = {"gao2020pile", "taori2023alpaca", "rottger2024xstest", "kwon2023efficient"}
+    assert judged | read <= set(works_of(large))
+    assert "allal2025smollm2" in works_of(load_config(None, {"model": "smol-refuser"}).model_dump(mode="json"))
+
+
+def test_bibtex_is_whole():
+    text = bibtex(works())
+    entries = re.findall(r"^@(\w+)\{(\w+),\n(.*?)^\}$", text, re.MULTILINE | re.DOTALL)
+    assert [key for _, key, _ in entries] == ["refusalcmp", *works()]
+    for kind, key, fields in entries:
+        assert kind in ("inproceedings", "misc", "software")
+        assert text.count("{") == text.count("}")
+        for name in ("author", "title", "year"):
+            assert f"  {name} = {{" in fields, key
+    assert "author = {Rocchetti and Ferrara}" in text
+    assert "and others}" in text
+
+
+def test_the_paragraph_says_what_the_run_did_and_cites_what_is_in_its_bibliography(data):
+    text = method_text(data)
+    known = set(works_of(data.config))
+    cited = {key for keys in re.findall(r"\\citep\{([^}]*)\}", text) for key in keys.split(",")}
+    assert cited
+    assert cited <= known
+    for kind in ("harmful", "harmless"):
+        assert f"{len(data.prompts['prompts'][f'{kind}_train'])} {kind}" in text
+    assert f"KL of at most {data.rule.kl_threshold:g} nats" in text
+    assert rf"\texttt{{{data.config['model']}}}" in text
+    assert re.search(r"(?<!\\)[%&#_]", re.sub(r"\\citep\{[^}]*\}", "", text)) is None
+    assert text.count("{") == text.count("}")
+
+
+@pytest.mark.parametrize("name", ["plans", "selection", "rankings"])
+def test_tables_have_captions_and_labels(data, name):
+    source = tables(data)[name]
+    assert source.startswith("\\begin{table}\n\\centering\n\\caption{")
+    assert f"\\label{{tab:{name}-small}}" in source
+    caption = re.search(r"\\caption\{(.*)\}\n", source)
+    assert caption is not None
+    assert re.search(r"(?<!\\)[%&#_]", caption[1]) is None
