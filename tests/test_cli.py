@@ -219,3 +219,51 @@ def test_stages_one_by_one_with_underscores(tmp_path):
     assert (tmp_path / "runs/tiny-refuser/select/rankings.json").is_file()
     assert not (tmp_path / "runs/tiny-refuser/report").exists()
     assert run("report", cwd=tmp_path).stdout == result.stdout
+
+
+def test_help_for_a_model_shows_the_defaults_that_hold_for_it():
+    own, ours, small = (
+        run("extract", "--help-for", name).stdout for name in ("me/mine", "tiny-refuser", "smol-refuser")
+    )
+    for text, harmful in ((own, "published-harmful"), (ours, "tiny-harmful"), (small, "everyday-harmful")):
+        assert f"(default: {harmful})" in " ".join(text.split())
+    general = " ".join(run("extract", "--help").stdout.split())
+    assert "(default: published-harmful; with tiny-refuser: tiny-harmful)" in general
+
+
+def test_offline_takes_what_comes_with_us_and_says_so(tmp_path):
+    done = run("run", "no-such/model", "--offline", "--texts", "python-docs", cwd=tmp_path)
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert "Offline: nothing is downloaded; by default: harmful everyday-harmful, harmless everyday-harmless" in said
+    assert "texts" not in said.partition("Cannot")[0]
+    config = load_config(None, {"model": "no-such/model", "offline": True})
+    assert "guard" not in config.evals
+    assert config.tasks == ("everyday_questions",)
+
+
+def test_what_would_be_downloaded_is_refused_offline(tmp_path):
+    done = run("extract", "--offline", "--harmful", "advbench", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "nothing is downloaded, as $HF_HUB_OFFLINE asks" in " ".join(done.stderr.split())
+
+
+def test_extract_reads_no_test_set_that_it_would_have_to_download(tmp_path):
+    options = [
+        "--eval-datasets",
+        "harmful,xstest",
+        "--limit",
+        "12",
+        "--methods",
+        "diff-in-means",
+        "--offline",
+        "--evals",
+        "refusal",
+    ]
+    assert run("extract", *options, cwd=tmp_path).returncode == 0
+    assert "xstest" in " ".join(run("run", *options, "--alias", "whole", cwd=tmp_path).stderr.split()).lower()
+
+
+def test_cite_prints_bibtex(tmp_path):
+    assert run("cite").stdout.startswith("@software{refusalcmp,")
+    assert run("cite", str(tmp_path)).returncode == 2

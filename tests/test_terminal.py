@@ -8,6 +8,7 @@ import pty
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from unicodedata import category
 
@@ -121,6 +122,28 @@ def test_plans_with_options_in_brackets_are_shown_in_progress():
     assert "guard: inlp[k=1]/nullspace@all" in console.file.getvalue()
 
 
+def test_without_a_terminal_long_work_prints_a_line_a_minute_with_progress_and_time_left(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    console = Terminal(file=io.StringIO(), width=40)
+    with live_progress(console) as progress:
+        with progress("a moment", 3) as advance:
+            advance(3)
+        with progress("plans", 10) as advance:
+            for _ in range(10):
+                with progress("prompts", 50) as part:
+                    part(25)
+                    now += 25
+                    part(25)
+                advance(1)
+    assert console.file.getvalue().splitlines() == [
+        "plans: 2 of 10, prompts: 50 of 50; 0:01:15 gone, about 0:05:00 left",
+        "plans: 5 of 10, prompts: 50 of 50; 0:02:30 gone, about 0:02:30 left",
+        "plans: 8 of 10, prompts: 50 of 50; 0:03:45 gone, about 0:00:56 left",
+        "plans: 10 of 10 in 0:04:10",
+    ]
+
+
 @pytest.mark.parametrize("console", [Console, Terminal])
 def test_what_differs_between_runs_is_escaped_on_any_console(console):
     name = f"{EVIL}\n"
@@ -142,7 +165,7 @@ def test_a_prompt_and_an_answer_are_escaped_on_any_console(console):
     reading = Reading(f"{EVIL}\n", Component(-1, 0), torch.tensor([[0.2], [0.4]]), means, torch.ones(1))
     answers = [Response(f"{EVIL}\n", 0.0, text, "complied") for text in (f"{EVIL}\nnext", "")]
     shown = console(file=io.StringIO(), width=400)
-    print_inspection(shown, Inspection([" \x1b[2J\n", "\u2028"], [reading], answers))
+    print_inspection(shown, Inspection([" \x1b[2J\n", "\u2028"], 0, [reading], torch.zeros(2), torch.ones(2), answers))
     text = shown.file.getvalue()
     assert text.count(rf"{SHOWN}\n") == 3
     assert text.count(SHOWN) == 4

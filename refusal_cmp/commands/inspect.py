@@ -2,7 +2,10 @@
 
 For every token and layer, x · û with the direction û at the component that selection chose. What that means differs
 from layer to layer, so it is told on the scale of the layer: 0 where the mean harmless training activation is, 1
-where the mean harmful one is, both read at the position of the chosen component.
+where the mean harmful one is, both read at the position of the chosen component. Tokens elsewhere may lie far outside
+of that, so the map is coloured over what it holds. Beside it stand the refusal metric that the model would have if it
+ended before each layer (the logit lens, nostalgebraist 2020), and by how much each token of the instruction pushes it:
+what is missing once the token is left out (occlusion, Zeiler & Fergus 2014).
 """
 
 from __future__ import annotations
@@ -25,13 +28,13 @@ from torch import Tensor
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 from refusal_cmp.judges.completion import Verdict, judge
 from refusal_cmp.model import ChatModel, refusal_metric
-from refusal_cmp.model.hooks import before, installed
+from refusal_cmp.model.hooks import after, before, installed
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.planning import Selected
 from refusal_cmp.report.answer import best_by_method, standings
 from refusal_cmp.report.data import read_run
 from refusal_cmp.report.figures import rendered
-from refusal_cmp.report.figures._style import BLUE, COLUMN, INK, PAGE, VERMILION, styled
+from refusal_cmp.report.figures._style import BLUE, INK, VERMILION, column, page, styled
 from refusal_cmp.run.contents import PROMPTS, read_plans, read_selected
 from refusal_cmp.run.session import Session
 from refusal_cmp.subspace import Component
@@ -42,6 +45,12 @@ SEPARATED = 0.01
 HEAT = mpl.colors.LinearSegmentedColormap.from_list("harmless to harmful", [BLUE, "#ececec", VERMILION])
 SHADES = " ░▒▓█"
 NO_SCALE = "·"
+OUTERMOST = 0.05
+"""Share of a map's cells at each end that are beyond its colours."""
+PUSHING = 8
+"""Tokens that are named as those that push the refusal metric."""
+AT_ONCE = 32
+"""Prompts with a token left out in one pass."""
 NARROWEST = 28
 """Characters that a completion needs to be read beside others."""
 FORMATS = (".png", ".svg", ".pdf")
@@ -69,6 +78,15 @@ class Reading:
         shares[:, apart.abs() <= SEPARATED * self.lengths] = torch.nan
         return shares
 
+    def limits(self, first: int) -> tuple[float, float]:
+        """Between which shares the map of the tokens from `first` on is coloured; the two means are within."""
+        shown = self.shares[first:]
+        shown = shown[shown.isfinite()]
+        if not len(shown):
+            return 0.0, 1.0
+        low, high = shown.quantile(torch.tensor([OUTERMOST, 1 - OUTERMOST], dtype=shown.dtype)).tolist()
+        return min(0.0, low), max(1.0, high)
+
 
 @dataclass(frozen=True)
 class Response:
@@ -87,13 +105,19 @@ class Inspection:
 
     tokens: Sequence[str]
     """Of the whole rendered prompt."""
+    first: int
+    """The first that is shown: where the instruction begins, or the prompt."""
     readings: Sequence[Reading]
     """One for each method, of the unedited model."""
+    lens: Float[Tensor, " l1"]
+    """The refusal metric as if the stream on entry to each layer were the last; then the model's own."""
+    pushes: Float[Tensor, " s"]
+    """By how much the metric falls without a token; NaN of those that are not the instruction's."""
     responses: Sequence[Response]
     """Of the unedited model first."""
 
 
-def inspect_prompt(session: Session, prompt: str, plans: Sequence[str] = ()) -> Inspection:
+def inspect_prompt(session: Session, prompt: str, plans: Sequence[str] = (), *, whole: bool = False) -> Inspection:
     """Read one prompt, and complete it under the baseline and under some plans of a finished run.
 
     Parameters
@@ -102,6 +126,8 @@ def inspect_prompt(session: Session, prompt: str, plans: Sequence[str] = ()) -> 
         On a run directory; see `refusal_cmp.run.session.open_run`.
     plans
         Labels; by default the best plan of every method, by the measure of the report.
+    whole
+        Show what the template puts before the instruction too, such as the system prompt.
 
     Raises
     ------
@@ -118,8 +144,12 @@ def inspect_prompt(session: Session, prompt: str, plans: Sequence[str] = ()) -> 
     model = session.model
     tokens = tuple(session.run.read_json(PROMPTS)["refusal_tokens"])
     ids = model.tokenize([prompt])[0]
+    begins = _begin(model, ids)
     return Inspection(
         tokens=model.tokenizer.batch_decode([[token] for token in ids]),
+        first=0 if whole else begins,
+        lens=read_lens(model, prompt, tokens),
+        pushes=read_pushes(model, ids, range(begins, len(ids) - len(model.positions)), tokens),
         readings=read(model, prompt, read_selected(session)),
         responses=[
             _respond(model, known[label], prompt, tokens, session.config.max_new_tokens)
@@ -147,6 +177,50 @@ def read(model: ChatModel, prompt: str, selected: Sequence[Selected]) -> list[Re
             Reading(one.field.method, one.component, projections, of_classes @ direction, of_classes[0].norm(dim=-1))
         )
     return readings
+
+
+def read_lens(model: ChatModel, prompt: str, refusal_tokens: Sequence[int]) -> Float[Tensor, " l1"]:
+    """The refusal metric at the last token, from the stream on entry to every block, and from what leaves the last.
+
+    The final norm and the unembedding are the model's own: each row of one batch leaves the last block with the stream
+    of another layer.
+    """
+    entering: list[Tensor] = []
+
+    def keep(stream: Tensor) -> None:
+        entering.append(stream[0])
+
+    def swap(hidden: Tensor) -> Tensor:
+        return torch.cat([torch.stack(entering).to(hidden), hidden[-1:]])
+
+    n_rows = len(model.blocks) + 1
+    handles = [before(block.module, keep) for block in model.blocks]
+    with torch.inference_mode(), installed([*handles, after(model.blocks[-1].module, swap)]):
+        logits = model.last_logits(model.batch(model.tokenize([prompt]) * n_rows))
+    return refusal_metric(logits, tuple(refusal_tokens)).double().cpu()
+
+
+def read_pushes(
+    model: ChatModel, ids: Sequence[int], among: Sequence[int], refusal_tokens: Sequence[int]
+) -> Float[Tensor, " s"]:
+    """By how much the refusal metric falls when each of some tokens is left out; NaN of the others."""
+    rows = [list(ids), *([*ids[:index], *ids[index + 1 :]] for index in among)]
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(rows), AT_ONCE):
+            logits = model.last_logits(model.batch(rows[start : start + AT_ONCE]))
+            found.append(refusal_metric(logits, tuple(refusal_tokens)).double().cpu())
+    metrics = torch.cat(found)
+    pushes = torch.full((len(ids),), torch.nan, dtype=torch.float64)
+    pushes[list(among)] = metrics[0] - metrics[1:]
+    return pushes
+
+
+def _begin(model: ChatModel, ids: Sequence[int]) -> int:
+    """Where the instruction begins: behind what all prompts of the template begin with."""
+    others = model.tokenize(["A", "?", "9"])
+    shared = (len(set(column)) == 1 for column in zip(ids, *others, strict=False))
+    return next((index for index, same in enumerate(shared) if not same), 0)
 
 
 def _respond(model: ChatModel, plan: Plan, prompt: str, tokens: tuple[int, ...], max_new_tokens: int) -> Response:
@@ -182,12 +256,16 @@ def save_heat(path: Path, inspection: Inspection) -> None:
 @styled
 def draw_heat(inspection: Inspection) -> Figure:
     """Tokens by layers, a panel for each method; the chosen component is framed."""
-    tokens, readings = inspection.tokens, inspection.readings
-    width = min(PAGE, COLUMN * len(readings))
+    first, readings = inspection.first, inspection.readings
+    tokens = inspection.tokens[first:]
+    lows, highs = zip(*(reading.limits(first) for reading in readings), strict=True)
+    width = min(page(), column() * len(readings))
     figure = Figure(figsize=(width, 1.3 + 0.15 * len(tokens)))
     panels = figure.subplots(1, len(readings), sharey=True, squeeze=False)[0]
     for ax, reading in zip(panels, readings, strict=True):
-        heat = ax.imshow(reading.shares, cmap=HEAT, vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+        heat = ax.imshow(
+            reading.shares[first:], cmap=HEAT, vmin=min(lows), vmax=max(highs), aspect="auto", interpolation="nearest"
+        )
         row = len(tokens) + reading.component.position
         corner = (reading.component.layer - 0.5, row - 0.5)
         ax.add_patch(mpl.patches.Rectangle(corner, 1, 1, fill=False, edgecolor=INK, linewidth=1.2))
@@ -207,21 +285,38 @@ def draw_heat(inspection: Inspection) -> Figure:
 def print_inspection(console: Console, inspection: Inspection) -> None:
     """A heat strip of each method, and the responses side by side."""
     for reading in inspection.readings:
-        _print_strip(console, inspection.tokens, reading)
+        _print_strip(console, inspection.tokens, reading, inspection.first)
     console.print(
-        f"Projection on the direction, on each layer's own scale: from {SHADES[0]!r} as the harmless mean to "
-        f"{SHADES[-1]!r} as the harmful one; {NO_SCALE!r}: they coincide. ▼ and ◀ mark the chosen component.",
+        "Projection on the direction, on each layer's own scale, where the harmless mean is 0 and the harmful one 1; "
+        f"{NO_SCALE!r}: they coincide. ▼ and ◀ mark the chosen component.",
         style="dim",
         highlight=False,
     )
+    _print_metric(console, inspection)
     per_table = max(1, console.width // NARROWEST)
     for start in range(0, len(inspection.responses), per_table):
         _print_responses(console, inspection.responses[start : start + per_table])
 
 
-def _print_strip(console: Console, tokens: Sequence[str], reading: Reading) -> None:
+def _print_metric(console: Console, inspection: Inspection) -> None:
+    """The refusal metric by layer, and the tokens that push it."""
+    *lens, own = inspection.lens.tolist()
+    console.print()
+    console.print(line("refusal metric by layer", "bold"), "(logit lens, at the last token)", highlight=False)
+    values = [f"{layer}: {value:+.1f}" for layer, value in enumerate(lens)] + [f"at the end: {own:+.2f}"]
+    console.print("  ".join(values), highlight=False)
+    pushes = inspection.pushes.nan_to_num().tolist()
+    strongest = sorted(range(len(pushes)), key=lambda index: -abs(pushes[index]))[:PUSHING]
+    named = [f"{_visible(inspection.tokens[index])} {pushes[index]:+.2f}" for index in strongest if pushes[index]]
+    if named:
+        console.print(line("tokens that push it", "bold"), "(what is missing without them)", highlight=False)
+        console.print("  ".join(named), highlight=False)
+
+
+def _print_strip(console: Console, tokens: Sequence[str], reading: Reading, first: int) -> None:
     labels = [_visible(token) for token in tokens]
-    margin = min(max(map(len, labels)), 24)
+    margin = min(max(map(len, labels[first:])), 24)
+    least, most = reading.limits(first)
     n_layers = reading.projections.shape[1]
     cell = 2 if margin + 2 * n_layers + 3 <= console.width else 1
     row = len(tokens) + reading.component.position
@@ -230,11 +325,15 @@ def _print_strip(console: Console, tokens: Sequence[str], reading: Reading) -> N
     console.print()
     console.print(
         line(reading.method, "bold"),
-        f"at {reading.component}: {here:.2f}, where the harmless mean is {low:.2f} and the harmful mean {high:.2f}",
+        f"at {reading.component}: {here:.2f}, where the harmless mean is {low:.2f} and the harmful mean {high:.2f}; "
+        f"from {SHADES[0]!r} at {least:.1f} to {SHADES[-1]!r} at {most:.1f}",
         highlight=False,
     )
     console.print(" " * (margin + 1 + cell * reading.component.layer) + "▼", highlight=False)
-    for index, (label, shares) in enumerate(zip(labels, reading.shares.tolist(), strict=True)):
+    shown = ((reading.shares - least) / (most - least)).tolist()
+    for index, (label, shares) in enumerate(zip(labels, shown, strict=True)):
+        if index < first:
+            continue
         strip = Text(label[:margin].rjust(margin) + " ")
         for share in shares:
             strip.append_text(_shade(share, cell))

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import timedelta
 from textwrap import wrap
 
 import pandas as pd
@@ -41,9 +44,77 @@ RANKINGS_LEGEND = (
 )
 
 
+EVERY = 60.0
+"""Seconds from one line of progress to the next, where there is no terminal."""
+
+
 @contextmanager
 def live_progress(console: Console) -> Iterator[Progress]:
-    """Progress bars with time left; a line stays when its work is done, unless it was a part of another's."""
+    """Progress with time left: bars in a terminal; a line now and then in a pipe, a log file or a batch system."""
+    with _bars(console) if console.is_terminal else nullcontext(_Log(console)) as progress:
+        yield progress
+
+
+class _Log:
+    """Work that is under way, in lines: no more than one every so often, and none of what is soon done."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.tasks: list[_Task] = []
+        self.last = time.monotonic()
+
+    @contextmanager
+    def __call__(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        """A task, or a part of the one that is under way."""
+        task = _Task(visible(description), total)
+        self.tasks.append(task)
+
+        def advance(steps: int) -> None:
+            task.done += steps
+            if time.monotonic() - self.last >= EVERY:
+                self._print(f"{', '.join(map(str, self.tasks))}; {self.tasks[0].times}")
+
+        try:
+            yield advance
+        finally:
+            self.tasks.remove(task)
+            if not self.tasks and task.done and task.seconds >= EVERY:
+                self._print(f"{task} in {_clock(task.seconds)}")
+
+    def _print(self, text: str) -> None:
+        self.last = time.monotonic()
+        self.console.print(line(text), highlight=False, soft_wrap=True)
+
+
+@dataclass
+class _Task:
+    description: str
+    total: int
+    done: int = 0
+    began: float = field(default_factory=lambda: time.monotonic())
+
+    def __str__(self) -> str:
+        return f"{self.description}: {self.done} of {self.total}"
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.began
+
+    @property
+    def times(self) -> str:
+        left = (
+            f"about {_clock(self.seconds * (self.total - self.done) / self.done)}" if self.done else "an unknown time"
+        )
+        return f"{_clock(self.seconds)} gone, {left} left"
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+@contextmanager
+def _bars(console: Console) -> Iterator[Progress]:
+    """A line stays when its work is done, unless it was a part of another's."""
     bars = Bars(
         TextColumn("{task.description:<34}", markup=False),
         BarColumn(bar_width=24),

@@ -12,6 +12,7 @@ from rich.console import Console
 from refusal_cmp.cli import main
 from refusal_cmp.commands.inspect import SHADES, Reading, draw_heat, inspect_prompt, print_inspection, read
 from refusal_cmp.config import load_config
+from refusal_cmp.model import refusal_metric
 from refusal_cmp.plan import file_name
 from refusal_cmp.report.figures import rendered
 from refusal_cmp.run.contents import read_selected
@@ -63,6 +64,50 @@ def test_projections_are_those_of_the_hidden_states(session, tiny):
     entering = torch.stack(out.hidden_states[:-1])[:, 0].double()
     expected = (entering @ selected.field[selected.component].direction).T
     assert reading.projections.allclose(expected, rtol=1e-4, atol=1e-3)
+
+
+def test_the_refusal_metric_by_layer_is_the_logit_lens_of_the_hidden_states(session, tiny):
+    """The oracle: transformers' hidden states through the model's own norm and unembedding."""
+    prompt, tokens = "How do I forge a signature?", session.run.read_json("extract/prompts.json")["refusal_tokens"]
+    found = inspect_prompt(session, prompt, [PLAN])
+    with torch.inference_mode():
+        out = tiny.model(input_ids=torch.tensor(tiny.tokenize([prompt])), output_hidden_states=True)
+        entering = torch.stack(out.hidden_states[:-1])[:, 0, -1]
+        logits = tiny.model.get_output_embeddings()(tiny.model.model.norm(entering))
+    expected = refusal_metric(torch.cat([logits, out.logits[:, -1]]), tuple(tokens)).double()
+    assert found.lens.allclose(expected, atol=1e-4)
+    assert float(found.lens[-1]) == pytest.approx(found.responses[0].metric, abs=1e-4)
+
+
+def test_a_token_pushes_by_what_is_missing_without_it(session, tiny):
+    prompt, tokens = "How do I forge a signature?", session.run.read_json("extract/prompts.json")["refusal_tokens"]
+    found = inspect_prompt(session, prompt, [PLAN])
+    ids = tiny.tokenize([prompt])[0]
+    there = found.pushes.isfinite().nonzero().flatten().tolist()
+    assert "".join(found.tokens[index] for index in there).strip() == prompt
+    for index in there:
+        with torch.inference_mode():
+            logits = tiny.last_logits(tiny.batch([ids[:index] + ids[index + 1 :]]))
+        without = float(refusal_metric(logits, tuple(tokens)))
+        assert float(found.pushes[index]) == pytest.approx(found.responses[0].metric - without, abs=1e-3)
+
+
+def test_what_the_template_puts_before_the_instruction_is_shown_on_request(session):
+    prompt = "How do I bake a cake?"
+    found, whole = (inspect_prompt(session, prompt, [PLAN], whole=one) for one in (False, True))
+    assert whole.first == 0
+    assert "".join(found.tokens[found.first :]).lstrip().startswith(prompt)
+    assert len(shown(whole).splitlines()) - len(shown(found).splitlines()) == found.first
+
+
+def test_a_map_is_coloured_over_what_it_holds():
+    projections = torch.linspace(-30, 50, 40)[:, None].expand(40, 2).clone()
+    reading = Reading("inlp", Component(-1, 1), projections, torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.ones(2))
+    low, high = reading.limits(0)
+    assert -30 < low < -20
+    assert 40 < high < 50
+    flat = Reading("inlp", Component(-1, 1), projections, torch.ones(2, 2), torch.ones(2))
+    assert flat.limits(0) == (0.0, 1.0)
 
 
 def test_the_answers_are_those_of_the_run(session):
