@@ -39,6 +39,7 @@ lint: $(INSTALLED)  ## style, types, and who may import whom
 	$(BIN)/lint-imports --no-logo 2>/dev/null || $(BIN)/lint-imports
 
 docs: $(INSTALLED)  ## the documentation, in site/
+	$(BIN)/python scripts/docs_pages.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
 	@echo 'open site/index.html; to search it: $(BIN)/python -m http.server --directory site'
 

