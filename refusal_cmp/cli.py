@@ -494,7 +494,7 @@ def _execute(
         _stay_offline(config)
     session = _session(path, given, stages, force)
     config, run = session.config, session.run
-    if seeds := run.manifest.get("seeds"):
+    if seeds := run.seeds:
         raise RefusalCmpError(
             f"{run.path} holds runs with the seeds {', '.join(map(str, seeds))}; give --seeds, or name another folder.",
             alias="NAME",
@@ -530,8 +530,7 @@ def _execute_seeds(
 
     from refusal_cmp.commands.seeds import run_seeds
     from refusal_cmp.commands.show import print_summary
-    from refusal_cmp.run.directory import RunDir
-    from refusal_cmp.run.seeds import cell_name
+    from refusal_cmp.run.directory import RunDir, cell_name
 
     home = RunDir(config.runs_dir / config.run_name)
     home.say = _tell
@@ -542,6 +541,7 @@ def _execute_seeds(
         run_seeds(home, sessions, stages, _tell)
     if stages[-1] == STAGES[-1]:
         print_summary(out, home)
+        _tell(f"Numbers are means over the seeds {', '.join(map(str, seeds))}.")
         _tell(f"The page: {home.path / 'report/index.html'}")
     else:
         _tell(f"{stages[-1]} is done with every seed: {home.path}")

@@ -54,7 +54,7 @@ def main(
     found = [read_run(open_run(path)).only(split(methods), split(scope)) for path in runs if path not in over]
     with venue(size):
         for path, sessions in over.items():
-            write_over_seeds(read_seeds(path.resolve().name, sessions), names, out)
+            write_over_seeds(read_seeds(path.resolve().name, sessions).only(split(methods), split(scope)), names, out)
         for data in found:
             write([outcome for one in names for outcome in FIGURES[one](data)], out / data.name)
             if name == EVERY:
@@ -82,9 +82,9 @@ def write(outcomes: Sequence[Outcome], folder: Path) -> None:
 
 def write_over_seeds(data: SeedsData, names: Sequence[str], out: Path) -> None:
     """Write what a folder of runs with several seeds gives: the figures that hold over all of them, and the tables."""
-    wanted = [one for one in draw_seeds(data) if one.name.split("-")[0] in (*names, "seeds")]
-    write(wanted, out / data.name)
-    if len(names) == len(FIGURES):
+    every = len(names) == len(FIGURES)
+    write([one for one in draw_seeds(data) if every or one.name.split("-")[0] in names], out / data.name)
+    if every:
         write_sources(seeds_tables(data), data.first, out / data.name)
 
 

@@ -22,7 +22,7 @@ from refusal_cmp.config import MachineSettings
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.plan import file_name
 from refusal_cmp.run.contents import PLANS, RESULTS, SCORES, SELECTION, answers_file, read_choices, read_results
-from refusal_cmp.run.directory import MANIFEST, RunDir
+from refusal_cmp.run.directory import MANIFEST, RunDir, why_no_run
 from refusal_cmp.subspace import Component
 from refusal_cmp.terminal import line
 
@@ -125,6 +125,8 @@ def _open(path: Path) -> RunDir:
             f"{path} is not a run directory, as it has no {MANIFEST}; name one, such as runs/tiny-refuser{hint}."
         )
     run = RunDir(path)
+    if run.seeds:
+        raise RefusalCmpError(f"{path} is not a run directory: {why_no_run(run)}.")
     for name in (SELECTION, SCORES, PLANS, RESULTS):
         run.require(name)
     return run

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from refusal_cmp.config import STAGES
-from refusal_cmp.report.figures import Drawn, rendered
+from refusal_cmp.report.figures import images
 from refusal_cmp.report.figures.seeds import draw_seeds
 from refusal_cmp.report.page.seeds import render_seeds
 from refusal_cmp.report.seeds import read_seeds
 from refusal_cmp.report.table import summary
 from refusal_cmp.report.wording import counted
-from refusal_cmp.run.contents import PAGE, RESULTS, SUMMARY, figure_file
-from refusal_cmp.run.directory import RunDir
-from refusal_cmp.run.seeds import BY_SEED, cell_name, claim
+from refusal_cmp.run.contents import BY_SEED, PAGE, RESULTS, SUMMARY, figure_file
+from refusal_cmp.run.directory import RunDir, cell_name
+from refusal_cmp.run.seeds import claim
 from refusal_cmp.run.session import Session
 from refusal_cmp.stages import run_stages
 
@@ -45,16 +45,11 @@ def write_over(home: RunDir, sessions: Mapping[int, Session]) -> None:
         return
     data = read_seeds(home.path.resolve().name, sessions)
     outcomes = draw_seeds(data)
-    images = {
-        (one.name, kind): rendered(one.figure, kind)
-        for one in outcomes
-        if isinstance(one, Drawn)
-        for kind in ("png", "svg")
-    }
+    pictures = images(outcomes)
     home.write_table(RESULTS, data.pooled)
     home.write_table(BY_SEED, data.by_seed)
     home.write_table(SUMMARY, summary(data.pooled))
-    for (name, kind), image in images.items():
+    for (name, kind), image in pictures.items():
         home.write_bytes(figure_file(name, kind), image)
-    home.write_bytes(PAGE, render_seeds(data, outcomes, images).encode())
-    home.record(PAGE, {}, sources, also=[RESULTS, BY_SEED, SUMMARY, *(figure_file(*one) for one in images)])
+    home.write_bytes(PAGE, render_seeds(data, outcomes, pictures).encode())
+    home.record(PAGE, {}, sources, also=[RESULTS, BY_SEED, SUMMARY, *(figure_file(*one) for one in pictures)])

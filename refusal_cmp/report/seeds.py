@@ -48,6 +48,10 @@ class SeedsData:
     runs: Mapping[int, RunData]
     """By seed."""
 
+    def only(self, methods: Sequence[str] = (), scopes: Sequence[str] = ()) -> SeedsData:
+        """The runs as if they had these methods and scopes alone; by default all of them."""
+        return replace(self, runs={seed: run.only(methods, scopes) for seed, run in self.runs.items()})
+
     @property
     def seeds(self) -> tuple[int, ...]:
         """In the order in which they were given."""

@@ -250,6 +250,8 @@ def _read_edits(session: Session, label: str) -> Mapping[Place, LowRankEdit]:
 
 RESULTS = "results.csv"
 """Every metric of every plan, a row each."""
+BY_SEED = "by_seed.csv"
+"""The results of several seeds, one below the other, in the folder of all."""
 COMPARISONS = "comparisons.csv"
 """Plans compared in pairs on the same examples."""
 AGREEMENT = "evaluate/agreement.csv"

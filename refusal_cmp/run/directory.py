@@ -50,6 +50,19 @@ def say_nothing(message: str) -> None:
     """For those who are not told."""
 
 
+def cell_name(seed: int) -> str:
+    """The folder of a seed's run, in that of all."""
+    return f"seed-{seed}"
+
+
+def why_no_run(run: RunDir) -> str:
+    """What is wrong with a folder that a run is expected in, and what to do; the end of a sentence."""
+    if run.seeds:
+        seeds = ", ".join(map(str, run.seeds))
+        return f"it holds those of the seeds {seeds}; name one of them, such as {run.path / cell_name(run.seeds[0])}"
+    return f"it has no {MANIFEST} that names its configuration; name one, such as runs/tiny-refuser"
+
+
 def stage_of(name: str) -> str:
     """The stage that writes an artifact: its folder's, or evaluate for the tables of results."""
     first = name.split("/")[0]
@@ -85,6 +98,11 @@ class RunDir:
         """The settings that the run was made with, without those of a machine; none if it is new."""
         stored = self.manifest.get("config", {})
         return {name: value for name, value in stored.items() if name not in MachineSettings.model_fields}
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds whose runs the folder holds, each in one of its own; none if it is a run itself, or new."""
+        return tuple(self.manifest.get("seeds", ()))
 
     # Reading
 

@@ -5,21 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.run.directory import RunDir
+from refusal_cmp.run.directory import RunDir, cell_name
 from refusal_cmp.run.session import Session, open_run
-
-BY_SEED = "by_seed.csv"
-"""The results of all seeds, one below the other."""
-
-
-def cell_name(seed: int) -> str:
-    """The folder of a seed's run, in that of all."""
-    return f"seed-{seed}"
-
-
-def seeds_of(run: RunDir) -> tuple[int, ...]:
-    """The seeds whose runs a folder holds; none if it is itself a run, or new."""
-    return tuple(run.manifest.get("seeds", ()))
 
 
 def claim(run: RunDir, seeds: tuple[int, ...]) -> None:
@@ -41,4 +28,4 @@ def claim(run: RunDir, seeds: tuple[int, ...]) -> None:
 
 def open_seeds(path: Path) -> dict[int, Session]:
     """A session on the run of every seed."""
-    return {seed: open_run(path / cell_name(seed)) for seed in seeds_of(RunDir(path))}
+    return {seed: open_run(path / cell_name(seed)) for seed in RunDir(path).seeds}

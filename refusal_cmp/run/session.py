@@ -19,7 +19,7 @@ from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.files import read_text
 from refusal_cmp.model import ChatModel, ModelSource
 from refusal_cmp.progress import Progress, silent
-from refusal_cmp.run.directory import RunDir, say_nothing
+from refusal_cmp.run.directory import RunDir, say_nothing, why_no_run
 
 PACKAGES = ("refusal-cmp", "torch", "transformers", "numpy", "scipy", "scikit-learn")
 
@@ -133,7 +133,7 @@ def open_run(path: Path, **machine: Any) -> Session:
     """
     run = RunDir(path)
     if not run.settings:
-        raise RefusalCmpError(f"{path} is not a run directory: it has no manifest.json that names its configuration.")
+        raise RefusalCmpError(f"{path} is not a run directory: {why_no_run(run)}.")
     return Session(load_config(None, run.settings | machine), run)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from refusal_cmp.report.data import read_run
-from refusal_cmp.report.figures import Drawn, draw_all, rendered
+from refusal_cmp.report.figures import draw_all, images
 from refusal_cmp.report.page import render
 from refusal_cmp.report.table import summary
 from refusal_cmp.run.contents import (
@@ -42,16 +42,11 @@ def report_stage(session: Session) -> None:
         return
     data = read_run(session)
     outcomes = draw_all(data)
-    images = {
-        (one.name, kind): rendered(one.figure, kind)
-        for one in outcomes
-        if isinstance(one, Drawn)
-        for kind in ("png", "svg")
-    }
-    for (name, kind), image in images.items():
+    pictures = images(outcomes)
+    for (name, kind), image in pictures.items():
         run.write_bytes(figure_file(name, kind), image)
-    run.write_bytes(PAGE, render(data, outcomes, images).encode())
-    run.record(PAGE, {}, sources, also=[figure_file(*one) for one in images])
+    run.write_bytes(PAGE, render(data, outcomes, pictures).encode())
+    run.record(PAGE, {}, sources, also=[figure_file(*one) for one in pictures])
 
 
 def _sources(session: Session) -> dict[str, Any]:

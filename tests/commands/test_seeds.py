@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from refusal_cmp.commands.another_seed import chance, compare_seeds, print_agreement
+from refusal_cmp.commands.compare import compare_runs
 from refusal_cmp.commands.seeds import run_seeds
 from refusal_cmp.config import STAGES, load_config
 from refusal_cmp.errors import RefusalCmpError
@@ -17,8 +18,8 @@ from refusal_cmp.report.latex import seeds_tables
 from refusal_cmp.report.seeds import pooled, read_seeds
 from refusal_cmp.run.contents import read_results
 from refusal_cmp.run.directory import RunDir
-from refusal_cmp.run.seeds import open_seeds, seeds_of
-from refusal_cmp.run.session import Session
+from refusal_cmp.run.seeds import open_seeds
+from refusal_cmp.run.session import Session, open_run
 from refusal_cmp.statistics import Estimate, over_seeds, rate
 from refusal_cmp.terminal import Terminal
 
@@ -62,7 +63,7 @@ def test_the_seeds_have_the_same_test_prompts_and_others_to_learn_from(home):
     for kind in ("harmful", "harmless"):
         assert prompts[0][f"{kind}_test"] == prompts[1][f"{kind}_test"] == prompts[2][f"{kind}_test"]
         assert prompts[0][f"{kind}_train"] != prompts[1][f"{kind}_train"]
-    assert seeds_of(RunDir(home)) == (1, 2, 3)
+    assert RunDir(home).seeds == (1, 2, 3)
 
 
 def test_results_over_seeds_are_what_each_number_says_by_the_plain_formula(home):
@@ -200,3 +201,18 @@ def test_of_plans_that_do_the_same_the_first_in_the_table_is_named_as_each_seed_
     assert {data.verdicts[0].plan} == named == {"diff-in-means/ablation@single"}
     assert data.too_few
     assert "Too few harmful test prompts to decide" in (home / "report/index.html").read_text()
+
+
+def test_the_folder_of_all_is_no_run_and_says_which_are(home):
+    says = "it holds those of the seeds 1, 2, 3; name one of them, such as .*seed-1"
+    for opened in (lambda: open_run(home), lambda: compare_runs(home, home), lambda: compare_seeds(home, home)):
+        with pytest.raises(RefusalCmpError, match=says):
+            opened()
+
+
+def test_methods_and_scopes_can_be_left_out(data):
+    one = data.only(["inlp"])
+    assert one.as_run.methods == ["inlp"]
+    assert {verdict.method for verdict in one.verdicts} == {"inlp"}
+    with pytest.raises(RefusalCmpError, match="Did you mean 'inlp'"):
+        data.only(["inpl"])

@@ -16,9 +16,9 @@ from refusal_cmp.report.figures import (
     strengths,
     tradeoff,
 )
-from refusal_cmp.report.figures._style import Drawn, Outcome, Skipped, rendered
+from refusal_cmp.report.figures._style import Drawn, Outcome, Skipped, images, rendered
 
-__all__ = ["FIGURES", "Drawn", "Outcome", "Skipped", "draw_all", "rendered"]
+__all__ = ["FIGURES", "Drawn", "Outcome", "Skipped", "draw_all", "images", "rendered"]
 
 FIGURES: dict[str, Callable[[RunData], list[Outcome]]] = {
     "plans": plans.draw,

@@ -145,6 +145,12 @@ def rendered(figure: Figure, kind: str) -> bytes:
     return _with_palette(buffer) if kind == "png" else buffer.getvalue()
 
 
+def images(outcomes: Sequence[Outcome]) -> dict[tuple[str, str], bytes]:
+    """What a run keeps of its figures: each that was drawn as `png` and `svg`, by name and kind."""
+    drawn = [one for one in outcomes if isinstance(one, Drawn)]
+    return {(one.name, kind): rendered(one.figure, kind) for one in drawn for kind in ("png", "svg")}
+
+
 def _with_palette(png: io.BytesIO) -> bytes:
     """The same picture in 256 colours: a third of the size, and a plot has fewer."""
     smaller = io.BytesIO()

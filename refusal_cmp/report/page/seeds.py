@@ -16,7 +16,7 @@ from refusal_cmp.report.page.tables import plans_table
 from refusal_cmp.report.seeds import SeedsData
 from refusal_cmp.report.table import columns
 from refusal_cmp.report.wording import counted, decimal, minus, percent, shown, with_bounds
-from refusal_cmp.run.seeds import cell_name
+from refusal_cmp.run.directory import cell_name
 
 
 def render_seeds(data: SeedsData, outcomes: Sequence[Outcome], images: Mapping[tuple[str, str], bytes]) -> str:
