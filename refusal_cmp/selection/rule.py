@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
 
 import pandas as pd
@@ -19,8 +20,10 @@ from refusal_cmp.selection.scoring import PromptScores, Reach
 from refusal_cmp.subspace import Component, SubspaceField
 
 Aggregate = Literal["max", "median", "one"]
-STEP = 2.0
-"""By which the KL budget is relaxed at a time where the filters keep nothing."""
+STEPS = (1, 2, 5)
+"""Where the filters keep nothing the KL budget goes from the threshold through these and their tenfolds."""
+SUPPRESSES_WITHIN = 10
+"""Times the threshold that it may grow to until a component is within it whose removal suppresses refusal."""
 
 
 @dataclass(frozen=True)
@@ -169,9 +172,10 @@ def select(table: pd.DataFrame, rule: Rule, n_layers: int) -> pd.DataFrame:
 def _candidates(table: pd.DataFrame, rule: Rule) -> tuple[pd.DataFrame, float]:
     """What the filters keep, and the KL budget; where they keep nothing, what they keep once they are relaxed.
 
-    The KL budget is doubled until something remains that meets the other filters. Where nothing meets the induce
-    filter at any budget, that is given up, and the budget begins again at the threshold. The layer limit stands: the
-    last layers write the output tokens, and their removal is no removal of refusal.
+    The KL budget grows until something is within it that meets the induce filter and whose removal suppresses refusal
+    (bypass < 0); where nothing does within ten times the threshold, until something meets the induce filter. Where
+    nothing meets that at any budget, it is given up, and the budget begins again at the threshold. The layer limit
+    stands: the last layers write the output tokens, and their removal is no removal of refusal.
     """
     scored = table[table["rank"].notna()]
     pool = scored[~_drops(scored, "layer")]
@@ -184,10 +188,19 @@ def _candidates(table: pd.DataFrame, rule: Rule) -> tuple[pd.DataFrame, float]:
         pool = scored  # a direction that was given for one component leaves no choice
     if not _drops(pool, "induce").all():
         pool = pool[~_drops(pool, "induce")]
-    kl, budget = pool[f"{rule.rank_by}_kl"], rule.kl_threshold
-    while budget < kl.min():
-        budget *= STEP
+    kl = pool[f"{rule.rank_by}_kl"]
+    if (kl <= rule.kl_threshold).any():
+        return pool[kl <= rule.kl_threshold], rule.kl_threshold
+    suppressing = kl[(pool[f"{rule.rank_by}_bypass"] < 0) & (kl <= SUPPRESSES_WITHIN * rule.kl_threshold)]
+    least = kl.min() if suppressing.empty else suppressing.min()
+    budget = next(budget for budget in _budgets(rule.kl_threshold) if budget >= least)
     return pool[kl <= budget], budget
+
+
+def _budgets(threshold: float) -> Iterator[float]:
+    """1, 2, 5, 10, 20, 50, … times the threshold, without end."""
+    for decade in count():
+        yield from (step * 10**decade * threshold for step in STEPS)
 
 
 def _drops(table: pd.DataFrame, name: str) -> pd.Series[bool]:

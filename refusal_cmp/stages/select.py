@@ -70,8 +70,8 @@ def select_stage(session: Session) -> None:
     tables = [ranked_table(field, scores[field.method], rules[field.method]) for field in fields]
     selections = [outcome(table, field, rules[field.method]) for table, field in zip(tables, fields, strict=True)]
     _check_choice(session, choosing, selections)
-    for selection in selections:
-        _report(session, selection)
+    for selection, table in zip(selections, tables, strict=True):
+        _report(session, selection, float(table.loc[table["selected"], f"{config.rank_by}_bypass"].iloc[0]))
     run.write_table(SCORES, pd.concat(tables, ignore_index=True))
     baseline = _baseline(session, scorer)
     run.write_json(
@@ -242,13 +242,16 @@ def _scorer(session: Session) -> Scorer:
     return Scorer(session.model, harmful, harmless, tokens, kl_epsilon=session.config.kl_epsilon)
 
 
-def _report(session: Session, selection: Selection) -> None:
+def _report(session: Session, selection: Selection, bypass: float) -> None:
     n, kept = len(selection.ranking), len(selection.kept)
     if selection.fallback:
         dropped = ", ".join(f"{name} {count}" for name, count in selection.dropped.items())
+        effect = (
+            "" if bypass < 0 else f" Its removal leaves refusal likelier than not (a bypass score of {bypass:.2f})."
+        )
         session.say(
             f"Warning: {selection.method}: the filters keep none of {n} components (dropped by {dropped}); with "
-            f"{selection.options} they would keep {selection.selected}, which is taken."
+            f"{selection.options} they would keep {selection.selected}, which is taken.{effect}"
         )
     else:
         session.say(f"{selection.method}: {selection.selected} selected; the filters keep {kept} of {n} components.")

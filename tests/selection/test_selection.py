@@ -165,9 +165,13 @@ def test_global_scores_filter_and_rank_but_induce_stays_local():
     assert chosen.loc[chosen["selected"], "layer"].tolist() == [1]
 
 
-def test_the_kl_budget_is_doubled_until_something_remains_that_meets_the_other_filters():
-    """Not the best of all by bypass, layer 7, nor the least KL, layer 2, but the best within twice the threshold."""
-    scored = table(local_kl=[9, 9, 0.15, 0.18, 0.2, 0.21, 0.01, 0.01], local_induce=[1, 1, 1, 1, -2, 1, 1, 1])
+def test_the_kl_budget_grows_until_something_is_within_it_that_suppresses_refusal_and_meets_the_other_filters():
+    """Not the best of all by bypass, layer 7, nor the least KL, layer 2, whose removal does not suppress refusal."""
+    scored = table(
+        local_bypass=[3.0, 2.0, 1.0, -0.1, -1.0, -2.0, -3.0, -4.0],
+        local_kl=[9, 9, 0.11, 0.18, 0.2, 0.21, 0.01, 0.01],
+        local_induce=[1, 1, 1, 1, -2, 1, 1, 1],
+    )
     chosen = select(scored, Rule(), 8)
     assert not chosen["kept"].any()
     result = outcome(chosen, field_of(0), Rule())
@@ -178,10 +182,20 @@ def test_the_kl_budget_is_doubled_until_something_remains_that_meets_the_other_f
     assert result.pool("kept-first")[0] == result.selected
 
 
+def test_where_nothing_near_the_threshold_suppresses_refusal_the_least_change_is_taken():
+    """Within ten times the threshold, that is; beyond, what suppresses refusal may be what destroys the model."""
+    wide = table(local_kl=[0.3, 9, 9, 9, 9, 1.0, 0, 0])
+    result = outcome(select(wide, Rule(), 8), field_of(0), Rule())
+    assert (result.selected, result.kl_budget) == (Component(-1, 5), 1.0)
+    wider = table(local_kl=[0.3, 9, 9, 9, 9, 1.1, 0, 0])
+    result = outcome(select(wider, Rule(), 8), field_of(0), Rule())
+    assert (result.selected, result.kl_budget) == (Component(-1, 0), 0.5)
+
+
 def test_the_induce_filter_is_given_up_only_where_nothing_meets_it_at_any_budget():
     only_broken_ones_induce = table(local_induce=[-1, -1, -1, 1, -1, -1, 1, 1], local_kl=[0, 0, 0, 10.0, 0, 0, 0, 0])
     result = outcome(select(only_broken_ones_induce, Rule(), 8), field_of(0), Rule())
-    assert (result.selected, result.kl_budget) == (Component(-1, 3), 12.8)
+    assert (result.selected, result.kl_budget) == (Component(-1, 3), 10.0)
     none_induces = table(local_induce=-1.234, local_kl=[0.05, 0.05, 0.05, 0.15, 0.15, 0.15, 0.01, 0.01])
     result = outcome(select(none_induces, Rule(), 8), field_of(0), Rule())
     assert (result.selected, result.kl_budget) == (Component(-1, 2), 0.1)
