@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 VLLM_BIN := .venv-vllm/bin
 VLLM_INSTALLED := .venv-vllm/.installed
 
-.PHONY: demo real reference test fuzz test-vllm test-real lint docs notebooks bench clean
+.PHONY: demo real reference reference-real test fuzz test-vllm test-real lint docs notebooks bench clean
 
 demo: $(INSTALLED)  ## compare diff-in-means and INLP on the embedded chat model
 	$(BIN)/refusal-cmp run --config demo --alias demo
@@ -19,8 +19,13 @@ reference: $(INSTALLED)  ## make the committed run of runs/tiny-refuser again, a
 	OMP_NUM_THREADS=1 $(BIN)/refusal-cmp run --config demo --compare-rankings --device cpu
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/repository/test_reference_run.py
 
+reference-real: $(INSTALLED)  ## make the committed run of runs/smol-refuser again
+	rm -rf runs/smol-refuser
+	$(BIN)/refusal-cmp fetch smol-refuser
+	$(BIN)/refusal-cmp run --config real --device cpu
+
 test: $(INSTALLED)  ## the test suite, one process per core
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --ignore=tests/real
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --ignore=tests/real
 
 fuzz: $(INSTALLED)  ## attack it for an hour: any input, damaged files, kills; shows what came of it
 	EFFORT=100 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -rP --tb=long tests/attack tests/run/test_journal.py

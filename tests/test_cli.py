@@ -210,6 +210,7 @@ def test_what_is_registered_is_listed(command, name):
 
 def test_stages_one_by_one_with_underscores(tmp_path):
     small = "--n_train 40 --n-val 4 --n_test 3 --max_new_tokens 6 --loss_tokens 60 --benchmark-limit 3".split()
+    small += "--methods diff-in-means --positions=-1 --layers 5:9".split()
     grid = ["--interventions", "ablation,actadd", "--scope", "all", "--actadd_multipliers", "-1,1"]
     assert run("extract", *small, cwd=tmp_path).returncode == 0
     for args in (["select", "--compare_rankings"], ["infer", *grid], ["evaluate"]):
