@@ -11,12 +11,13 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from accelerate.utils.memory import should_reduce_batch_size
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from refusal_cmp.errors import RefusalCmpError
@@ -102,16 +103,20 @@ class RowBudget:
         """How many rows of so many bytes go together."""
         return max(1, min(self.limit, self.bytes // row))
 
-    def first(self, items: Sequence[T], row: Callable[[Sequence[T]], int]) -> list[T]:
+    def first(
+        self, items: Sequence[T], row: Callable[[Sequence[T]], int], count: Callable[[T], int] = lambda _: 1
+    ) -> list[T]:
         """The first items that go together, at least one.
 
         Parameters
         ----------
         row
             Bytes of each of some items where they go together; no fewer the more there are.
+        count
+            How many of the rows that the budget has an item takes.
         """
-        sizes = range(1, min(self.limit, len(items)) + 1)
-        rows = bisect_right(sizes, self.bytes, key=lambda size: size * row(items[:size]))
+        most = bisect_right(list(accumulate(map(count, items[: self.limit]))), self.limit)
+        rows = bisect_right(range(1, most + 1), self.bytes, key=lambda size: size * row(items[:size]))
         return list(items[: max(1, rows)])
 
     @contextmanager
@@ -226,9 +231,24 @@ class Batch:
         """What `forward` is given."""
         return {"input_ids": self.ids, "attention_mask": self.mask.long(), "position_ids": self.position_ids}
 
+    @property
+    def paths(self) -> Int[Tensor, "n s"]:
+        """Where in `ids.flatten()` the tokens of each prompt are."""
+        return torch.arange(self.ids.numel(), device=self.ids.device).view(self.ids.shape)
+
+    @property
+    def path_mask(self) -> Bool[Tensor, "n s"]:
+        """Where `paths` is no padding."""
+        return self.mask
+
+    def last(self, x: Float[Tensor, "n s d"], n: int = 1) -> Float[Tensor, "n m d"]:
+        """Of what there is for every token, that of each prompt's last `n` tokens."""
+        return x[:, -n:]
+
     def repeated(self, times: int) -> Batch:
         """The batch `times` times over, one copy after the other."""
         return Batch(self.ids.repeat(times, 1), self.mask.repeat(times, 1))
 
     def __len__(self) -> int:
+        """How many prompts there are."""
         return len(self.ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -10,18 +11,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from refusal_cmp.config import DATE, EMBEDDED
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.model.batching import PASS_ROWS, Batch, Cost, RowBudget, slices
+from refusal_cmp.model.batching import PASS_ROWS, Attempt, Batch, Cost, RowBudget, slices
 from refusal_cmp.model.blocks import Block, find_blocks, input_device
 from refusal_cmp.model.chat import PROBE_INSTRUCTIONS, Chat, beginning
 from refusal_cmp.model.foreign import check_code
 from refusal_cmp.model.generation import Completion, greedy
 from refusal_cmp.model.hooks import after, before, installed
+from refusal_cmp.model.kv_cache import is_plain
+from refusal_cmp.model.packing import Pack, PackedBatch, packs
 from refusal_cmp.model.source import ModelSource
 from refusal_cmp.plan import Place, Plan
 from refusal_cmp.progress import Progress, silent
@@ -30,6 +33,8 @@ MIN_REFUSAL_MASS = 0.01
 """Mean probability on harmful prompts from which a candidate counts as a refusal token of this model."""
 
 METRIC_EPSILON = 1e-8
+SAME = {True: 1e-3, False: 0.05}
+"""How far the logits of prompts that share a row may be off, relatively, in float32 and in less."""
 
 
 class ChatModel(Chat):
@@ -66,6 +71,8 @@ class ChatModel(Chat):
         self.revision = revision
         check_code(model, name)
         self.blocks: tuple[Block, ...] = find_blocks(model)
+        self.shares_rows, self.shares_cache = False, False
+        self.shares_rows, self.shares_cache = self._sharing()
 
     @classmethod
     def load(cls, source: ModelSource | str = EMBEDDED, *, device: str = "auto", **how: Any) -> ChatModel:
@@ -193,13 +200,13 @@ class ChatModel(Chat):
         return Batch(ids.to(self.device), mask.to(self.device))
 
     def batches(self, instructions: Sequence[str], batch_size: int | None = None) -> Iterator[tuple[list[int], Batch]]:
-        """Batches of rendered prompts of similar length, each with the indices of its prompts."""
+        """Batches of rendered prompts, each with the indices of its prompts; those that begin alike share a row."""
         sequences = self.tokenize(instructions)
-        left = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
         rows = RowBudget(self.device, batch_size or PASS_ROWS)
+        left = self._packs(sequences, rows, self._pack_bytes)
         while left:
-            chosen = rows.first(left, lambda some: self.row_bytes(len(sequences[some[-1]])))
-            yield chosen, self.batch([sequences[index] for index in chosen])
+            chosen = rows.first(left, self._pack_bytes, Pack.size)
+            yield self._packed(sequences, chosen)
             left = left[len(chosen) :]
 
     def over_batches(
@@ -209,20 +216,97 @@ class ChatModel(Chat):
         work: Callable[[list[int], Batch], None],
         kept: int = 0,
     ) -> None:
-        """Do the work on `batches`, of which one is halved whenever memory runs out.
+        """Do the work on `batches`, of which one is made of fewer prompts whenever memory runs out.
 
         Parameters
         ----------
         kept
             Bytes that the work keeps of each prompt until a batch is done.
         """
-        sequences = self.tokenize(instructions)
-        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-        RowBudget(self.device, batch_size or PASS_ROWS).each(
-            order,
-            lambda rows: kept + self.row_bytes(len(sequences[rows[-1]])),
-            lambda rows: work(rows, self.batch([sequences[row] for row in rows])),
-        )
+
+        def row(some: Sequence[Pack]) -> int:
+            return self._pack_bytes(some) + kept * max(map(Pack.size, some))
+
+        self.over_packs(self.tokenize(instructions), RowBudget(self.device, batch_size or PASS_ROWS), row, work)
+
+    def over_packs(
+        self,
+        sequences: Sequence[Sequence[int]],
+        rows: RowBudget,
+        row: Callable[[Sequence[Pack]], int],
+        work: Callable[[list[int], Batch], None],
+        *,
+        shared: bool = True,
+    ) -> None:
+        """Do the work on as many token sequences at a time as go together; on fewer whenever memory runs out.
+
+        Parameters
+        ----------
+        row
+            Bytes of each row of some packs; no fewer the more there are.
+        shared
+            Whether sequences that begin alike may share a row.
+        """
+        indices = list(range(len(sequences)))
+        while indices:
+            left = [pack.of(indices) for pack in self._packs([sequences[i] for i in indices], rows, row, shared)]
+            attempt = Attempt()
+            while left and not attempt.failed:
+                some = rows.first(left, row, Pack.size)
+                chosen, batch = self._packed(sequences, some)
+                with rows.halving(len(chosen), least=1) as attempt:
+                    work(chosen, batch)
+                left = left[0 if attempt.failed else len(some) :]
+            indices = sorted(index for pack in left for index in pack.prompts)
+
+    def _packs(
+        self,
+        sequences: Sequence[Sequence[int]],
+        rows: RowBudget,
+        row: Callable[[Sequence[Pack]], int],
+        shared: bool = True,
+    ) -> list[Pack]:
+        """Token sequences in the packs that share a row: one in each where the model can't, or layers read less."""
+        can = shared and self.shares_rows and max(map(len, sequences), default=0) <= self._window
+        return packs(sequences, self.d_model, rows.limit if can else 1, lambda pack: row([pack]) <= rows.bytes)
+
+    def _packed(self, sequences: Sequence[Sequence[int]], some: Sequence[Pack]) -> tuple[list[int], Batch]:
+        """The batch of some packs, and which prompts it holds in which order."""
+        indices = [index for pack in some for index in pack.prompts]
+        if len(indices) == len(some):
+            return indices, self.batch([sequences[index] for index in indices])
+        rows = [[sequences[index] for index in pack.prompts] for pack in some]
+        pad = self.tokenizer.pad_token_id or 0  # not read, whatever it is
+        return indices, PackedBatch.of(rows, pad=pad, dtype=self.model.dtype, device=self.device)
+
+    def _pack_bytes(self, some: Sequence[Pack]) -> int:
+        """Bytes of each row of some packs, with the logits of each prompt's last token."""
+        return self.row_bytes(some[-1].tokens, logits=max(map(Pack.size, some)))
+
+    @cached_property
+    def _window(self) -> int:
+        """Most tokens that the last one reads all of: layers that slide or go by chunks read fewer of more."""
+        config = self.model.config.get_text_config()
+        named = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+        return min((size for size in named if isinstance(size, int) and size > 0), default=sys.maxsize)
+
+    def _sharing(self) -> tuple[bool, bool]:
+        """Whether prompts in one row give what they give alone, and leave keys and values that can be told apart.
+
+        Not where blocks recur, or positions are read off the mask.
+        """
+        sequences = self.tokenize(PROBE_INSTRUCTIONS)
+        alone = self.last_logits(self.batch(sequences))
+        whole = Pack(tuple(range(len(sequences))), sum(map(len, sequences)))
+        try:
+            _, batch = self._packed(sequences, [whole])
+            with torch.inference_mode():
+                out = self.forward_at(batch, batch.paths[:, -1], use_cache=True)
+            off = float((out.logits.float() - alone).norm() / alone.norm())
+            same = off <= SAME[self.model.dtype == torch.float32]
+            return same, same and is_plain(out.past_key_values)
+        except Exception:  # whatever code raises that knows no such mask
+            return False, False
 
     def per_prompt(
         self, instructions: Sequence[str], measure: Callable[[Batch], Float[Tensor, "b ..."]], batch_size: int | None
@@ -285,9 +369,25 @@ class ChatModel(Chat):
         out.logits = out.logits[:, -keep:]
         return out
 
+    def forward_at(self, batch: Batch, at: Int[Tensor, " m"], *, use_cache: bool) -> Any:
+        """The model's output on a batch, with the logits (m, vocab) of these tokens of `batch.ids.flatten()`."""
+        gathered = []
+
+        def gather(x: Tensor) -> Tensor:
+            gathered.append(x.shape)
+            return x.flatten(0, 1)[at.to(x.device)][None]
+
+        head = self.model.get_output_embeddings()
+        with installed([] if head is None else [before(head, gather)]):
+            out = self.model(**batch.inputs, use_cache=use_cache)
+        out.logits = out.logits[0] if gathered else out.logits.flatten(0, 1)[at.to(out.logits.device)]
+        return out
+
     @torch.inference_mode()
     def last_logits(self, batch: Batch) -> Float[Tensor, "n vocab"]:
         """Logits at the last position of every prompt, float32."""
+        if isinstance(batch, PackedBatch):
+            return self.forward_at(batch, batch.paths[:, -1], use_cache=False).logits.float()
         return self.forward(1, **batch.inputs, use_cache=False).logits[:, -1].float()
 
     def streams(self, batch: Batch) -> list[Float[Tensor, "n s d"]]:

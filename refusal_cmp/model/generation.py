@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from refusal_cmp.model.batching import Batch, RowBudget
-from refusal_cmp.model.kv_cache import with_room
+from refusal_cmp.model.kv_cache import along, with_room
+from refusal_cmp.model.packing import Pack, PackedBatch
 from refusal_cmp.progress import Progress, silent
 
 
@@ -25,14 +28,29 @@ class Generates(Protocol):
     def tokenize(self, instructions: Sequence[str], max_new_tokens: int = 0) -> list[list[int]]:
         """Token ids of the rendered prompts, which leave room for new ones."""
 
-    def batch(self, sequences: Sequence[Sequence[int]]) -> Batch:
-        """Token sequences as one batch, padded on the left."""
+    @property
+    def shares_cache(self) -> bool:
+        """Whether prompts that share a row leave keys and values that can be told apart."""
 
-    def row_bytes(self, tokens: int, *, cached: int) -> int:
-        """What a prompt of so many tokens takes in a pass, with the keys and values of so many."""
+    def over_packs(
+        self,
+        sequences: Sequence[Sequence[int]],
+        rows: RowBudget,
+        row: Callable[[Sequence[Pack]], int],
+        work: Callable[[list[int], Batch], None],
+        *,
+        shared: bool,
+    ) -> None:
+        """Do the work on as many token sequences at a time as go together."""
+
+    def row_bytes(self, tokens: int, *, logits: int, cached: int) -> int:
+        """What a row of so many tokens takes in a pass, with the logits, and the keys and values, of so many."""
 
     def forward(self, keep: int, **inputs: Any) -> Any:
         """The model's output, with the logits of the last `keep` tokens."""
+
+    def forward_at(self, batch: Batch, at: Int[Tensor, " m"], *, use_cache: bool) -> Any:
+        """The model's output on a batch, with the logits of some of its tokens."""
 
 
 @dataclass(frozen=True)
@@ -66,23 +84,20 @@ def greedy(
     """
     completions: MutableMapping[int, Completion] = {} if done is None else done
     sequences = model.tokenize(instructions, max_new_tokens)
-    left = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
 
-    def row(indices: Sequence[int]) -> int:
-        longest = len(sequences[indices[-1]])
-        return model.row_bytes(longest, cached=longest + max_new_tokens)
+    def row(some: Sequence[Pack]) -> int:
+        longest = max(len(sequences[index]) for pack in some for index in pack.prompts)
+        most = max(map(Pack.size, some))
+        return model.row_bytes(some[-1].tokens, logits=most, cached=most * (longest + max_new_tokens))
 
     with torch.inference_mode(), progress("generating", len(instructions)) as advance:
-        while left:
-            indices = rows.first(left, row)
+
+        def complete(indices: list[int], batch: Batch) -> None:
             if any(index not in completions for index in indices):
-                with rows.halving(len(indices), least=1) as attempt:
-                    made = _complete(model, model.batch([sequences[index] for index in indices]), max_new_tokens)
-                if attempt.failed:
-                    continue
-                completions.update(zip(indices, made, strict=True))
-            left = left[len(indices) :]
+                completions.update(zip(indices, _complete(model, batch, max_new_tokens), strict=True))
             advance(len(indices))
+
+        model.over_packs(sequences, rows, row, complete, shared=model.shares_cache)
     return [completions[index] for index in range(len(instructions))]
 
 
@@ -91,13 +106,10 @@ def _complete(model: Generates, batch: Batch, max_new_tokens: int) -> list[Compl
     tokens: list[list[int]] = [[] for _ in range(len(batch))]
     finish: list[Literal["stop", "length", "non-finite"]] = ["length"] * len(batch)
     active = torch.arange(len(batch))  # the rows still in the batch
-    ids, mask, positions, cache = batch.ids, batch.mask.long(), batch.position_ids, None
-    for _ in range(max_new_tokens):
-        out = model.forward(
-            1, input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-        logits = out.logits[:, -1].float()
-        cache = with_room(out.past_key_values) if cache is None else out.past_key_values
+    mask = batch.path_mask.long()
+    positions = mask.sum(-1, keepdim=True) - 1
+    logits, cache = _read(model, batch)
+    for n_new in range(1, max_new_tokens + 1):
         chosen = logits.argmax(-1)
         broken = ~logits.isfinite().all(-1)
         done = torch.isin(chosen, stop) | broken
@@ -108,17 +120,29 @@ def _complete(model: Generates, batch: Batch, max_new_tokens: int) -> list[Compl
                 finish[row] = "non-finite" if bad else "stop"
             else:
                 tokens[row].append(token)
-        if done.all():
+        if done.all() or n_new == max_new_tokens:
             break
-        positions = positions[:, -1:] + 1
+        ids, positions = chosen[:, None], positions + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
-        ids = chosen[:, None]
         if done.any():
             kept = (~done).nonzero()[:, 0]
             ids, mask, positions, active = ids[kept], mask[kept], positions[kept], active[kept.cpu()]
             cache.reorder_cache(kept)  # unlike batch_select_indices, every kind of layer has it, on any device
+        out = model.forward(
+            1, input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        logits, cache = out.logits[:, -1].float(), out.past_key_values
     texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
     return [Completion(text, len(ids), why) for text, ids, why in zip(texts, tokens, finish, strict=True)]
+
+
+def _read(model: Generates, batch: Batch) -> tuple[Float[Tensor, "n vocab"], Any]:
+    """The logits that follow the prompts, float32, and their keys and values, a row for each prompt."""
+    if isinstance(batch, PackedBatch):
+        out = model.forward_at(batch, batch.paths[:, -1], use_cache=True)
+        return out.logits.float(), with_room(along(out.past_key_values, batch.paths))
+    out = model.forward(1, **batch.inputs, use_cache=True)
+    return out.logits[:, -1].float(), with_room(out.past_key_values)
 
 
 @dataclass(frozen=True)

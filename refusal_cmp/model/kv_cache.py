@@ -20,6 +20,27 @@ def with_room(cache: Any) -> Any:
     return cache
 
 
+def is_plain(cache: Any) -> bool:
+    """Whether every layer keeps the keys and values of all tokens, and nothing else."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def along(cache: Any, paths: Int[Tensor, "n s"]) -> Any:
+    """The same cache, with a row for each prompt instead of rows that several share.
+
+    Parameters
+    ----------
+    paths
+        Where the tokens of each prompt are among all tokens of all rows.
+    """
+    for layer in cache.layers:
+        layer.keys, layer.values = (
+            of_all.transpose(1, 2).flatten(0, 1)[paths.to(of_all.device)].transpose(1, 2)
+            for of_all in (layer.keys, layer.values)
+        )
+    return cache
+
+
 class RoomyLayer(DynamicLayer):
     """The keys and values of a layer as the filled part of larger tensors.
 

@@ -12,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal_cmp.data import Document
-from refusal_cmp.model import ChatModel
+from refusal_cmp.model import Batch, ChatModel
 from refusal_cmp.model.batching import PASS_ROWS, RowBudget, slices
+from refusal_cmp.model.packing import Pack
 from refusal_cmp.progress import Progress, silent
 
 
@@ -62,7 +63,7 @@ class _Row(NamedTuple):
 def losses(
     model: ChatModel, documents: Sequence[Scored], batch_size: int | None = None, progress: Progress = silent
 ) -> list[Loss]:
-    """Cross-entropy of each document; those of like length share a pass, those that differ in their last token a row.
+    """Cross-entropy of each document; those that begin alike share a row, and those of like length a pass.
 
     A document whose logits are more than a pass may take is scored in pieces, each read after all that precedes it.
     """
@@ -72,15 +73,23 @@ def losses(
         for row, targets in _pieces(document, most_scored(model, budget)):
             rows[row].append((index, targets))
     found = [Loss(0.0, document.n) for document in documents]
+    distinct = list(rows)
+
+    def row_bytes(some: Sequence[Pack]) -> int:
+        return model.row_bytes(some[-1].tokens, logits=max(sum(distinct[i].n for i in pack.prompts) for pack in some))
+
     with torch.inference_mode(), progress("measuring loss", len(rows)) as advance:
 
-        def measure(some: list[_Row]) -> None:
-            for row, logits in zip(some, _last_logits(model, some), strict=True):
+        def measure(indices: list[int], batch: Batch) -> None:
+            some = [distinct[index] for index in indices]
+            wanted = torch.cat([path[len(path) - row.n :] for path, row in zip(batch.paths, some, strict=True)])
+            logits = model.forward_at(batch, wanted, use_cache=False).logits
+            for row, of_row in zip(some, logits.split([row.n for row in some]), strict=True):
                 for index, targets in rows[row]:
-                    found[index] = _added(found[index], logits, targets)
+                    found[index] = _added(found[index], of_row, targets)
             advance(len(some))
 
-        budget.each(sorted(rows, key=lambda row: (len(row.ids), row.n)), lambda some: _row_bytes(model, some), measure)
+        model.over_packs([row.ids for row in distinct], budget, row_bytes, measure)
     return found
 
 
@@ -102,18 +111,6 @@ def _pieces(document: Scored, most: int) -> Iterator[tuple[_Row, list[int]]]:
     for start in range(len(ids) - n, len(ids), most):
         end = min(start + most, len(ids))
         yield _Row(tuple(ids[: end - 1]), end - start), ids[start:end]
-
-
-def _row_bytes(model: ChatModel, rows: Sequence[_Row]) -> int:
-    return model.row_bytes(len(rows[-1].ids), logits=max(row.n for row in rows))
-
-
-def _last_logits(model: ChatModel, rows: Sequence[_Row]) -> Iterator[Float[Tensor, "n vocab"]]:
-    """The logits that each row wants, from one pass."""
-    batch = model.batch([row.ids for row in rows])
-    logits = model.forward(max(row.n for row in rows), **batch.inputs, use_cache=False).logits
-    for row, of_row in zip(rows, logits, strict=True):
-        yield of_row[len(of_row) - row.n :]
 
 
 def _added(loss: Loss, logits: Float[Tensor, "n vocab"], targets: Sequence[int]) -> Loss:

@@ -94,7 +94,7 @@ def read_streams(
     last = model.n_layers - 1
 
     def on_entry(layer: int, stream: Float[Tensor, "b s d"]) -> None:
-        read(layer, stream[:, -n_positions:])
+        read(layer, batch.last(stream, n_positions))
         if layer == last:
             raise _EnoughReadError
 
@@ -104,7 +104,7 @@ def read_streams(
 
 
 def stream_at(model: ChatModel, batch: Batch, layer: int) -> Float[Tensor, "b s d"]:
-    """The whole residual stream on entry to one layer, where the pass ends."""
+    """The whole residual stream of the batch's rows on entry to one layer, where the pass ends."""
     found: list[Tensor] = []
 
     def on_entry(stream: Float[Tensor, "b s d"]) -> None:
@@ -128,4 +128,5 @@ def streams_at(
     layers = {component.layer for component in components}
     with installed(before(model.blocks[layer].module, partial(seen.__setitem__, layer)) for layer in layers):
         logits = model.last_logits(batch)
-    return torch.stack([seen[one.layer][:, one.position].double() for one in components], dim=1), logits
+    found = [batch.last(seen[one.layer], -one.position)[:, 0].double() for one in components]
+    return torch.stack(found, dim=1), logits

@@ -11,6 +11,7 @@ a local candidate's pass starts from the residual stream at its layer, which is 
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import nullcontext
@@ -69,7 +70,7 @@ class _Part:
     logits: Float[Tensor, "n vocab"]
     """Kept of prompts on which divergence from them is measured; empty of others."""
     layer: int = 0
-    stream: Float[Tensor, "n s d"] | None = None
+    stream: Float[Tensor, "r t d"] | None = None
     """On entry to that layer's block."""
 
     @property
@@ -188,7 +189,7 @@ class Scorer:
             parts.append(_Part(rows, batch, metric, logits if with_logits else logits.new_empty(0)))
         return parts
 
-    def _stream(self, part: _Part, layer: int) -> Float[Tensor, "n s d"]:
+    def _stream(self, part: _Part, layer: int) -> Float[Tensor, "r t d"]:
         """The unedited stream on entry to a layer, read on from where the part's last one was if that is before it."""
         known = part.stream
         if known is not None and part.layer == layer:
@@ -224,7 +225,7 @@ class Scorer:
     ) -> Iterator[tuple[list[_Key], Float[Tensor, "g n vocab"]]]:
         """Last-position logits of as many candidates at a time as fit in memory; there are no edits but theirs."""
         done, stream = 0, self._stream(part, start)
-        row = self.model.row_bytes(stream.shape[1])
+        row = self.model.row_bytes(math.ceil(part.batch.ids.numel() / len(part.batch)))
         while done < len(candidates):
             chunk = list(candidates[done : done + max(1, self.rows.within(row) // len(part.batch))])
             edits = [edits_of(key) for key in chunk]
@@ -246,7 +247,7 @@ class Scorer:
 
 
 def edited_logits(
-    model: ChatModel, start: int, edits: Sequence[Edits], batch: Batch, stream: Float[Tensor, "n s d"]
+    model: ChatModel, start: int, edits: Sequence[Edits], batch: Batch, stream: Float[Tensor, "r t d"]
 ) -> Float[Tensor, "g n vocab"]:
     """Last-position logits of the batch under each of g sets of edits, in one pass from block `start` on."""
     shared: dict[tuple[int, ...], LowRankEdit] = {}

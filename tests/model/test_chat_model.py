@@ -178,7 +178,8 @@ def test_a_pass_takes_no_more_prompts_than_its_logits_leave_room_for(random_mode
     )
     prompts = instructions("tiny-harmful", "test", 1) * (PASS_ROWS + 2)
     metric = random_model.refusal_metrics(prompts, (1, 2))
-    assert sizes == [PASS_ROWS, 2]
+    assert max(sizes) <= PASS_ROWS
+    assert sum(sizes) == PASS_ROWS + 2
     assert metric.allclose(random_model.refusal_metrics(prompts, (1, 2), batch_size=7))
 
 
