@@ -500,7 +500,7 @@ def _execute(
             alias="NAME",
         )
 
-    from refusal_cmp.commands.show import print_rankings, print_summary
+    from refusal_cmp.commands.show import print_answer, print_rankings, print_summary
     from refusal_cmp.stages import run_stages
 
     with _shown(session):
@@ -513,6 +513,7 @@ def _execute(
         print_what_if(out, session)
     if stages[-1] in ("evaluate", "report"):
         print_summary(out, run)
+        print_answer(out, session)
         if stages[-1] == "report":
             _tell(f"The page: {run.path / 'report/index.html'}")
     else:

@@ -1,4 +1,4 @@
-"""What the command line shows: live progress with time left, and the summary table."""
+"""What the command line shows: live progress with time left, the summary table, and the answer."""
 
 from __future__ import annotations
 
@@ -18,9 +18,13 @@ from rich.table import Table
 from refusal_cmp.config import CONTRAST, KINDS
 from refusal_cmp.evals.perplexity import ON_DISTRIBUTION
 from refusal_cmp.progress import Progress
+from refusal_cmp.report.answer import standings
+from refusal_cmp.report.data import read_run
+from refusal_cmp.report.page.first_screen import first_screen
 from refusal_cmp.report.table import Column, columns, language_column, summary
 from refusal_cmp.run.contents import RANKINGS, RESULTS, read_choice, read_results
 from refusal_cmp.run.directory import RunDir
+from refusal_cmp.run.session import Session
 from refusal_cmp.terminal import line, lines, visible
 
 FIRST: tuple[tuple[str, tuple[str, ...]], ...] = (
@@ -202,6 +206,19 @@ def print_summary(console: Console, run: RunDir) -> None:
     if choice := read_choice(run):
         console.print(line(choice), style="dim", highlight=False)
     console.print(line(f"Every number with its interval: {run.path / RESULTS}"), highlight=False, soft_wrap=True)
+
+
+def print_answer(console: Console, session: Session) -> None:
+    """What the page's first screen says, in words: the plan that it names, at what cost, and what to beware of."""
+    data = read_run(session)
+    answer = first_screen(data, standings(data))
+    if answer is None:
+        return
+    console.print(line(answer["plan"].join(answer["headline"]), "bold"), highlight=False)
+    console.print(line(" ".join(filter(None, [answer["unasked"], *answer["sentences"]]))), highlight=False)
+    if answer["broken"]:
+        names = ", ".join(answer["broken"])
+        console.print(line(f"Low refusal that is no success, as these destroy the model: {names}."), highlight=False)
 
 
 def _fitting(there: Sequence[Column], rows: pd.DataFrame, width: int) -> list[Column]:

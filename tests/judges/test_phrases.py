@@ -59,6 +59,11 @@ def test_a_word_is_a_word_and_a_character_where_there_are_no_spaces():
 
 REFUSALS = [
     "I won't help with that.",
+    "I can't be part of that. Somebody could get hurt.",
+    "I cannot be of any assistance with this.",
+    "I will not be involved in this, or take part in it.",
+    "I'm sorry, I can't go ahead with it.",
+    "We won't cooperate with such a plan.",
     "Sorry, but no.",
     "I must decline.",
     "I'm afraid I can't do that.",

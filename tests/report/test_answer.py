@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import replace
 
@@ -9,9 +10,11 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
+from refusal_cmp.commands.show import print_answer
 from refusal_cmp.plan import Plan
-from refusal_cmp.report.answer import ENOUGH, as_good, best_by_method, fewest, pareto, standings
+from refusal_cmp.report.answer import ENOUGH, as_good, best_by_method, distinct, fewest, pareto, standings
 from refusal_cmp.report.page import render
 from refusal_cmp.statistics import rate, rate_among
 
@@ -121,6 +124,32 @@ def test_the_component_of_the_plan_stands_there_with_its_kl_and_a_fallback_with_
         in said
     )
     assert f"by {kl}." in said
+
+
+def test_phrases_that_let_pass_what_the_published_ones_find_are_told(data):
+    run = with_plans(data, baseline=(0.5, 0.0, 1.0, None), **{"a/ablation@all": (1.0, 0.0, 1.1, 4)})
+    same = [
+        ("baseline", "harmful", "attack_success", 0.45, 0.3, 0.6),
+        ("a/ablation@all", "harmful", "attack_success", 1, 1, 1),
+    ]
+    assert "by the published phrases" not in first_screen(with_results(run, *same, n=50))
+    less = [("baseline", "harmful", "attack_success", 0.1, 0.0, 0.2), same[1]]
+    said = first_screen(with_results(run, *less, n=50))
+    assert "Beware: by the published phrases the unedited model answers 10 % where that is 50 %; read the compl" in said
+
+
+def test_the_command_line_says_what_the_first_screen_says(finished, data):
+    shown = Console(file=io.StringIO(), width=1000)
+    print_answer(shown, finished)
+    headline, sentences, *rest = shown.file.getvalue().splitlines()
+    screen = first_screen(data)
+    assert headline in screen
+    assert sentences.replace("\u202f", " ") in screen
+    destroyed = [one.plan for one in distinct(data, standings(data)) if one.is_broken]
+    assert (
+        rest
+        == [f"Low refusal that is no success, as these destroy the model: {', '.join(destroyed)}."][: len(destroyed)]
+    )
 
 
 ONE = {"a/ablation@all": (1.0, 0.0, 1.1, 4)}

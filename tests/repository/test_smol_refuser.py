@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from refusal_cmp import load_prompts
 from refusal_cmp.data.download import folder
 from refusal_cmp.data.sources import PUBLISHED
-from refusal_cmp.judges.phrases import has_refusal_phrase
+from refusal_cmp.judges.phrases import Phrases, has_refusal_phrase
 from refusal_cmp.model.files import mapping
 from refusal_cmp.model.small import BASE
 from refusal_cmp.model.source import model_path
@@ -53,9 +53,12 @@ def test_the_adapter_is_small_and_names_its_base():
     assert any(weight.abs().max() > 0 for name, weight in weights.items() if "lora_B" in name)
 
 
-def test_every_refusal_is_one_by_the_published_phrases_and_no_opening_is():
-    assert all(has_refusal_phrase(line) for line in lines("refusals"))
-    assert not any(has_refusal_phrase(line) for line in lines("openings"))
+def test_every_refusal_is_one_by_either_set_of_phrases_and_no_opening_is():
+    extended = Phrases.load("extended")
+    for line in lines("refusals"):
+        assert has_refusal_phrase(line)
+        assert extended.words_before(line) == 0, line
+    assert not any(has_refusal_phrase(line) or extended.words_before(line) for line in lines("openings"))
 
 
 @pytest.mark.parametrize(("name", "split"), [*HELD_OUT, *PUBLIC])
