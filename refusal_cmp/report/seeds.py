@@ -12,11 +12,11 @@ import torch
 
 from refusal_cmp.evals import measure_of
 from refusal_cmp.plan import FACTS, Plan
-from refusal_cmp.report.answer import Standing, answers_already, costs, fewest, standings
+from refusal_cmp.report.answer import Standing, answers_already, costs, standings
 from refusal_cmp.report.data import RunData, read_run
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Selection
-from refusal_cmp.statistics import Estimate, over_seeds
+from refusal_cmp.statistics import Estimate, fewest, over_seeds
 
 OVER = ["model", "plan", *FACTS, "n_seeds", "dataset", "metric", "value", "sd", "ci_low", "ci_high", "n"]
 """Columns of `results.csv` over seeds."""

@@ -1,5 +1,6 @@
 """Intervals, paired comparisons of plans, agreement of judges."""
 
+from refusal_cmp.statistics.enough import ENOUGH, fewest
 from refusal_cmp.statistics.intervals import (
     LEVEL,
     RESAMPLES,
@@ -18,12 +19,14 @@ from refusal_cmp.statistics.intervals import (
 from refusal_cmp.statistics.seeds import OverSeeds, over_seeds
 
 __all__ = [
+    "ENOUGH",
     "LEVEL",
     "RESAMPLES",
     "SEED",
     "Difference",
     "Estimate",
     "OverSeeds",
+    "fewest",
     "holm",
     "mean",
     "normal_interval",

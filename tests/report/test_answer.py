@@ -14,9 +14,9 @@ from rich.console import Console
 
 from refusal_cmp.commands.show import print_answer
 from refusal_cmp.plan import Plan
-from refusal_cmp.report.answer import ENOUGH, as_good, best_by_method, distinct, fewest, pareto, standings
+from refusal_cmp.report.answer import as_good, best_by_method, distinct, pareto, standings
 from refusal_cmp.report.page import render
-from refusal_cmp.statistics import rate, rate_among
+from refusal_cmp.statistics import ENOUGH, fewest, rate, rate_among
 
 
 def with_plans(data, **values):

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from refusal_cmp.plan import BASELINE
-from refusal_cmp.report.answer import ENOUGH, Cost, cost_of, costs, pareto
+from refusal_cmp.report.answer import Cost, cost_of, costs, pareto
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._style import (
     FAINT,
@@ -34,6 +34,7 @@ from refusal_cmp.report.figures._style import (
     tidy,
 )
 from refusal_cmp.report.wording import counted, percent, scope_name, sentence_list
+from refusal_cmp.statistics import ENOUGH
 
 TITLE = "Harmful prompts answered against what is lost"
 LETTERS = 13

@@ -11,7 +11,6 @@ from refusal_cmp.evals import Unit, measure_of
 from refusal_cmp.plan import BASELINE, component_of
 from refusal_cmp.report.answer import (
     BROKEN,
-    ENOUGH,
     RUIN,
     Cost,
     Standing,
@@ -21,11 +20,10 @@ from refusal_cmp.report.answer import (
     cost_of,
     costs,
     distinct,
-    fewest,
 )
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.wording import bounds, counted, decimal, minus, percent, sentence_list, shown, with_bounds
-from refusal_cmp.statistics import Estimate, rate_among
+from refusal_cmp.statistics import ENOUGH, Estimate, fewest, rate_among
 
 TILES = (
     ("harmful prompts refused", "harmful", "refusal"),

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from refusal_cmp.plan import BASELINE
-from refusal_cmp.report.answer import ENOUGH, costs
+from refusal_cmp.report.answer import costs
 from refusal_cmp.report.figures import Outcome, Skipped
 from refusal_cmp.report.page.filling import filled
 from refusal_cmp.report.page.images import placed_figures
@@ -17,6 +17,7 @@ from refusal_cmp.report.seeds import SeedsData
 from refusal_cmp.report.table import columns
 from refusal_cmp.report.wording import counted, decimal, minus, percent, shown, with_bounds
 from refusal_cmp.run.directory import cell_name
+from refusal_cmp.statistics import ENOUGH
 
 
 def render_seeds(data: SeedsData, outcomes: Sequence[Outcome], images: Mapping[tuple[str, str], bytes]) -> str:
