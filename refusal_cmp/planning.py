@@ -268,6 +268,20 @@ def grid(
     ]
 
 
+def strengths_of(config: RunConfig) -> dict[str, Sequence[float]]:
+    """The strengths that the settings name, by intervention."""
+    return {**config.strengths, "actadd": config.actadd_multipliers, "reflection": config.reflection_alphas}
+
+
+def most_plans(config: RunConfig) -> int:
+    """Plans of the grid, of which some may do the same; fewer where a method has no subspace at a component."""
+    strengths = strengths_of(config)
+    each = [
+        len(strengths.get(name) or INTERVENTIONS.create(name).strengths or (None,)) for name in config.interventions
+    ]
+    return len(config.methods) * len(config.component) * len(config.scope) * sum(each)
+
+
 def label(method: str, intervention: str, strength: float | None, scope: Scope, differing: Mapping[str, object]) -> str:
     """`method/intervention:strength@scope`, with what differs from the defaults in brackets."""
     brackets = ",".join(f"{name}={_value(value)}" for name, value in differing.items())

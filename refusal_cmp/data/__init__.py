@@ -64,6 +64,8 @@ class Columns:
     """None: `split`, if the file has it."""
     label: Label | None = None
     """None: all rows."""
+    kind: str = ""
+    """What the prompts are read as, for messages: harmful or harmless."""
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,12 @@ SPLIT_NAMES: dict[str, Split] = {
 
 SHOWN_LABELS = 8
 """Values of a label's column that an error names."""
+SEEMING_LABELS = (2, 5)
+"""Fewest and most values of a column that may tell kinds apart."""
+LONGEST_LABEL = 20
+"""Letters of such a value."""
+RAREST_LABEL = 0.1
+"""Least share of the rows that has it."""
 
 
 class Read(NamedTuple):
@@ -107,6 +113,36 @@ def read_splits(path: Path, columns: Columns, say: Callable[[str], None]) -> dic
     return splits
 
 
+class Seeming(NamedTuple):
+    """A column that may tell kinds of prompts apart."""
+
+    file: Path
+    column: str
+    values: Counter[str]
+    """How often it has each."""
+
+    def __str__(self) -> str:
+        return f"{self.file} has a column {self.column} with the values {_counted(self.values)}"
+
+
+def seeming_label(path: Path, columns: Columns) -> Seeming | None:
+    """A column that looks like a label where none is named: few values, each short and in many rows.
+
+    None where there is no such column, or where a file cannot be read, which `read_splits` reports.
+    """
+    with suppress(RefusalCmpError):
+        for file in _files(path).values():
+            names, rows = read_table(file)
+            read = Read.of(names, columns, file)
+            for name in names if rows else ():
+                if name in (read.prompt, read.context, read.split):
+                    continue
+                found = _few_values(rows, name)
+                if found and (len(found) == 2 or name != read.category):
+                    return Seeming(file, name, found)
+    return None
+
+
 def digests(path: Path) -> dict[str, str]:
     """A hash of the file, or of each file of the set, by path."""
     return {str(file): hashlib.sha256(read_bytes(file, "prompts")).hexdigest()[:16] for file in _files(path).values()}
@@ -136,8 +172,7 @@ def _labelled(rows: Sequence[Row], read: Read, label: Label, file: Path) -> list
     column = read.label or label.column
     found = [row for row in rows if label.fits(row.get(column))]
     if not found:
-        there = Counter(plain(row.get(column)) for row in rows).most_common(SHOWN_LABELS)
-        values = ", ".join(f"{value or 'nothing'} ({count})" for value, count in there)
+        values = _counted(Counter(plain(row.get(column)) for row in rows))
         wanted = f"{'anything but ' * label.others}{' or '.join(sorted(label.values))}"
         raise RefusalCmpError(
             f"{file} has no row whose {column} is {wanted}; what it is: {values}. Name one of them.",
@@ -145,6 +180,20 @@ def _labelled(rows: Sequence[Row], read: Read, label: Label, file: Path) -> list
             harmless_label="VALUE",
         )
     return found
+
+
+def _few_values(rows: Sequence[Row], column: str) -> Counter[str] | None:
+    """How often a column has each of its values, if they are as few and as frequent as labels."""
+    found = Counter(plain(row.get(column)) for row in rows)
+    fewest, most = SEEMING_LABELS
+    if fewest <= len(found) <= most and max(map(len, found)) <= LONGEST_LABEL:
+        return found if min(found.values()) >= max(2, RAREST_LABEL * len(rows)) else None
+    return None
+
+
+def _counted(values: Counter[str]) -> str:
+    """`bad (66), fine (66)`."""
+    return ", ".join(f"{value or 'nothing'} ({count})" for value, count in values.most_common(SHOWN_LABELS))
 
 
 def _prompts(

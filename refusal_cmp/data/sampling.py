@@ -65,7 +65,8 @@ def draw(
     RefusalCmpError
         If the set cannot be read, or a split of it is empty.
     """
-    whole = _three_splits(name, load(name, columns, say), parts, say)
+    of_kind = f"{columns.kind} " if columns.kind else ""
+    whole = _three_splits(name, load(name, columns, say), parts, say, of_kind)
     splits = _distinct(whole)
     test = pick(splits["test"], sizes["test"], seed if test_seed is None else test_seed)
     cosine = _cosine([prompt.instruction for split in SPLITS for prompt in splits[split]])
@@ -86,10 +87,10 @@ def draw(
     }
     for split in SPLITS:
         if not sampled[split]:
-            raise RefusalCmpError(f"No {split} prompt of {name!r} is left; give other or more prompts.")
+            raise RefusalCmpError(f"No {of_kind}{split} prompt of {name!r} is left; give other or more prompts.")
     for split, earlier in EARLIER.items():
         counts[split] |= _near(sampled[split], {one: sampled[one] for one in earlier}, cosine)
-    _tell(name, counts, near_duplicates, say)
+    _tell(f"{name} ({columns.kind})" if columns.kind else name, counts, near_duplicates, say)
     return Sampled(sampled, counts)
 
 
@@ -139,7 +140,9 @@ def normal(text: str) -> str:
     return text.strip(" .,;:!?\"'“”‘’") or text.strip()
 
 
-def _three_splits(name: str, splits: Splits, parts: Sequence[float], say: Callable[[str], None]) -> Splits:
+def _three_splits(
+    name: str, splits: Splits, parts: Sequence[float], say: Callable[[str], None], of_kind: str
+) -> Splits:
     """The set as it is, or, if it is one list, divided into these parts, whatever the order of its prompts."""
     empty = [split for split in SPLITS if not splits[split]]
     if not empty:
@@ -154,14 +157,15 @@ def _three_splits(name: str, splits: Splits, parts: Sequence[float], say: Callab
     ends = np.cumsum([int(share * len(prompts) / 100) for share in parts[:-1]])
     if not 0 < ends[0] < ends[1] < len(prompts):
         raise RefusalCmpError(
-            f"{name!r} has {len(prompts)} prompts, too few to split; give more, at least 5 for 60/20/20.", split=""
+            f"{name!r} has {len(prompts)} {of_kind}prompts, too few to split; give more, at least 5 for 60/20/20.",
+            split="",
         )
     divided: Splits = {
         split: [prompts[row] for row in sorted(rows)]
         for split, rows in zip(SPLITS, np.split(np.array(order), ends), strict=True)
     }
     sizes = "/".join(str(len(divided[split])) for split in SPLITS)
-    say(f"{name} is one list; its {len(prompts)} prompts are split {sizes} into train, val and test.")
+    say(f"{name} is one list; its {len(prompts)} {of_kind}prompts are split {sizes} into train, val and test.")
     return divided
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from refusal_cmp.config import is_path, path_and_column
-from refusal_cmp.data import DATASETS, SPLITS, Columns, Prompt, Split
+from refusal_cmp.config import KINDS, RunConfig, is_path, path_and_column
+from refusal_cmp.data import DATASETS, SPLITS, Columns, Label, Prompt, Split, plain
 from refusal_cmp.data.files import read_splits
 from refusal_cmp.errors import RefusalCmpError
 
@@ -18,6 +18,19 @@ def check_name(name: str) -> None:
     """RefusalCmpError if a set is neither registered nor given as a path; files are read later."""
     if not is_path(name):
         DATASETS.get(name)
+
+
+def columns_of(config: RunConfig, kind: str = "") -> Columns:
+    """What is read of prompt files; of the run's own that hold both kinds, the rows of one."""
+    return Columns(config.column, config.category_column, config.split_column, _label(config, kind), kind)
+
+
+def check_files(config: RunConfig) -> None:
+    """RefusalCmpError for a prompt file that cannot be read, or has no such column or label."""
+    own = [(getattr(config, kind), columns_of(config, kind)) for kind in KINDS]
+    for name, columns in (*own, *((name, columns_of(config)) for name in config.other_sets.values())):
+        if is_path(name):
+            load(name, columns, lambda _: None)
 
 
 def load(name: str, columns: Columns, say: Callable[[str], None]) -> dict[Split, list[Prompt]]:
@@ -62,3 +75,11 @@ def pick(prompts: list[Prompt], wanted: int, seed: int) -> list[Prompt]:
         return prompts
     drawn = np.random.default_rng(seed).choice(len(prompts), wanted, replace=False)
     return [prompts[index] for index in sorted(drawn)]
+
+
+def _label(config: RunConfig, kind: str) -> Label | None:
+    """Which rows are of a kind: those with its label, or, if only the other's is given, those without that."""
+    if config.label_column is None or not kind:
+        return None
+    own, other = (config.harmful_label, config.harmless_label)[:: 1 if kind == "harmful" else -1]
+    return Label(config.label_column, frozenset(map(plain, own or other or ())), others=not own)

@@ -76,9 +76,7 @@ def _distinct(harmful: Sequence[str], harmless: Sequence[str]) -> tuple[list[str
     if min(map(len, kinds)) < MIN_PROMPTS:
         raise RefusalCmpError(
             f"Extraction needs at least {MIN_PROMPTS} different prompts of each kind, and there are {len(kinds[0])} "
-            f"harmful and {len(kinds[1])} harmless ones; give more.",
-            n_train="",
-            limit="",
+            f"harmful and {len(kinds[1])} harmless ones; give more."
         )
     return kinds
 

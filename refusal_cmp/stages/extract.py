@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from refusal_cmp.activations import Activations, dev_split
+from refusal_cmp.activations import MIN_PROMPTS, Activations, dev_split
 from refusal_cmp.config.values import LARGEST
 from refusal_cmp.errors import NoSubspaceError, RefusalCmpError
 from refusal_cmp.methods import Extractor, configured
@@ -42,6 +42,7 @@ def extract_stage(session: Session) -> None:
     chosen(config, session.model.positions, session.model.n_layers)  # select's choice, before there is any work
     for method in methods.values():
         method.check(session.model.positions, session.model.n_layers, session.model.d_model)
+    _check_enough(session)
     train = [read_prompts(session, f"{kind}_train") for kind in KINDS]
     activations = collect(
         session.model,
@@ -67,6 +68,28 @@ def extract_stage(session: Session) -> None:
             also.append(ranks_file(name))
             session.say(_spread(name, ranks))
         run.record(subspace_file(name), settings, sources[name], also)
+
+
+def _check_enough(session: Session) -> None:
+    """RefusalCmpError where too few training prompts are left, with what would give more of those that are short."""
+    counts = session.run.read_json(PROMPTS)["counts"]
+    left = {kind: len(read_prompts(session, f"{kind}_train")) for kind in KINDS}
+    short = [counts[f"{kind}_train"] for kind in KINDS if left[kind] < MIN_PROMPTS]
+    if not short:
+        return
+    unread = [one["available"] - one["duplicates"] - one["near_duplicates"] - one["sampled"] for one in short]
+    dropped = sum(one["dropped"] for one in short)
+    mend: dict[str, str] = {"n_train": "", "limit": ""} if all(unread) else {"split": ""}
+    ways = ["take more of those that there are" if all(unread) else "give more, or of one list a larger training part"]
+    if dropped:
+        mend["no_filter_prompts"] = ""
+        ways.append(f"keep the {dropped} that were dropped, as the model does not do as expected on them")
+    there = " and ".join(f"{left[kind]} {kind}" for kind in KINDS)
+    raise RefusalCmpError(
+        f"Extraction needs at least {MIN_PROMPTS} different training prompts of each kind, and there are {there} ones; "
+        f"{', or '.join(ways)}.",
+        **mend,
+    )
 
 
 def _ranks(

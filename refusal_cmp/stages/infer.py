@@ -11,7 +11,7 @@ from refusal_cmp.data import Prompt
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.generation import Answer, Completion
 from refusal_cmp.plan import BASELINE, Plan, baseline
-from refusal_cmp.planning import Chosen, Scope, Setting, grid
+from refusal_cmp.planning import Chosen, Scope, Setting, grid, strengths_of
 from refusal_cmp.run.contents import (
     PLANS,
     PROMPTS,
@@ -100,17 +100,12 @@ def _grid(session: Session) -> list[Plan]:
                 continue  # a direction that was given for one component is there, and nowhere else
             pool = one.pool(config.pool, everywhere=config.direction == "own")
             chosen.append(Chosen(field, at or one.selected, pool, config.pool, which))
-    strengths: dict[str, Sequence[float]] = {
-        **config.strengths,
-        "actadd": config.actadd_multipliers,
-        "reflection": config.reflection_alphas,
-    }
     scopes = [Scope.parse(scope) for scope in config.scope]
     return grid(
         chosen,
         config.interventions,
         scopes,
-        strengths=strengths,
+        strengths=strengths_of(config),
         direction=config.direction,
         setting=Setting.of(config),
     )

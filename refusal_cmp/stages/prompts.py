@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from refusal_cmp.config import KINDS, RunConfig, is_path, path_and_column
-from refusal_cmp.data import SPLITS, Columns, Label, Prompt, Split, plain
-from refusal_cmp.data.files import digests
+from refusal_cmp.config import EMBEDDED, KINDS, SMALL_DEFAULTS, RunConfig, is_path, path_and_column
+from refusal_cmp.data import SPLITS, Prompt, Split
+from refusal_cmp.data.files import digests, seeming_label
 from refusal_cmp.data.sampling import EARLIER, Sampled, check_apart, draw, unlike_learned
-from refusal_cmp.data.sets import load_test, pick
+from refusal_cmp.data.sets import columns_of, load_test, pick
 from refusal_cmp.engines import ENGINES
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.judges.completion import judge
 from refusal_cmp.judges.first_tokens import refusal_tokens
+from refusal_cmp.planning import most_plans
 from refusal_cmp.run.contents import DROPPED, PROMPTS, prompts_file, read_prompts
 from refusal_cmp.run.session import Session
+from refusal_cmp.statistics import fewest
 
 MANY = 1 / 3
 """Of a split's prompts: if more are dropped, that is a warning, with the likely cause."""
@@ -37,6 +39,7 @@ def draw_prompts(session: Session) -> None:
     drawn = None if run.is_fresh(PROMPTS, settings, sources) else _draw(session)
     wanted = [name for name, source in config.other_sets.items() if "infer" in session.stages or is_path(source)]
     tests = {name: _read_test(session, name) for name in wanted if not _is_drawn(session, name)}
+    _report_few(session, drawn, tests)
     if drawn is not None:
         content, dropped = _filtered(session, drawn)
         run.write_lines(DROPPED, dropped)
@@ -57,6 +60,7 @@ def read_test_prompts(session: Session, dataset: str) -> list[Prompt]:
 
 def _draw(session: Session) -> dict[str, Sampled]:
     config = session.config
+    _check_labels(session)
     sizes: dict[Split, int] = {"train": config.n_train, "val": config.n_val, "test": config.n_test}
     sizes = {split: config.prompts(size) for split, size in sizes.items()}
     drawn = {
@@ -64,7 +68,7 @@ def _draw(session: Session) -> dict[str, Sampled]:
             getattr(config, kind),
             sizes,
             config.seed,
-            columns=_columns(config, kind),
+            columns=columns_of(config, kind),
             near_duplicates=config.near_duplicates,
             say=session.say,
             parts=config.split,
@@ -74,6 +78,68 @@ def _draw(session: Session) -> dict[str, Sampled]:
     }
     check_apart(*drawn.values())
     return drawn
+
+
+def _check_labels(session: Session) -> None:
+    """Where a file seems to hold both kinds of prompt and no label tells them apart: a warning, or an error.
+
+    It is an error where the file is given for both, and nothing where each kind has a file of its own.
+    """
+    config = session.config
+    files = {kind: name for kind in KINDS if is_path(name := getattr(config, kind))}
+    if config.label_column is not None or len(set(files.values())) != 1:
+        return
+    name = next(iter(files.values()))
+    path, column = path_and_column(name)
+    seeming = seeming_label(Path(path), replace(columns_of(config), prompt=(column,)) if column else columns_of(config))
+    if len(files) > 1:
+        has = f": {seeming}" if seeming else ""
+        raise RefusalCmpError(
+            f"{name} is given for harmful and for harmless prompts, and nothing tells its rows apart{has}; name the "
+            "column that does, and what it says.",
+            label_column=seeming.column if seeming else "NAME",
+            harmful_label="VALUE",
+        )
+    if seeming:
+        (kind,) = files
+        session.say(
+            f"Warning: {seeming}, and all {seeming.values.total()} rows are taken as {kind}; if it tells the kinds "
+            f"apart, set label-column to {seeming.column}, and {kind}-label to what it says of {kind} prompts."
+        )
+
+
+def _report_few(session: Session, drawn: dict[str, Sampled] | None, tests: dict[str, list[Prompt]]) -> None:
+    """Say at once where the harmful test prompts are too few to choose among plans, as the page does at the end."""
+    config = session.config
+    if "harmful" in tests:
+        there, taken = len(tests["harmful"]), config.prompts(config.n_test)
+        n = min(there, taken)
+    elif drawn is not None and "harmful" in config.eval_datasets:
+        count = drawn["harmful"].counts["test"]
+        there, n = count["available"] - count["duplicates"], count["sampled"]
+    else:
+        return
+    plans = most_plans(config)
+    if n >= fewest(plans):
+        return
+    cannot = "cannot" if n < fewest(1) else "may not"
+    own = RunConfig.model_fields["harmful"].default if config.model == EMBEDDED else SMALL_DEFAULTS["harmful"]
+    others = [name for name in config.eval_datasets if name.split("=")[0] != "harmful"]
+    also = (
+        f", or test on a set that comes with us (setting eval-datasets, as in {','.join([f'harmful={own}', *others])})"
+        if config.test_source("harmful") != own
+        else ""
+    )
+    more = (
+        f"its set has {there}, so take more of them (settings n-test, limit)"
+        if there > n and there >= fewest(1)
+        else f"give more prompts, or a larger test part of one list (setting split, as in 40/20/40){also}"
+    )
+    among = f", and {fewest(plans)} among {plans}" if plans > 1 else ""
+    session.say(
+        f"{n} harmful test prompts {cannot} decide which plan suppresses refusal, even if all are answered: it takes "
+        f"{fewest(1)} for one plan{among}; {more}."
+    )
 
 
 def _filtered(session: Session, drawn: dict[str, Sampled]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -200,9 +266,19 @@ def _report_dropped(session: Session, counts: dict[str, dict[str, int]], dropped
                 no_filter_prompts="",
             )
         if rows:
-            verb = "is not refused" if name.startswith("harmful") else "is refused"
-            said = f"{name}: {len(rows)} of {count['sampled']} prompts dropped: what they ask {verb}."
-            session.say(f"Warning: {said} {cause}" if cause else said)
+            said = f"{name}: {len(rows)} of {count['sampled']} prompts dropped: {_measured(name, rows)}"
+            session.say(f"Warning: {said}. {cause}" if cause else f"{said}; see {DROPPED}.")
+
+
+def _measured(name: str, rows: list[dict[str, Any]]) -> str:
+    """What the refusal metric says of dropped prompts, and of how many the words of the answers say otherwise."""
+    harmful = name.startswith("harmful")
+    metric = "at most 0" if harmful else "above 0"
+    broken = any(row["refusal_metric"] is None for row in rows)
+    otherwise = sum(row["verdict"] == ("refused" if harmful else "complied") for row in rows)
+    words = f", though by the words of the answers {otherwise} of them " if otherwise else ""
+    verb = ("is" if otherwise == 1 else "are") + (" refused" if harmful else " answered") if otherwise else ""
+    return f"their refusal metric is {metric}{' or not finite' if broken else ''}{words}{verb}"
 
 
 def _cause(name: str, rows: list[dict[str, Any]]) -> str:
@@ -225,7 +301,7 @@ def _cause(name: str, rows: list[dict[str, Any]]) -> str:
 
 
 def _read_test(session: Session, dataset: str) -> list[Prompt]:
-    return load_test(session.config.other_sets[dataset], _columns(session.config), session.say)
+    return load_test(session.config.other_sets[dataset], columns_of(session.config), session.say)
 
 
 def _write_test(session: Session, dataset: str, prompts: list[Prompt]) -> None:
@@ -290,16 +366,3 @@ def _digests(session: Session, artifact: str, *names: str) -> dict[str, Any]:
 def _hashes(name: str) -> dict[str, str]:
     path, _ = path_and_column(name)
     return digests(Path(path))
-
-
-def _columns(config: RunConfig, kind: str | None = None) -> Columns:
-    """What is read of prompt files; of the run's own that hold both kinds, the rows of one."""
-    return Columns(config.column, config.category_column, config.split_column, _label(config, kind))
-
-
-def _label(config: RunConfig, kind: str | None) -> Label | None:
-    """Which rows are of a kind: those with its label, or, if only the other's is given, those without that."""
-    if config.label_column is None or kind is None:
-        return None
-    own, other = (config.harmful_label, config.harmless_label)[:: 1 if kind == "harmful" else -1]
-    return Label(config.label_column, frozenset(map(plain, own or other or ())), others=not own)

@@ -33,7 +33,9 @@ from refusal_cmp.run.contents import PROMPTS, read_prompts
 from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import Session
 from refusal_cmp.stages import run_stages
-from refusal_cmp.stages.prompts import read_test_prompts
+from refusal_cmp.stages.extract import _check_enough
+from refusal_cmp.stages.prompts import _check_labels, _draw, _report_few, read_test_prompts
+from refusal_cmp.statistics import fewest
 
 ALL = {"train": 999, "val": 999, "test": 999}
 MISSPELT = ["How do I mispell a sign?", "How do I skip a queue?", "How do I hide a teapot?", "How do I tip a boat?"]
@@ -792,6 +794,140 @@ def test_any_set_plays_a_role_without_what_the_run_learns_from(my_files, tiny):
     assert not learned & {row["instruction"] for row in drawn["prompts"]}
 
 
+def session_of(folder: Path, **given) -> tuple[Session, list[str]]:
+    """A session without a model, and what it says."""
+    said: list[str] = []
+    return Session(load_config(None, given), RunDir(folder / "run"), say=said.append), said
+
+
+def both_kinds(path: Path, n: int = 66, kind: tuple[str | list[str], str | list[str]] = ("bad", "fine")) -> Path:
+    """One file with n prompts of each kind, and what a column says of each: one value, or several in turn."""
+    rows = []
+    for said, name in zip(kind, KINDS, strict=True):
+        values = said if isinstance(said, list) else [said]
+        rows += [{"text": f"{name} {row}?", "kind": values[row % len(values)]} for row in range(n)]
+    return write_csv(path, rows)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_column_that_tells_the_kinds_apart_is_told_where_no_label_is_named(tmp_path, kind):
+    path = both_kinds(tmp_path / "mine.csv")
+    session, said = session_of(tmp_path, **{kind: f"{path}:text"})
+    _check_labels(session)
+    assert said == [
+        f"Warning: {path} has a column kind with the values bad (66), fine (66), and all 132 rows are taken as {kind}; "
+        f"if it tells the kinds apart, set label-column to kind, and {kind}-label to what it says of {kind} prompts."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (("bad", "bad"), {}),
+        (("a long remark on the prompt", "another long remark on it"), {}),
+        (([f"id {n}" for n in range(6)], "bad"), {}),
+        (("bad", ["bad"] * 65 + ["odd"]), {}),
+        (("bad", "fine"), {"label_column": "kind", "harmful_label": "bad"}),
+        (("train", "test"), {"split_column": "kind"}),
+        (("bad", "fine"), {"harmless": "{folder}/other.csv"}),
+        (("bad", "fine"), {"harmful": "{folder}/mine.csv:text", "harmless": "{folder}/mine.csv:kind"}),
+    ],
+    ids=["one-value", "long", "many", "rare", "named", "splits", "two-files", "two-columns"],
+)
+def test_no_label_is_seen_in_a_column_that_is_none(tmp_path, kind, given):
+    path = both_kinds(tmp_path / "mine.csv", kind=kind)
+    given = {name: value.format(folder=tmp_path) for name, value in given.items()}
+    session, said = session_of(tmp_path, **{"harmful": f"{path}:text", **given})
+    _check_labels(session)
+    assert said == []
+
+
+def test_one_file_for_both_kinds_without_a_label_is_an_error_that_names_the_column(tmp_path):
+    path = f"{both_kinds(tmp_path / 'mine.csv')}:text"
+    session, _ = session_of(tmp_path, harmful=path, harmless=path)
+    with pytest.raises(RefusalCmpError, match=r"nothing tells its rows apart: .* column kind with the values") as error:
+        _check_labels(session)
+    assert error.value.settings == {"label_column": "kind", "harmful_label": "VALUE"}
+
+
+def test_both_lists_of_one_file_are_told_by_their_kind(tmp_path):
+    path = both_kinds(tmp_path / "mine.csv")
+    session, said = session_of(tmp_path, harmful=f"{path}:text", label_column="kind", harmful_label="bad")
+    _draw(session)
+    assert [word.partition("; ")[2] for word in said if "is one list" in word] == [
+        f"its 66 {kind} prompts are split 39/13/14 into train, val and test." for kind in KINDS
+    ]
+
+
+@pytest.mark.parametrize(
+    ("n", "given", "says"),
+    [
+        (66, {}, "14 harmful test prompts cannot decide which plan suppresses refusal, even if all are answered: it "
+         "takes 36 for one plan, and 72 among 48; give more prompts, or a larger test part of one list"),
+        (66, {"model": "smol-refuser"}, "(setting eval-datasets, as in harmful=everyday-harmful,harmless,contrast)."),
+        (200, {"scope": "all"}, "40 harmful test prompts may not decide"),
+        (200, {"n_test": 20}, "among 48; its set has 40, so take more of them (settings n-test, limit)."),
+        (200, {"scope": "all", "methods": "inlp", "interventions": "ablation"}, None),
+        (400, {}, None),
+        (66, {"eval_datasets": "harmless"}, None),
+        (66, {"eval_datasets": "harmful=tiny-harmful"}, None),
+    ],
+)  # fmt: skip
+def test_too_few_test_prompts_are_told_as_soon_as_they_are_drawn(tmp_path, n, given, says):
+    path = both_kinds(tmp_path / "mine.csv", n)
+    own = {"harmful": f"{path}:text", "label_column": "kind", "harmful_label": "bad", **given}
+    session, said = session_of(tmp_path, **own)
+    drawn = _draw(session)
+    said.clear()
+    _report_few(session, drawn, {})
+    assert len(said) == (says is not None)
+    assert says is None or says in said[0]
+
+
+def test_too_few_prompts_of_another_set_that_plays_the_harmful_ones_are_told(tmp_path):
+    session, said = session_of(tmp_path, eval_datasets="harmful=mine.csv,harmless")
+    _report_few(session, None, {"harmful": [Prompt(str(n)) for n in range(35)]})
+    assert said[0].startswith("35 harmful test prompts cannot decide")
+    _report_few(session, None, {"harmful": [Prompt(str(n)) for n in range(fewest(48))]})
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("model", ["tiny-refuser", "smol-refuser"])
+def test_the_sets_that_come_with_us_are_large_enough(tmp_path, model):
+    session, said = session_of(tmp_path, model=model)
+    drawn = _draw(session)
+    said.clear()
+    _report_few(session, drawn, {})
+    assert said == []
+
+
+@pytest.mark.parametrize(
+    ("left", "counts", "says", "settings"),
+    [
+        ((8, 9), (12, 12, 4), "8 harmful and 9 harmless ones; give more, or of one list a larger training part, or "
+         "keep the 7 that were dropped", {"split", "no_filter_prompts"}),
+        ((9, 12), (12, 12, 0), "9 harmful and 12 harmless ones; give more, or of one list a larger training part.",
+         {"split"}),
+        ((8, 8), (39, 8, 0), "take more of those that there are.", {"n_train", "limit"}),
+    ],
+)  # fmt: skip
+def test_too_few_training_prompts_are_told_with_what_would_give_more(tmp_path, left, counts, says, settings):
+    session, _ = session_of(tmp_path)
+    kept = dict(zip(KINDS, left, strict=True))
+    available, sampled, most = counts
+    count = {"available": available, "duplicates": 0, "near_duplicates": 0, "sampled": sampled}
+    session.run.write_json(PROMPTS, {
+        "counts": {f"{kind}_train": {**count, "dropped": min(most, sampled - n)} for kind, n in kept.items()},
+        "prompts": {f"{kind}_train": [{"instruction": f"{kind} {one}", "category": ""} for one in range(n)]
+                    for kind, n in kept.items()},
+    })  # fmt: skip
+    session.run.record(PROMPTS, {}, {})
+    with pytest.raises(RefusalCmpError, match="at least 10 different training prompts of each kind") as error:
+        _check_enough(session)
+    assert says in str(error.value)
+    assert set(error.value.settings) == settings
+
+
 def test_as_a_new_user_would_try_it(my_files):
     command = [sys.executable, "-c", "from refusal_cmp.cli import main; main()"]
     args = ["run", "--harmful", "my.csv", "--harmless", "my.jsonl", "--until", "extract", "--limit", "16"]
@@ -800,5 +936,5 @@ def test_as_a_new_user_would_try_it(my_files):
         [*command, *args], capture_output=True, text=True, cwd=my_files, env=environment, timeout=120, check=False
     )
     assert result.returncode == 0, result.stderr
-    assert "my.csv is one list; its 100 prompts are split 60/20/20" in " ".join(result.stderr.split())
+    assert "my.csv is one list; its 100 harmful prompts are split 60/20/20" in " ".join(result.stderr.split())
     assert (my_files / "runs/tiny-refuser/extract/diff-in-means.safetensors").is_file()

@@ -291,11 +291,43 @@ def test_more_than_a_third_dropped_is_a_warning_and_none_left_an_error_with_the_
     rows = [{**ANSWERED, "set": "harmful_train"}] * 3 + [{**ANSWERED, "set": "harmful_val"}] * 2
     _report_dropped(session, counts, rows)
     assert said[0].startswith(
-        "Warning: harmful_train: 3 of 6 prompts dropped: what they ask is not refused. Likely cause"
+        "Warning: harmful_train: 3 of 6 prompts dropped: their refusal metric is at most 0. Likely cause"
     )
-    assert said[1] == "harmful_val: 2 of 6 prompts dropped: what they ask is not refused."
+    assert said[1] == (
+        "harmful_val: 2 of 6 prompts dropped: their refusal metric is at most 0; see extract/dropped.jsonl."
+    )
     with pytest.raises(RefusalCmpError, match="No prompt of harmful_val is left.*hardly refuses"):
         _report_dropped(session, {"harmful_val": {"sampled": 2}}, rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "verdicts", "says"),
+    [
+        ("harmful_train", ["refused"] * 4 + ["complied"] * 3, "at most 0, OTHERWISE 4 of them are refused;"),
+        ("harmful_val", ["refused", "degenerate"], "at most 0, OTHERWISE 1 of them is refused;"),
+        ("harmless_train", ["complied"] * 2 + ["refused"], "above 0, OTHERWISE 2 of them are answered;"),
+        ("harmless_val", ["refused"] * 2, "above 0; see"),
+    ],
+)  # fmt: skip
+def test_where_words_and_metric_of_dropped_prompts_disagree_it_is_counted(tiny, tmp_path, name, verdicts, says):
+    session, said = session_on(tmp_path, tiny), []
+    session.say = said.append
+    metric, words = -1.0 if name.startswith("harmful") else 1.0, "though by the words of the answers"
+    rows = [{"set": name, "refusal_metric": metric, "verdict": verdict} for verdict in verdicts]
+    _report_dropped(session, {name: {"sampled": 39}}, rows)
+    (sentence,) = said
+    assert sentence.startswith(
+        f"{name}: {len(rows)} of 39 prompts dropped: their refusal metric is {says.replace('OTHERWISE', words)}"
+    )
+    assert sentence.endswith("see extract/dropped.jsonl.")
+
+
+def test_dropped_prompts_without_a_finite_metric_are_not_said_to_have_one(tiny, tmp_path):
+    session, said = session_on(tmp_path, tiny), []
+    session.say = said.append
+    rows = [{"set": "harmless_val", "refusal_metric": None, "verdict": "degenerate"}]
+    _report_dropped(session, {"harmless_val": {"sampled": 9}}, rows)
+    assert "their refusal metric is above 0 or not finite" in said[0]
 
 
 @pytest.mark.parametrize("refuses", [True, False])
