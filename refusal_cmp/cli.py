@@ -32,6 +32,7 @@ from refusal_cmp.config import (
     is_marked,
     load_config,
 )
+from refusal_cmp.config.network import go_offline
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 from refusal_cmp.registry import described
 from refusal_cmp.terminal import LAYOUT, Terminal, line, lines, visible
@@ -492,6 +493,7 @@ def _execute(
     config = load_config(path, given)
     if config.offline:
         _stay_offline(config)
+    _check_prompt_files(config, stages)
     session = _session(path, given, stages, force)
     config, run = session.config, session.run
     if seeds := run.seeds:
@@ -528,6 +530,7 @@ def _execute_seeds(
     config = load_config(path, given)
     if config.offline:
         _stay_offline(config)
+    _check_prompt_files(config, stages)
 
     from refusal_cmp.commands.seeds import run_seeds
     from refusal_cmp.commands.show import print_summary
@@ -586,9 +589,17 @@ def _seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
+def _check_prompt_files(config: RunConfig, stages: tuple[str, ...]) -> None:
+    """Before anything heavy is imported; a run that is there already may need its files no more."""
+    if stages[0] == STAGES[0] and not os.path.exists(config.runs_dir / config.run_name):
+        from refusal_cmp.data.sets import check_files
+
+        check_files(config)
+
+
 def _stay_offline(config: RunConfig) -> None:
     """Keep the libraries from the network, and say what is taken that comes with us."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # before they are imported
+    go_offline()
     taken = [
         f"{name} {_typed(name, value)}"
         for name, value in defaults_for(config.model, offline=True).items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 MOST_LISTED = 100
@@ -35,12 +36,27 @@ class NoSubspaceError(Exception):
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> RefusalCmpError:
     """An error that lists what there is and, if one is close, the name that was probably meant."""
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
-    hint = f"Did you mean {close[0]!r}?" if close else ""
+    close = meant(name, names)
+    hint = f"Did you mean {close!r}?" if close else ""
     if hint and len(names) > A_FEW:
         return RefusalCmpError(f"Unknown {kind} {name!r}. {hint}")
     there = f"known are {', '.join(names)}" if len(names) <= MOST_LISTED else f"there are {len(names)}"
     return RefusalCmpError(f"Unknown {kind} {name!r}; {there}. {hint}".rstrip())
+
+
+def meant(name: str, known: Iterable[str]) -> str | None:
+    """The name that was probably meant: the closest, or the only one that is shortened to its start or its initials."""
+    names = sorted(known)
+    if close := difflib.get_close_matches(name, names, n=1):
+        return close[0]
+    short = name.casefold()
+    long = [one for one in names if len(short) > 1 and short in (one[: len(short)].casefold(), _initials(one))]
+    return long[0] if len(long) == 1 else None
+
+
+def _initials(name: str) -> str:
+    """`diff-in-means` → `dim`."""
+    return "".join(word[:1] for word in re.split(r"[-_]", name)).casefold()
 
 
 def shortened(text: str) -> str:

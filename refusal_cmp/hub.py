@@ -28,6 +28,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.file_download import repo_folder_name
 from huggingface_hub.utils._http import default_client_factory
 
+from refusal_cmp.config.network import asked_by, lifted_by
 from refusal_cmp.errors import RefusalCmpError
 
 ASKED_FOR = {"model": "config.json", "dataset": "README.md"}
@@ -127,11 +128,13 @@ class Verdict(NamedTuple):
     why: str
     do: str
     is_away: bool = False
+    settings: Mapping[str, str] = {}
+    """Those that mend it, beside the repository's own."""
 
     def sentence(self, repo: Repo) -> RefusalCmpError:
         """It as an error."""
         kind = HubAwayError if self.is_away else RefusalCmpError
-        return kind(f"Cannot load {repo.what}: {self.why}; {self.do}.", **repo.settings)
+        return kind(f"Cannot load {repo.what}: {self.why}; {self.do}.", **repo.settings, **self.settings)
 
 
 def explained(error: BaseException, repo: Repo) -> RefusalCmpError | None:
@@ -160,7 +163,7 @@ def _verdict(error: BaseException, repo: Repo) -> Verdict | None:
                 f"give a branch, tag or commit of those at {repo.page}",
             )
         case HFValidationError():
-            return Verdict("it is neither a folder that is there nor an id of the hub, OWNER/NAME", "give one of them")
+            return Verdict("it is neither a folder that is there nor an id of the hub, OWNER/NAME", repo.instead)
         case RepositoryNotFoundError():
             others = "your token" if get_token() else "everybody"
             return Verdict(
@@ -177,9 +180,10 @@ def _verdict(error: BaseException, repo: Repo) -> Verdict | None:
             )
         case OfflineModeIsEnabled() if OFFLINE:
             return Verdict(
-                f"it is not in the cache at {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE keeps from asking the hub",
-                f"unset that, or {repo.instead}",
+                f"it is not in the cache at {constants.HF_HUB_CACHE}, and {asked_by()} keeps from asking the hub",
+                f"do without that, or {repo.instead}",
                 is_away=True,
+                settings=lifted_by(),
             )
         case FileMetadataError():
             return Verdict(

@@ -40,6 +40,8 @@ EMBEDDED += ["--guard", "tiny-guard"]
     [
         (["run", "no-such/model", *EMBEDDED], "Cannot load model 'no-such/model'"),
         (["run", "--methods", "diff-in-mean"], "Did you mean 'diff-in-means'?"),
+        (["run", "--methods", "dim"], "Did you mean 'diff-in-means'?"),
+        (["run", "--methods", "shuf"], "Did you mean 'shuffled'?"),
         (["run", "--interventions", "ablate"], "Did you mean 'ablation'?"),
         (["run", "--evals", "refusals"], "Did you mean 'refusal'?"),
         (["run", "--scope", "some"], "A scope is single, top:PERCENT or all"),
@@ -179,6 +181,37 @@ def test_help_does_not_import_torch():
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+HEAVY = """
+import sys
+from refusal_cmp.cli import main
+try:
+    main()
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--harmful", "none.csv"], "Cannot read the prompts none.csv"),
+        (["--harmless", "mine.csv:goal"], "mine.csv has no column called goal; its columns are text, kind"),
+        (["--harmful", "mine.csv", "--label-column", "sort", "--harmful-label", "bad"], "has no column called sort"),
+        (["--harmful", "mine.csv", "--label-column", "kind", "--harmful-label", "worse"], "whose kind is worse"),
+        (["--contrast", "none.txt"], "Cannot read the prompts none.txt"),
+    ],
+)
+def test_a_prompt_file_that_cannot_be_read_is_told_before_torch_is_imported(options, says, tmp_path):
+    (tmp_path / "mine.csv").write_text("text,kind\nHow?,bad\nWhy?,fine\n")
+    done = subprocess.run(
+        [sys.executable, "-c", HEAVY, "run", *options],
+        capture_output=True, text=True, cwd=tmp_path, env=ENVIRONMENT, check=True,
+    )  # fmt: skip
+    assert says in " ".join(done.stderr.split())
+    assert done.stdout.split() == ["2", "False"]
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.parametrize("name", ["", *typer.main.get_command(cli.app).commands])
 def test_help_cuts_no_name_at_80_columns(name, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
@@ -246,7 +279,25 @@ def test_offline_takes_what_comes_with_us_and_says_so(tmp_path):
 def test_what_would_be_downloaded_is_refused_offline(tmp_path):
     done = run("extract", "--offline", "--harmful", "advbench", cwd=tmp_path)
     assert done.returncode == 2
-    assert "nothing is downloaded, as $HF_HUB_OFFLINE asks" in " ".join(done.stderr.split())
+    said = " ".join(done.stderr.split())
+    assert "nothing is downloaded, as $HF_HUB_OFFLINE asks" in said
+    assert "no-offline" not in said  # it would be of no use
+
+
+def test_offline_by_the_option_alone_is_called_by_its_name_and_a_like_named_folder_is_offered(tmp_path):
+    (tmp_path / "smol-careful").mkdir()
+    (tmp_path / "smol-careful/config.json").write_text("{}")
+    (tmp_path / "smol-carefully").mkdir()  # of no model
+    environment = {name: value for name, value in ENVIRONMENT.items() if name != "HF_HUB_OFFLINE"}
+    done = subprocess.run(
+        [sys.executable, "-c", "from refusal_cmp.cli import main; main()", "run", "smol-carefull", "--offline"],
+        capture_output=True, text=True, cwd=tmp_path, env=environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    said = " ".join(done.stderr.split())
+    assert "the setting offline keeps from asking the hub; do without that, or give the folder smol-careful," in said
+    assert said.endswith("(--no-offline).")
+    assert "HF_HUB_OFFLINE" not in said
 
 
 def test_extract_reads_no_test_set_that_it_would_have_to_download(tmp_path):

@@ -18,10 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from refusal_cmp.config.network import asked_by, is_offline, lifted_by
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.hub import HubAwayError, Repo, commit_of, explained
 
-VARIABLE, CACHE_VARIABLE, OFFLINE_VARIABLE = "REFUSAL_CMP_DATA", "XDG_CACHE_HOME", "HF_HUB_OFFLINE"
+VARIABLE, CACHE_VARIABLE = "REFUSAL_CMP_DATA", "XDG_CACHE_HOME"
 GITHUB = "https://raw.githubusercontent.com"
 HUB = "https://huggingface.co/datasets"
 TIMEOUT = 60
@@ -37,11 +38,6 @@ def folder() -> Path:
 def cache() -> Path:
     """Where models are kept; whoever names a folder of public sets may not be able to write there."""
     return Path(os.environ.get(CACHE_VARIABLE) or Path.home() / ".cache") / "refusal-cmp"
-
-
-def is_offline() -> bool:
-    """Whether nothing is to be downloaded, as the libraries of the hub understand it."""
-    return os.environ.get(OFFLINE_VARIABLE, "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 @dataclass(frozen=True)
@@ -80,9 +76,9 @@ class Repository:
         base = f"{GITHUB}/{self.name}/{self.commit}/"
         if is_offline():
             raise RefusalCmpError(
-                f"There is no {copy}, and nothing is downloaded, as ${OFFLINE_VARIABLE} asks; put a copy of "
+                f"There is no {copy}, and nothing is downloaded, as {asked_by()} asks; put a copy of "
                 f"{base}{path} there, or choose a set that comes with us.",
-                no_offline="",
+                **lifted_by(),
             )
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any
@@ -109,8 +112,19 @@ def commit(path: str, revision: str | None, name: str | None = None) -> str | No
 
 def repo(path: str, revision: str | None, name: str) -> Repo:
     """A model on the hub, as messages speak of it."""
-    instead = f"give a local folder or GGUF file, or the embedded {EMBEDDED}"
+    found = _like_named(path)
+    a = "a" if found is None else f"the folder {found}, which is there, another"
+    instead = f"give {a} local folder or GGUF file, or the embedded {EMBEDDED}"
     return Repo(path, revision, f"model {name!r}", instead)
+
+
+def _like_named(path: str) -> Path | None:
+    """The folder with a model beside this path that has nearly its name."""
+    with suppress(OSError, ValueError):
+        beside = Path(path).parent
+        close = [beside / name for name in get_close_matches(Path(path).name, os.listdir(beside))]
+        return next((one for one in close if any((one / file).is_file() for file in (CONFIG, ADAPTER))), None)
+    return None
 
 
 def _config_file(path: str, revision: str | None) -> str | None:
