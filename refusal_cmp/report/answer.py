@@ -158,6 +158,13 @@ def standings(data: RunData) -> list[Standing]:
     return sorted(same, key=lambda one: one.n_layers) + [one for one in ranked if one not in same]
 
 
+def destroyed(data: RunData) -> frozenset[str]:
+    """The labels of the plans that destroy the model, as the page marks them; over seeds, with some seed."""
+    if data.destroyed_with_some_seed is not None:
+        return data.destroyed_with_some_seed
+    return frozenset(one.plan for one in standings(data) if one.is_broken)
+
+
 def answers_already(data: RunData) -> bool:
     """Whether the unedited model refuses no harmful prompt, or answers enough of them: nothing is left to suppress."""
     refused, answered = data.get(BASELINE, "harmful", "refusal"), data.answered(BASELINE)

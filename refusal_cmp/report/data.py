@@ -35,8 +35,9 @@ from refusal_cmp.run.contents import (
 )
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Rule, Selection
+from refusal_cmp.selection.among import scored
 from refusal_cmp.statistics import Estimate
-from refusal_cmp.subspace import SubspaceField
+from refusal_cmp.subspace import Component, SubspaceField
 
 Row = Mapping[str, Any]
 ANSWERED = ("effective_compliance", "compliance")
@@ -60,6 +61,8 @@ class RunData:
     selections: Sequence[Selection]
     choice: str
     """What is to be said where not all components were scored."""
+    scored: Sequence[Component]
+    """The components that are scored, wherever a method has a subspace."""
     baseline_metric: Mapping[str, float]
     """The unedited model's mean refusal metric on the validation prompts of each kind."""
     rule: Rule
@@ -73,6 +76,8 @@ class RunData:
     """The prompts on which the model does not do as expected, as `read_dropped` has them."""
     answers: Mapping[tuple[str, str], Sequence[Row]]
     """By distinct plan and test set: completions, each with its `verdict` where it was judged."""
+    test_sources: Mapping[str, str]
+    """For each test set the registered name or path that its prompts are from."""
     ranks: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     """By extractor whose rank depends on the dev split: `position`, `layer`, `seed` of the split, `k`."""
     rankings: Sequence[Row] | None = None
@@ -83,6 +88,8 @@ class RunData:
     """A row per prompt and method: `dataset`, `method`, `projection`, `refusal_metric`, `refused`."""
     landings: Landings | None = None
     """Where activations land under every plan."""
+    destroyed_with_some_seed: frozenset[str] | None = None
+    """Of runs over seeds that stand here as one: the labels of the plans that destroy the model with one or more."""
 
     def only(self, methods: Sequence[str] = (), scopes: Sequence[str] = ()) -> RunData:
         """The run as if it had these methods and scopes alone; by default all of them.
@@ -208,6 +215,8 @@ def read_run(session: Session) -> RunData:
     """Everything that figures and the page are made from."""
     run, config = session.run, session.config
     results, plans = read_results(run), read_plan_facts(session)
+    fields = {name: read_field(session, name) for name in config.methods}
+    means = fields[config.methods[0]].means
     distinct = [plan.label for plan, same_as in plans if plan.label == same_as]
     return RunData(
         name=run.path.resolve().name,
@@ -218,13 +227,15 @@ def read_run(session: Session) -> RunData:
         scores=run.read_table(SCORES),
         selections=read_selections(session),
         choice=read_choice(run),
+        scored=scored(config, means.positions, means.n_layers),
         baseline_metric=read_baseline_metric(session),
         rule=Rule.of(config, config.methods[0]),
-        fields={name: read_field(session, name) for name in config.methods},
+        fields=fields,
         extracted_by={field.method: field.extracted_by for field in read_fields(session)},
         prompts=_prompts(session),
         dropped=read_dropped(session),
         answers={(plan, name): _answers(session, plan, name) for plan in distinct for name in config.test_sets},
+        test_sources={name: config.test_source(name) for name in config.test_sets},
         ranks={name: ranks for name in config.methods if (ranks := read_ranks(session, name)) is not None},
         rankings=read_rankings(session),
         comparisons=run.read_table(COMPARISONS) if run.has(COMPARISONS) else None,

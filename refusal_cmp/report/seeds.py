@@ -86,6 +86,9 @@ class SeedsData:
             plans=list(plans.values()),
             run_as={label: self._same_everywhere(label) for label in plans},
             comparisons=None,
+            destroyed_with_some_seed=frozenset(
+                one.plan for ranked in self.standings.values() for one in ranked if one.is_broken
+            ),
         )
 
     def _same_everywhere(self, label: str) -> str:

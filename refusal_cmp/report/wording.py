@@ -60,6 +60,11 @@ def counted(n: int, what: str) -> str:
     return f"{n} {what}" + ("" if n == 1 else "s")
 
 
+def does(n: int, verb: str) -> str:
+    """What one does, or several do: `answers`, `answer`."""
+    return f"{verb}s" if n == 1 else verb
+
+
 def sentence_list(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -12,19 +12,14 @@ from refusal_cmp.subspace import Component, SubspaceField
 def among(field: SubspaceField, config: RunConfig) -> SubspaceField:
     """The part of a field that the settings `positions` and `layers` choose; all of it where they are not given.
 
-    Layers that nothing is selected from are left out too, unless the ranking itself is the question, or all components
-    are counted over, or every layer has a direction of its own. A direction that was given for one component leaves no
-    choice, wherever that is.
+    A direction that was given for one component leaves no choice, wherever that is.
 
     Raises
     ------
     RefusalCmpError
         If they name what the model does not have, or no component with a subspace is left.
     """
-    components = set(chosen(config, field.means.positions, field.means.n_layers))
-    if not config.compare_rankings and config.pool != "all" and config.direction != "own":
-        limit = int(config.prune_layers * field.means.n_layers)
-        components = {component for component in components if component.layer < limit}
+    components = set(scored(config, field.means.positions, field.means.n_layers))
     found = [component for component in field if component in components]
     if len(field) == 1 or len(found) == len(field):
         return field
@@ -37,6 +32,20 @@ def among(field: SubspaceField, config: RunConfig) -> SubspaceField:
             prune_layers="",
         )
     return field.only(found)
+
+
+def scored(config: RunConfig, positions: Sequence[int], n_layers: int) -> list[Component]:
+    """Those of a model's components that are scored, wherever a method has a subspace.
+
+    Of the ones that the settings `positions` and `layers` choose, layers that nothing is selected from are left out,
+    unless the ranking itself is the question, or all components are counted over, or every layer has a direction of
+    its own.
+    """
+    components = chosen(config, positions, n_layers)
+    if config.compare_rankings or config.pool == "all" or config.direction == "own":
+        return components
+    limit = int(config.prune_layers * n_layers)
+    return [component for component in components if component.layer < limit]
 
 
 def chosen(config: RunConfig, positions: Sequence[int], n_layers: int) -> list[Component]:

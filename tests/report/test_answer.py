@@ -13,30 +13,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from refusal_cmp.commands.show import print_answer
-from refusal_cmp.plan import Plan
 from refusal_cmp.report.answer import as_good, best_by_method, distinct, pareto, standings
 from refusal_cmp.report.page import render
-from refusal_cmp.statistics import ENOUGH, fewest, rate, rate_among
+from refusal_cmp.statistics import ENOUGH, fewest, rate_among
 
-
-def with_plans(data, **values):
-    """The run as if it had these plans, on 50 prompts: by label, share answered, degenerate, loss, layers."""
-    rows, plans = [], [data.plans[0]]
-    for label, (answered, degenerate, loss, layers) in {"baseline": (0.0, 0.0, 1.0, None), **values}.items():
-        if label != "baseline":
-            method, _, rest = label.partition("/")
-            intervention, _, scope = rest.partition("@")
-            plans.append(Plan(label, {}, method=method, intervention=intervention, scope=scope, n_layers=layers))
-        for dataset, metric, value, least in (
-            ("harmful", "effective_compliance", answered, rate(round(50 * answered), 50).low),
-            ("harmful", "refusal", 1 - answered - degenerate, 0.0),
-            ("harmful", "degenerate", degenerate, 0.0),
-            ("text", "loss", loss, loss),
-        ):
-            rows.append({"plan": label, "dataset": dataset, "metric": metric, "value": value, "ci_low": least,
-                         "ci_high": 1.0, "n": 50})  # fmt: skip
-    return replace(data, plans=plans, run_as={plan.label: plan.label for plan in plans}, results=pd.DataFrame(rows),
-                   comparisons=None, answers={})  # fmt: skip
+from support.finished_run import with_plans
 
 
 def with_results(run, *rows, n=50):

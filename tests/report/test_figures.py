@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from itertools import pairwise
 
@@ -12,15 +13,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from scipy.linalg import subspace_angles
 
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.plan import FACTS
+from refusal_cmp.report.answer import destroyed
 from refusal_cmp.report.figures import FIGURES, Drawn, Skipped, draw_all, rendered
-from refusal_cmp.report.figures._style import FORMATS, INK, method_colours
+from refusal_cmp.report.figures._style import FORMATS, INK, PAPER, method_colours
 from refusal_cmp.report.figures.plans import across
+from refusal_cmp.report.figures.seeds import draw_seeds
 from refusal_cmp.report.figures.similarity import principal_angles
 from refusal_cmp.report.landings import PLACES, Landing
 from refusal_cmp.report.latex import tables
 from refusal_cmp.report.page import render
+from refusal_cmp.report.seeds import SeedsData
 from refusal_cmp.run.session import open_run
 from refusal_cmp.subspace import Subspace
+
+from support.finished_run import with_plans
 
 
 def test_every_figure_is_drawn_and_says_what_it_shows(outcomes):
@@ -107,8 +114,71 @@ def test_what_is_not_finite_is_said_not_drawn(data, baseline):
 def test_identical_plans_count_once_in_the_sentences(data):
     labels = [plan.label for plan in data.edited]
     run = replace(data, run_as=dict.fromkeys(labels, labels[0]) | {"baseline": "baseline"})
-    assert " of 1 cost at most" in FIGURES["tradeoff"](run)[0].says
+    assert re.search(r"; (1 plan of 1 costs|0 plans of 1 cost) at most", FIGURES["tradeoff"](run)[0].says)
     assert "1 plan of 1 " in (said := FIGURES["plans"](run)[0].says) or "none of the 1 plans" in said
+
+
+ONE_BREAKS = {
+    "diff-in-means/ablation@all": (1.0, 0.0, 6.1, 4),
+    "inlp/ablation@all": (0.92, 0.0, 1.1, 4),
+    "inlp/nullspace@single": (0.1, 0.0, 1.005, 1),
+}
+"""The first answers most, and its loss is another model's."""
+
+
+def hollow(ax):
+    return [line for line in ax.lines if line.get_marker() != "None" and line.get_markerfacecolor() == PAPER]
+
+
+def legend(figure):
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_a_plan_that_destroys_the_model_is_hollow_and_no_success(data):
+    all_layers, _ = FIGURES["plans"](with_plans(data, **ONE_BREAKS))
+    (ax,) = all_layers.figure.axes
+    assert [line.get_xdata().tolist() for line in hollow(ax)] == [[0.0]], "it refuses nothing"
+    assert "destroys the model" in legend(all_layers.figure)
+    assert "1 plan of 2 answers most of them (ablation); 1 plan destroys the model." in all_layers.says
+
+
+def test_a_plan_that_destroys_the_model_is_hollow_and_not_on_the_front(data):
+    (one,) = FIGURES["tradeoff"](with_plans(data, **ONE_BREAKS))
+    every, single = one.figure.axes
+    assert [line.get_xdata().tolist() for line in hollow(every)] == [pytest.approx([5.1])]
+    assert not hollow(single)
+    (front,) = (line for line in every.lines if line.get_drawstyle() == "steps-post")
+    assert max(front.get_ydata()) == 0.92
+    assert "2 plans are on the Pareto front (inlp/ablation@all); 1 plan of 3 costs at most 0.01 nats" in one.says
+    assert "1 plan destroys the model, hollow here and on no front." in one.says
+
+
+def test_every_mark_and_band_of_the_tradeoff_is_in_its_legend(data):
+    (both,) = FIGURES["tradeoff"](with_plans(data, **ONE_BREAKS))
+    assert {"another scope", "90\u202f% or more answered", "destroys the model"} <= set(legend(both.figure))
+    (one,) = FIGURES["tradeoff"](with_plans(data, **ONE_BREAKS).only(scopes=["all"]))
+    assert "another scope" not in legend(one.figure), "nothing is grey there"
+
+
+def test_figures_over_seeds_have_what_destroys_the_model_with_some_seed(data):
+    label, whole = "diff-in-means/ablation@all", ONE_BREAKS | {"diff-in-means/ablation@all": (1.0, 0.0, 1.1, 4)}
+    runs = {seed: with_plans(data, **plans) for seed, plans in ((1, whole), (2, ONE_BREAKS), (3, whole), (4, whole))}
+    facts = {"model": "tiny", **dict.fromkeys(FACTS)}
+    runs = {seed: replace(run, results=run.results.assign(**facts)) for seed, run in runs.items()}
+    over = SeedsData("seeds", runs)
+    assert destroyed(over.as_run) == {label} == {one.plan for one in over.verdicts if one.broken}
+    assert not destroyed(runs[1])
+    (moves,) = (one for one in draw_seeds(over) if one.name == "seeds")
+    for ax in moves.figure.axes:
+        assert len(hollow(ax)) == 1
+
+
+def test_one_strength_beside_the_baseline_is_no_sweep(data):
+    names = {one.name for one in FIGURES["strengths"](data)}
+    assert names == {"strengths-actadd"}
+    (skipped,) = FIGURES["strengths"](replace(data, plans=[plan for plan in data.plans if plan.strength != 1]))
+    assert isinstance(skipped, Skipped)
+    assert "no intervention has two strengths" in skipped.why
 
 
 def test_the_means_of_the_landings_have_no_method_s_colour(outcomes):

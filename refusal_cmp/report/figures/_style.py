@@ -232,6 +232,11 @@ def swatch(colour: str, label: str, marker: str = "o", line: Any = "", alpha: fl
     return Line2D([], [], color=colour, marker=marker, linestyle=line, label=label, markersize=4.5, alpha=alpha)
 
 
+def destroyed_swatch() -> Line2D:
+    """The entry of a legend for the hollow marks."""
+    return Line2D([], [], color=GREY, marker="o", markerfacecolor=PAPER, linestyle="", label="destroys the model")
+
+
 def legend_below(figure: Figure, handles: Sequence[Any], columns: int = 6) -> None:
     """One legend for the whole figure, under it, in as many columns as fit, `columns` at most."""
     renderer = FigureCanvasAgg(figure).get_renderer()

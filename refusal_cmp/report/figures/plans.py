@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from refusal_cmp.config import CONTRAST
 from refusal_cmp.evals import measure_of
 from refusal_cmp.plan import BASELINE, Plan
-from refusal_cmp.report.answer import BROKEN, language_lost
+from refusal_cmp.report.answer import destroyed
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._style import (
     FAINT,
@@ -20,6 +20,7 @@ from refusal_cmp.report.figures._style import (
     Drawn,
     Outcome,
     Skipped,
+    destroyed_swatch,
     errors,
     legend_below,
     method_colours,
@@ -30,7 +31,7 @@ from refusal_cmp.report.figures._style import (
     swatch,
     tidy,
 )
-from refusal_cmp.report.wording import counted, percent, scope_name, sentence_list
+from refusal_cmp.report.wording import counted, does, percent, scope_name, sentence_list
 
 TITLE = "Refusal and safety under every plan"
 PANELS = (
@@ -89,9 +90,17 @@ def _across(runs: Sequence[RunData], scope: str) -> Figure:
 def _across_says(runs: Sequence[RunData], scope: str) -> str:
     parts = []
     for data in runs:
-        shares = [one.value for plan in data.edited if plan.scope == scope and (one := data.answered(plan.label))]
+        gone = destroyed(data)
+        shares = [
+            0.0 if plan.label in gone else one.value
+            for plan in data.edited
+            if plan.scope == scope and (one := data.answered(plan.label))
+        ]
         parts.append(f"{data.name}: {counted(sum(share > 0.5 for share in shares), 'plan')} of {len(shares)}")
-    return f"Plans under which most harmful prompts are answered in language: {'; '.join(parts)}."
+    return (
+        "Plans under which most harmful prompts are answered in language, without those that destroy the model: "
+        f"{'; '.join(parts)}."
+    )
 
 
 @styled
@@ -113,8 +122,8 @@ def _finish(figure: Figure, axes: Sequence[Axes], steps: Sequence[str], colours:
     axes[0].set_yticks(range(len(steps)), steps)
     axes[0].set_ylim(len(steps) - 0.5, -0.5)
     baseline = Line2D([], [], color=GREY, linestyle="--", label=BASELINE)
-    hollow = Line2D([], [], color=GREY, marker="o", markerfacecolor=PAPER, linestyle="", label="leaves no language")
-    legend_below(figure, [*(swatch(colour, method) for method, colour in colours.items()), hollow, baseline])
+    methods = [swatch(colour, method) for method, colour in colours.items()]
+    legend_below(figure, [*methods, destroyed_swatch(), baseline])
 
 
 def _panel(
@@ -130,21 +139,20 @@ def _panel(
     tidy(ax, "x")
     for row in range(0, len(steps), 2):
         ax.axhspan(row - 0.5, row + 0.5, color=FAINT, alpha=0.25, linewidth=0)
-    unedited = data.get(BASELINE, dataset, metric)
+    unedited, gone = data.get(BASELINE, dataset, metric), destroyed(data)
     if unedited is not None:
         ax.axvline(unedited.value, color=GREY, linestyle="--", linewidth=1)
     for plan in plans:
         one = data.get(plan.label, dataset, metric)
         if one is None:
             continue
-        hollow = language_lost(data, plan.label) > BROKEN
         ax.errorbar(
             one.value,
             steps.index(step(plan)) + offsets[plan.method],
             xerr=errors(*one[:3]),
             fmt="o",
             color=colours[plan.method],
-            markerfacecolor=PAPER if hollow else colours[plan.method],
+            markerfacecolor=PAPER if plan.label in gone else colours[plan.method],
             markersize=3.6,
             elinewidth=1,
         )
@@ -155,10 +163,10 @@ def _panel(
 
 def _says(data: RunData, plans: Sequence[Plan], scope: str) -> str:
     low, broken = [], 0
-    labels = data.distinct([plan.label for plan in plans])
+    labels, gone = data.distinct([plan.label for plan in plans]), destroyed(data)
     for plan in (one for one in plans if one.label in labels):
         answered = data.answered(plan.label)
-        if language_lost(data, plan.label) > BROKEN:
+        if plan.label in gone:
             broken += 1
         elif answered is not None and answered.value > 0.5:
             low.append(step(plan))
@@ -167,8 +175,9 @@ def _says(data: RunData, plans: Sequence[Plan], scope: str) -> str:
     start = f"At scope “{scope_name(scope)}”"
     if unedited is not None:
         start += f", where the unedited model refuses {percent(unedited.value)} of harmful prompts"
-    some = f"{counted(len(low), 'plan')} of {len(labels)} answer most of them ({names})" if low else (
-        f"none of the {len(labels)} plans answers most of them"
-    )  # fmt: skip
-    end = f"; {counted(broken, 'plan')} {'leaves' if broken == 1 else 'leave'} no language" if broken else ""
+    if low:
+        some = f"{counted(len(low), 'plan')} of {len(labels)} {does(len(low), 'answer')} most of them ({names})"
+    else:
+        some = f"none of the {len(labels)} plans answers most of them"
+    end = f"; {counted(broken, 'plan')} {does(broken, 'destroy')} the model" if broken else ""
     return f"{start}, {some}{end}. Identical plans count once. Bars are 95 % intervals."

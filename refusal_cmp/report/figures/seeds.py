@@ -15,9 +15,11 @@ from refusal_cmp.report.figures._style import (
     FAINT,
     GREY,
     INK,
+    PAPER,
     Drawn,
     Outcome,
     Skipped,
+    destroyed_swatch,
     errors,
     legend_below,
     method_colours,
@@ -42,7 +44,10 @@ def draw_seeds(data: SeedsData) -> list[Outcome]:
     """How far plans move from seed to seed, and the figures of a run that numbers alone are enough for."""
     over = data.as_run
     drawn = [*_moves(data), *plans.draw(over), *tradeoff.draw(over), *strengths.draw(over)]
-    note = f"Values are means over {counted(len(data.seeds), 'seed')}, and intervals hold seeds and prompts."
+    note = (
+        f"Values are means over {counted(len(data.seeds), 'seed')}, and intervals hold seeds and prompts. Hollow marks "
+        "are plans that destroy the model with some seed."
+    )
     return [
         Drawn(one.name, one.title, one.figure, f"{one.says} {note}") if isinstance(one, Drawn) else one for one in drawn
     ]
@@ -85,7 +90,7 @@ def _figure(data: SeedsData, best: Sequence[Verdict], panels: Sequence[Panel]) -
     axes[0].set_ylim(len(best) - 0.5, -0.5)
     shown = dict.fromkeys(one.method for one in best)
     one_seed, over = swatch(GREY, "one seed", marker="|"), swatch(INK, "mean of all, with its interval")
-    legend_below(figure, [*(swatch(colours[name], name) for name in shown), one_seed, over])
+    legend_below(figure, [*(swatch(colours[name], name) for name in shown), one_seed, over, destroyed_swatch()])
     return figure
 
 
@@ -102,8 +107,11 @@ def _panel(ax: Axes, data: SeedsData, best: Sequence[Verdict], colours: dict[str
             if (found := run.get(one.plan, dataset, metric)) is not None:
                 ax.plot(found.value, row + 0.22, "|", color=colours[one.method], markersize=5, alpha=0.7)
         if (mean := data.as_run.get(one.plan, dataset, metric)) is not None:
-            bars = errors(*mean[:3])
-            ax.errorbar(mean.value, row, xerr=bars, fmt="o", color=colours[one.method], markersize=3.6, elinewidth=1)
+            colour = colours[one.method]
+            bars, face = errors(*mean[:3]), PAPER if one.broken else colour
+            ax.errorbar(
+                mean.value, row, xerr=bars, fmt="o", color=colour, markerfacecolor=face, markersize=3.6, elinewidth=1
+            )
     ax.set_title(heading)
     ax.tick_params(axis="y", length=0)
     if metric in ("acc", "refusal", data.as_run.answered_by):

@@ -10,13 +10,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from refusal_cmp.plan import BASELINE, Plan, component_of, number
-from refusal_cmp.report.answer import BROKEN, Cost, cost_of, costs, language_lost
+from refusal_cmp.report.answer import Cost, cost_of, costs, destroyed
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._style import (
     GREY,
+    PAPER,
     Drawn,
     Outcome,
     Skipped,
+    destroyed_swatch,
     errors,
     legend_below,
     loss_axis,
@@ -41,7 +43,7 @@ Read = Callable[[str], Estimate | None]
 
 def draw(data: RunData) -> list[Outcome]:
     """A figure for each intervention with several strengths: a column per scope, a row per measurement."""
-    swept = [name for name in dict.fromkeys(one.intervention for one in data.edited) if len(_strengths(data, name)) > 1]
+    swept = [name for name in dict.fromkeys(one.intervention for one in data.edited) if len(_tried(data, name)) > 1]
     if not swept:
         why = "no intervention has two strengths; run with e.g. --actadd-multipliers -1,1 or --reflection-alphas 1,2"
         return [Skipped("strengths", TITLE, why)]
@@ -59,9 +61,15 @@ def draw(data: RunData) -> list[Outcome]:
     ]
 
 
-def _strengths(data: RunData, intervention: str) -> list[float]:
+def _tried(data: RunData, intervention: str) -> set[float]:
+    """The strengths of an intervention's plans, but one that leaves the model as it is."""
     found = {one.strength for one in data.edited if one.intervention == intervention and one.strength is not None}
-    return sorted(found | {0.0} if found and intervention in UNEDITED_AT_ZERO else found)
+    return found - {0.0} if intervention in UNEDITED_AT_ZERO else found
+
+
+def _strengths(data: RunData, intervention: str) -> list[float]:
+    """The strengths of a sweep, with that of the baseline where it has one."""
+    return sorted(_tried(data, intervention) | ({0.0} if intervention in UNEDITED_AT_ZERO else set()))
 
 
 def _rows(data: RunData) -> list[tuple[str, Read]]:
@@ -108,7 +116,7 @@ def _figure(data: RunData, intervention: str, rows: Sequence[tuple[str, Read]]) 
         figure,
         [
             *(swatch(colour, method, line="-") for method, colour in colours.items()),
-            swatch(GREY, "leaves no language", marker="x"),
+            destroyed_swatch(),
             *([swatch(GREY, BASELINE, marker="s")] if 0 in strengths else []),
         ],
     )
@@ -143,12 +151,13 @@ def _line(ax: Axes, data: RunData, points: list[tuple[float, str]], read: Read, 
         color=colour,
         elinewidth=0.8,
     )
+    gone = destroyed(data)
     for x, plan, one in there:
-        collapsed = language_lost(data, plan) > BROKEN
         if plan == BASELINE:
             ax.plot(x, one.value, "s", color=GREY, zorder=4)
         else:
-            ax.plot(x, one.value, "x" if collapsed else "o", color=colour, markersize=5 if collapsed else 3.6, zorder=3)
+            face = PAPER if plan in gone else colour
+            ax.plot(x, one.value, "o", color=colour, markerfacecolor=face, markersize=3.6, zorder=3)
 
 
 def _says(data: RunData, intervention: str, strengths: list[float]) -> str:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from refusal_cmp.plan import BASELINE
-from refusal_cmp.report.answer import Cost, cost_of, costs, pareto
+from refusal_cmp.report.answer import Cost, cost_of, costs, destroyed, pareto
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._style import (
     FAINT,
@@ -22,6 +23,7 @@ from refusal_cmp.report.figures._style import (
     Drawn,
     Outcome,
     Skipped,
+    destroyed_swatch,
     errors,
     intervention_markers,
     legend_below,
@@ -33,7 +35,7 @@ from refusal_cmp.report.figures._style import (
     swatch,
     tidy,
 )
-from refusal_cmp.report.wording import counted, percent, scope_name, sentence_list
+from refusal_cmp.report.wording import counted, does, percent, scope_name, sentence_list
 from refusal_cmp.statistics import ENOUGH
 
 TITLE = "Harmful prompts answered against what is lost"
@@ -43,6 +45,8 @@ ROWS = 2
 """Costs that are drawn."""
 NAMED = 3
 """Plans on the front that the sentence names."""
+BAND = 0.08
+"""How strong the green is behind plans that answer enough."""
 
 
 def draw(data: RunData) -> list[Outcome]:
@@ -55,7 +59,8 @@ def draw(data: RunData) -> list[Outcome]:
     measured = [cost for cost in measured if _lost(data, cost)]
     if not measured:
         return [Skipped("tradeoff", TITLE, "no plan has a finite cost")]
-    return [Drawn("tradeoff", TITLE, _figure(data, measured), " ".join(_says(data, cost) for cost in measured))]
+    says = " ".join([*(_says(data, cost) for cost in measured), _apart(data)])
+    return [Drawn("tradeoff", TITLE, _figure(data, measured), says)]
 
 
 @styled
@@ -81,6 +86,9 @@ def _figure(data: RunData, measured: Sequence[Cost]) -> Figure:
             *(swatch(GREY, name, marker=marker) for name, marker in markers.items()),
             swatch(INK, "Pareto front, all scopes", marker="", line="-"),
             swatch(INK, BASELINE, marker="+"),
+            destroyed_swatch(),
+            *([swatch(FAINT, "another scope", marker=".")] if len(scopes) > 1 else []),
+            Patch(color=GREEN, alpha=BAND, linewidth=0, label=f"{percent(ENOUGH)} or more answered"),
         ],
     )
     return figure
@@ -96,12 +104,12 @@ def _panel(
     front: Sequence[tuple[str, float, float]],
 ) -> None:
     tidy(ax, "both")
-    ax.axhspan(ENOUGH, 1.05, color=GREEN, alpha=0.08, linewidth=0)
+    ax.axhspan(ENOUGH, 1.05, color=GREEN, alpha=BAND, linewidth=0)
     corners = [*((x, y) for _, x, y in front), (1.0 if cost.unit == "share" else 100.0, front[-1][2])]
     ax.step(*zip(*corners, strict=True), where="post", color=INK, linewidth=0.8, alpha=0.6, zorder=2)
     unedited = data.answered(BASELINE)
     ax.plot(0, unedited.value if unedited else math.nan, "+", color=INK, markersize=7, markeredgewidth=1.2)
-    on_front = {plan for plan, *_ in front}
+    on_front, gone = {plan for plan, *_ in front}, destroyed(data)
     for plan in data.edited:
         lost, answered = cost_of(data, plan.label, cost), data.answered(plan.label)
         if lost is None or answered is None or not math.isfinite(lost):
@@ -117,8 +125,7 @@ def _panel(
             fmt=markers[plan.intervention],
             color=colours[plan.method],
             markersize=6.5 if best else 4.5,
-            markeredgecolor=INK if best else PAPER,
-            markeredgewidth=0.9 if best else 0.5,
+            **_mark(colours[plan.method], best, plan.label in gone),
             elinewidth=0.7,
             zorder=4 if best else 3,
         )
@@ -127,9 +134,16 @@ def _panel(
         every = _lost(data, cost)
         ax.set_xlim(min(-0.05, *every) - 0.02, max(0.05, *every) + 0.02)
     else:
-        loss_axis(ax, "x", min(x for _, x, _ in front))
+        loss_axis(ax, "x", min(0.0, *_lost(data, cost)))
     ax.set_ylim(-0.04, 1.05)
     percent_axis(ax.yaxis)
+
+
+def _mark(colour: str, best: bool, is_broken: bool) -> dict[str, Any]:
+    """The face and the edge of a plan's mark: with a dark edge on the front, hollow if it destroys the model."""
+    if is_broken:
+        return {"markerfacecolor": PAPER, "markeredgecolor": colour, "markeredgewidth": 1.0}
+    return {"markeredgecolor": INK if best else PAPER, "markeredgewidth": 0.9 if best else 0.5}
 
 
 def _lost_in_words(cost: Cost) -> str:
@@ -146,9 +160,12 @@ def _lost(data: RunData, cost: Cost) -> list[float]:
 
 
 def _front(data: RunData, cost: Cost) -> list[tuple[str, float, float]]:
-    """The plans that no other beats in both, with the baseline among them: (plan, cost, answered)."""
-    points = []
-    for plan in (one.label for one in data.plans):
+    """The plans that no other beats in both, with the baseline among them: (plan, cost, answered).
+
+    Those that destroy the model have no place there.
+    """
+    points, gone = [], destroyed(data)
+    for plan in (one.label for one in data.plans if one.label not in gone):
         lost, answered = cost_of(data, plan, cost), data.answered(plan)
         if lost is not None and answered is not None and math.isfinite(lost):
             points.append((plan, lost, answered.value))
@@ -159,14 +176,22 @@ def _says(data: RunData, cost: Cost) -> str:
     front = [one for one in _front(data, cost) if one[0] != BASELINE]
     best = [plan for plan, _, answered in front if answered >= ENOUGH]
     lost = _lost(data, cost)
-    cheap = counted(sum(one <= cost.tie for one in lost), "plan")
+    cheap = sum(one <= cost.tie for one in lost)
     amounts = [
         counted(round(100 * one), "point") if cost.unit == "share" else f"{one:.2g} nats"
         for one in (cost.tie, max(lost))
     ]
-    named = sentence_list(best[:NAMED]) if best else f"none of them answers {percent(ENOUGH)} of harmful prompts"
+    named = sentence_list(best[:NAMED]) if best else f"none answers {percent(ENOUGH)} of harmful prompts"
     return (
         f"By {cost.name}, {counted(len(front), 'plan')} {'is' if len(front) == 1 else 'are'} on the Pareto front "
-        f"({named}); {cheap} of {len(lost)} cost at most {amounts[0]}, the dearest {amounts[1]}. "
-        "Identical plans count once."
+        f"({named}); {counted(cheap, 'plan')} of {len(lost)} {does(cheap, 'cost')} at most {amounts[0]}, the dearest "
+        f"{amounts[1]}."
     )
+
+
+def _apart(data: RunData) -> str:
+    """What is said once for all costs: how many plans the fronts leave out."""
+    gone = destroyed(data)
+    n = len(data.distinct([plan.label for plan in data.edited if plan.label in gone]))
+    left_out = f"{counted(n, 'plan')} {does(n, 'destroy')} the model, hollow here and on no front. " if n else ""
+    return f"{left_out}Identical plans count once."
