@@ -15,6 +15,7 @@ from importlib.metadata import version
 from importlib.resources import files
 from typing import Any
 
+from refusal_cmp.config import CONTRAST, ROLE
 from refusal_cmp.data import DATASETS, TEXTS
 from refusal_cmp.engines import ENGINES
 from refusal_cmp.evals import EVALUATORS
@@ -53,7 +54,7 @@ def works_of(config: Mapping[str, Any]) -> list[str]:
         INTERVENTIONS: config["interventions"],
         EVALUATORS: evals,
         ENGINES: [config["engine"]],
-        DATASETS: [config["harmful"], config["harmless"], config["contrast"], *config["eval_datasets"]],
+        DATASETS: [config["harmful"], config["harmless"], *(_source(config, name) for name in config["eval_datasets"])],
         TEXTS: config["texts"] if "perplexity" in evals else [],
     }
     found = {
@@ -69,8 +70,14 @@ def works_of(config: Mapping[str, Any]) -> list[str]:
     if "capability" in evals:
         names += config["tasks"]
         found.add(HARNESS)
-    found |= {key for key, work in works().items() if any(_is_of(work, name) for name in names)}
+    found |= {key for name in names for key in works_named(name)}
     return [key for key in works() if key in found]
+
+
+def works_named(name: str) -> list[str]:
+    """The keys of the works that a model or a task is from, by its name."""
+    last = name.rpartition("/")[2].lower()
+    return [key for key, work in works().items() if any(last.startswith(start.lower()) for start in work.get("of", ()))]
 
 
 def bibtex(keys: Iterable[str]) -> str:
@@ -109,6 +116,7 @@ def _named(work: Work) -> str:
     return f"{who if len(families) < 3 else f'{families[0]} et al.'} {work['year']}"
 
 
-def _is_of(work: Work, name: str) -> bool:
-    last = name.rpartition("/")[2].lower()
-    return any(last.startswith(start.lower()) for start in work.get("of", ()))
+def _source(config: Mapping[str, Any], test_set: str) -> str:
+    """What the prompts of a test set are read from: `jailbreakbench` of `harmful=jailbreakbench`."""
+    played = ROLE.fullmatch(test_set)
+    return played["source"] if played else config["contrast"] if test_set == CONTRAST else test_set

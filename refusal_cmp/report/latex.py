@@ -7,20 +7,24 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.plan import BASELINE, number
+from refusal_cmp.plan import Plan, number
+from refusal_cmp.report.answer import BROKEN, RUIN, destroyed
 from refusal_cmp.report.data import RunData
+from refusal_cmp.report.latex_phrases import escaped, on_test_prompts, where_scored
 from refusal_cmp.report.seeds import SeedsData
 from refusal_cmp.report.table import Column, columns
 from refusal_cmp.report.wording import bounds, bracketed, decimal, minus, sentence_list, shown
 from refusal_cmp.statistics import Estimate
 
-METRICS = ("refusal", "in_language", "guard_unsafe", "loss", "acc")
+METRICS = ("refusal", "in_language", "guard_unsafe", "loss", "acc", "kl")
 """What the table of plans has of the summary: refusal, language, safety, and what is lost."""
 RANKINGS_CAPTION = (
     "Agreement of local and global rankings of components by bypass. Intervals draw the validation prompts anew and "
     "rank again; regret is the global bypass of the local choice minus the best."
 )
-SIGNS = str.maketrans({"\u202f": r"\,", "–": "--", "−": "$-$", "±": r"$\pm$"})
+DESTROYS = "†"
+"""What marks a plan that destroys the model."""
+SIGNS = str.maketrans({"\u202f": r"\,", "–": "--", "−": "$-$", "±": r"$\pm$", DESTROYS: r"$\dagger$"})
 """Characters of ours that LaTeX has commands for."""
 
 
@@ -71,54 +75,80 @@ def floating(table: str, label: str, caption: str) -> str:
 
 
 def _plans_caption(data: RunData) -> str:
-    sizes = {dataset: len(rows) for (plan, dataset), rows in data.answers.items() if plan == BASELINE}
-    tests = sentence_list([f"{n} {dataset}" for dataset, n in sizes.items()]).replace("_", r"\_")
+    return f"{_what_plans_do(data)} Brackets are 95\\,\\% intervals.{_marks(data)}"
+
+
+def _what_plans_do(data: RunData) -> str:
     return (
         r"What every plan (\texttt{method/intervention:strength@scope}) does to "
-        f"{_escaped(data.config['model'])}, on {tests} test prompts. Brackets are 95\\,\\% intervals."
+        f"{escaped(data.config['model'])}, on {on_test_prompts(data)} test prompts."
     )
+
+
+def _marks(data: RunData) -> str:
+    """What the marks behind plans mean, of those that are there."""
+    said = []
+    if data.distinct([plan.label for plan in data.plans]) != [plan.label for plan in data.plans]:
+        said.append(" The sign = stands before a plan that does exactly the same.")
+    if destroyed(data):
+        seeds = "" if data.destroyed_with_some_seed is None else " with some seed"
+        said.append(
+            f" {DESTROYS} destroys the model{seeds}: more than {100 * BROKEN:.0f}\\,\\% of the completions, beside "
+            f"those of the unedited model, are no language, or the loss on a text rises by more than {number(RUIN)} "
+            "nat a token."
+        )
+    return "".join(said).translate(SIGNS)
 
 
 def _selection_caption(data: RunData) -> str:
     rule = data.rule
+    where = where_scored(data) if data.choice else ""
+    scored = f" Only components{where} were scored." if where else ""
     return (
-        f"The component of each method on {_escaped(data.config['model'])}: lowest bypass among those with an induce "
+        f"The component of each method on {escaped(data.config['model'])}: lowest bypass among those with an induce "
         f"score from {number(rule.induce_threshold)} on, a KL of at most {number(rule.kl_threshold)} nats, and a layer "
-        f"in the first {100 * rule.prune_layers:.0f}\\,\\%; kept is how many these filters keep."
+        f"in the first {100 * rule.prune_layers:.0f}\\,\\%; kept is how many these filters keep.{scored}"
     )
 
 
 def _seeds_caption(data: SeedsData) -> str:
     seeds = sentence_list([str(seed) for seed in data.seeds])
     return (
-        f"{_plans_caption(data.as_run).partition(' Brackets')[0]} Means over the seeds {seeds}, "
+        f"{_what_plans_do(data.as_run)} Means over the seeds {seeds}, "
         r"$\pm$ standard deviation between seeds. Brackets are 95\,\% hierarchical intervals, of seeds and prompts."
+        f"{_marks(data.as_run)}"
     )
 
 
 def _selection_by_seed_caption(data: SeedsData) -> str:
     return (
-        f"The component of each method on {_escaped(data.first.config['model'])} (position, layer; number of "
+        f"The component of each method on {escaped(data.first.config['model'])} (position, layer; number of "
         "directions) by seed, and the mean cosine of the chosen directions over pairs of seeds."
     )
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "/").replace("_", r"\_").replace("#", r"\#").replace("&", r"\&").replace("%", r"\%")
 
 
 def _plans(data: RunData, over: SeedsData | None = None) -> pd.DataFrame:
     """A row per plan, each measurement with its interval; over seeds, with how far they are apart."""
     wanted = [column for column in columns(data.results) if column.metric in METRICS]
-    rows = []
+    rows, gone = [], destroyed(data)
+    first: dict[str, str] = {}
     for plan in data.plans:
+        same_as = first.setdefault(data.run_as[plan.label], plan.label)
+        marks = f" {DESTROYS}" if plan.label in gone else ""
+        marks += f" = {_short(same_as, plan)}" if same_as != plan.label else ""
         found = {one: data.get(plan.label, one.dataset, one.metric) for one in wanted}
         cells = {
             f"{one.measure.title}, {one.heading}": "–" if value is None else _measured(plan.label, one, value, over)
             for one, value in found.items()
         }
-        rows.append({"plan": plan.label, **cells})
+        rows.append({"plan": f"{plan.label}{marks}", **cells})
     return pd.DataFrame(rows)
+
+
+def _short(label: str, beside: Plan) -> str:
+    """A plan's label without the method and the scope, where these are those of the plan beside it."""
+    start, end = f"{beside.method}/", f"@{beside.scope}"
+    return label.removeprefix(start).removesuffix(end) if label.startswith(start) and label.endswith(end) else label
 
 
 def _measured(plan: str, column: Column, value: Estimate, over: SeedsData | None) -> str:

@@ -30,6 +30,10 @@ def test_a_run_cites_its_own_works_and_no_others():
     judged = {"inan2023llama", "hendrycks2021measuring", "clark2018think", "lin2022truthfulqa", "gao2024framework"}
     read = {"gao2020pile", "taori2023alpaca", "rottger2024xstest", "kwon2023efficient"}
     assert judged | read <= set(works_of(large))
+    played = {"harmful": "tiny-harmful", "eval_datasets": "harmful=jailbreakbench,harmless", "contrast": "xstest"}
+    of_test_sets = set(works_of(load_config(None, played).model_dump(mode="json")))
+    assert "chao2024jailbreakbench" in of_test_sets
+    assert "rottger2024xstest" not in of_test_sets, "contrast is no test set there"
     assert "allal2025smollm2" in works_of(load_config(None, {"model": "smol-refuser"}).model_dump(mode="json"))
 
 

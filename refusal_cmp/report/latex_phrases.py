@@ -1,0 +1,90 @@
+"""Phrases in LaTeX that captions and the paragraph on the method share: where prompts are from, what was scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+from refusal_cmp.config import KINDS, is_path
+from refusal_cmp.plan import BASELINE
+from refusal_cmp.report.data import RunData
+from refusal_cmp.report.wording import sentence_list
+
+ESCAPES = str.maketrans(
+    {"\\": "/", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {sign: rf"\{sign}" for sign in "&%_#${}"}
+)
+"""Signs that LaTeX reads as commands; backslashes are those of paths."""
+LISTED = 4
+"""Most layers at equal distances that are all written out."""
+
+
+def escaped(text: str) -> str:
+    """A text as LaTeX prints it."""
+    return text.translate(ESCAPES)
+
+
+def tt(text: str) -> str:
+    """A name, in the letters of a typewriter."""
+    return rf"\texttt{{{escaped(text)}}}"
+
+
+def own_source(data: RunData, kind: str) -> str:
+    """Where the run's own prompts of a kind are from, and by what label, where one file holds both kinds."""
+    config, other = data.config, next(one for one in KINDS if one != kind)
+    name = tt(config[kind])
+    if config["label_column"] is None or not is_path(config[kind]):
+        return name
+    own = config[f"{kind}_label"]
+    values = " or ".join(tt(str(value)) for value in own or config[f"{other}_label"])
+    return f"{name} where {tt(config['label_column'])} is {'' if own else 'not '}{values}"
+
+
+def on_test_prompts(data: RunData, cite: Callable[[str], str] = lambda _: "") -> str:
+    """How many test prompts there are of what kind, and where they are from: `20 harmful (jailbreakbench) and …`.
+
+    Parameters
+    ----------
+    cite
+        What is put behind the name or path of a source.
+    """
+    sizes = {dataset: len(rows) for (plan, dataset), rows in data.answers.items() if plan == BASELINE}
+    return sentence_list([f"{n} {_test_set(data, dataset, cite)}" for dataset, n in sizes.items()])
+
+
+def _test_set(data: RunData, dataset: str, cite: Callable[[str], str]) -> str:
+    source = data.test_sources[dataset]
+    works = cite(source)
+    if source == dataset:
+        return f"{tt(dataset)}{works}"
+    is_own = dataset in KINDS and source == data.config[dataset]
+    return f"{escaped(dataset)} ({own_source(data, dataset) if is_own else tt(source)}{works})"
+
+
+def where_scored(data: RunData) -> str:
+    """At which positions and in which layers components were scored; nothing where all were.
+
+    ` at position $-1$ in layers 8 to 23 (of 0 to 29)`, with the space before it.
+    """
+    means = next(iter(data.fields.values())).means
+    positions = sorted({component.position for component in data.scored}, reverse=True)
+    layers = sorted({component.layer for component in data.scored})
+    parts = []
+    if len(positions) < len(means.positions):
+        parts.append(f" at {_plural('position', positions)} {sentence_list([f'${one}$' for one in positions])}")
+    if len(layers) < means.n_layers:
+        parts.append(f" in {_plural('layer', layers)} {_numbers(layers)} (of 0 to {means.n_layers - 1})")
+    return "".join(parts)
+
+
+def _plural(what: str, several: Sequence[int]) -> str:
+    return what if len(several) == 1 else f"{what}s"
+
+
+def _numbers(layers: Sequence[int]) -> str:
+    """`8 to 23`, `6, 8, …, 22`, `3, 5 and 9`."""
+    steps = {after - before for before, after in pairwise(layers)}
+    if steps == {1} and len(layers) > 2:
+        return f"{layers[0]} to {layers[-1]}"
+    if len(steps) == 1 and len(layers) > LISTED:
+        return rf"{layers[0]}, {layers[1]}, \dots, {layers[-1]}"
+    return sentence_list([str(layer) for layer in layers])
