@@ -48,6 +48,14 @@ def scored(config: RunConfig, positions: Sequence[int], n_layers: int) -> list[C
     return [component for component in components if component.layer < limit]
 
 
+def left_out(field: SubspaceField, config: RunConfig) -> int:
+    """How many components of a field are not scored only because `positions` and `layers` choose others."""
+    if config.positions is None and config.layers is None:
+        return 0
+    unrestricted = config.model_copy(update={"positions": None, "layers": None})
+    return len(among(field, unrestricted)) - len(among(field, config))
+
+
 def chosen(config: RunConfig, positions: Sequence[int], n_layers: int) -> list[Component]:
     """The components that the settings `positions` and `layers` choose of those that a model has."""
     wanted = positions if config.positions is None else config.positions

@@ -36,7 +36,7 @@ from refusal_cmp.run.contents import (
 )
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Rule, Selection, outcome, ranked_table
-from refusal_cmp.selection.among import among, said
+from refusal_cmp.selection.among import among, left_out, said
 from refusal_cmp.selection.budget import within_budget
 from refusal_cmp.selection.rankings import prediction, spread_out, study
 from refusal_cmp.selection.scoring import PromptScores, Reach, Scorer
@@ -70,8 +70,10 @@ def select_stage(session: Session) -> None:
     tables = [ranked_table(field, scores[field.method], rules[field.method]) for field in fields]
     selections = [outcome(table, field, rules[field.method]) for table, field in zip(tables, fields, strict=True)]
     _check_choice(session, choosing, selections)
-    for selection, table in zip(selections, tables, strict=True):
-        _report(session, selection, float(table.loc[table["selected"], f"{config.rank_by}_bypass"].iloc[0]))
+    for field, selection, table in zip(fields, selections, tables, strict=True):
+        bypass = float(table.loc[table["selected"], f"{config.rank_by}_bypass"].iloc[0])
+        unscored = left_out(read_field(session, field.extracted_by), config) if selection.fallback else 0
+        _report(session, selection, bypass, unscored)
     run.write_table(SCORES, pd.concat(tables, ignore_index=True))
     baseline = _baseline(session, scorer)
     run.write_json(
@@ -242,16 +244,22 @@ def _scorer(session: Session) -> Scorer:
     return Scorer(session.model, harmful, harmless, tokens, kl_epsilon=session.config.kl_epsilon)
 
 
-def _report(session: Session, selection: Selection, bypass: float) -> None:
+def _report(session: Session, selection: Selection, bypass: float, unscored: int) -> None:
+    """Say what was chosen, how well it removes, and how many components nobody has looked at."""
     n, kept = len(selection.ranking), len(selection.kept)
     if selection.fallback:
         dropped = ", ".join(f"{name} {count}" for name, count in selection.dropped.items())
         effect = (
             "" if bypass < 0 else f" Its removal leaves refusal likelier than not (a bypass score of {bypass:.2f})."
         )
+        others = (
+            f" Other components ({unscored}) were not scored, and may meet the filters (--layers, --positions)."
+            if unscored
+            else ""
+        )
         session.say(
             f"Warning: {selection.method}: the filters keep none of {n} components (dropped by {dropped}); with "
-            f"{selection.options} they would keep {selection.selected}, which is taken.{effect}"
+            f"{selection.options} they would keep {selection.selected}, which is taken.{effect}{others}"
         )
     else:
         session.say(f"{selection.method}: {selection.selected} selected; the filters keep {kept} of {n} components.")

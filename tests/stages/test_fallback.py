@@ -42,6 +42,18 @@ def test_the_warning_says_what_dropped_how_many_and_what_would_keep_the_choice(r
     assert (kept.selected, kept.fallback) == (selection.selected, False)
 
 
+def test_a_fallback_among_part_of_the_components_says_that_others_were_not_scored(run, tiny, tmp_path):
+    part = session_on(tmp_path / "part", tiny, **TIGHT, positions="-1", layers="2:8:2")
+    part.said = []
+    part.say = part.said.append
+    run_stages(part, ("extract", "select"))
+    (whole,), (some,) = read_selections(run), read_selections(part)
+    (warning,) = [text for text in part.said if "the filters keep none" in text]
+    n = len(whole.ranking) - len(some.ranking)
+    assert f"Other components ({n}) were not scored, and may meet the filters (--layers, --positions)." in warning
+    assert not any("were not scored" in text for text in run.said), "of all that could be chosen none was left out"
+
+
 def test_every_reader_of_the_choice_sees_how_far_the_filters_were_relaxed(run):
     (selection,), data = read_selections(run), read_run(run)
     note = f"fallback: KL budget {selection.kl_budget:g} nats"
