@@ -207,19 +207,24 @@ class RunDir:
         self.note(stages=found)
         return those
 
-    def check_settings(self, name: str, settings: Mapping[str, Json]) -> None:
-        """An error if the artifact is finished, with other settings than these, and is to be kept."""
+    def changed(self, name: str, settings: Mapping[str, Json]) -> list[str]:
+        """Which of these settings a finished artifact that is to be kept was made with others of, in words."""
         record = self.manifest.get("artifacts", {}).get(name)
         if stage_of(name) in self.force or record is None or not self.has(name):
-            return
-        changed = {key: (record["settings"].get(key), value) for key, value in settings.items()
-                   if record["settings"].get(key) != _plain(value)}  # fmt: skip
-        if changed:
-            what = ", ".join(
-                f"{key.replace('_', '-')} was {was!r} and is now {now!r}" for key, (was, now) in changed.items()
-            )
+            return []
+        before = record["settings"]
+        return [
+            f"{key.replace('_', '-')} was {before.get(key)!r} and is now {value!r}"
+            for key, value in settings.items()
+            if before.get(key) != _plain(value)
+        ]
+
+    def check_settings(self, name: str, settings: Mapping[str, Json]) -> None:
+        """An error if the artifact is finished, with other settings than these, and is to be kept."""
+        if changed := self.changed(name, settings):
             raise RefusalCmpError(
-                f"{self.path / name} was made with other settings: {what}; redo it, or keep it and name another run.",
+                f"{self.path / name} was made with other settings: {', '.join(changed)}; redo it, or keep it and name "
+                "another run.",
                 force="",
                 alias="NAME",
             )

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from refusal_cmp.config import GRID, RunConfig, is_marked
+from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Evaluator, Subject, configured, facts, measure_of
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.run.contents import (
@@ -49,6 +50,7 @@ def evaluate_stage(session: Session) -> None:
         for plan in distinct
         for name in evaluators
     }
+    _check_settings(session, inputs)
     missing = {
         name: [
             plan
@@ -74,6 +76,24 @@ def evaluate_stage(session: Session) -> None:
     distances = {name for name in names if measure_of(name).is_distance}
     session.run.write_table(COMPARISONS, compare_plans(plans, metrics, distances))
     _write_agreement(session, distinct)
+
+
+def _check_settings(session: Session, inputs: Mapping[tuple[str, str], tuple[Mapping[str, Any], Any]]) -> None:
+    """RefusalCmpError that names all evaluators which a changed setting concerns, so that they are redone together."""
+    changed = {
+        name: how
+        for (plan, name), (settings, _) in inputs.items()
+        if (how := session.run.changed(metrics_file(plan, name), settings))
+    }
+    if changed:
+        ways = dict.fromkeys(way for how in changed.values() for way in how)
+        raise RefusalCmpError(
+            f"{session.run.path} has finished work of {', '.join(changed)} that was made with other settings: "
+            f"{', '.join(ways)}; redo just that and then evaluate with all, or keep it and name another run.",
+            evals=",".join(changed),
+            force="",
+            alias="NAME",
+        )
 
 
 def _inputs(

@@ -167,6 +167,16 @@ def test_a_changed_judge_redoes_only_itself_and_needs_no_generating_model(copied
     assert redone == {"guard.json"}
 
 
+def test_a_setting_that_several_evaluators_read_names_them_all(copied, tiny):
+    start(copied, tiny, stages=("evaluate",), phrases="extended", evals="refusal", force=True)
+    with pytest.raises(RefusalCmpError, match="is now 'extended'; redo just that") as caught:
+        start(copied, tiny, stages=("evaluate",), phrases="extended")
+    left = caught.value.settings["evals"]
+    assert left == "coherence,magnitude"
+    start(copied, tiny, stages=("evaluate",), phrases="extended", evals=left, force=True)
+    start(copied, tiny, stages=("evaluate",), phrases="extended")
+
+
 def test_every_metric_of_every_plan_is_there(finished):
     results = pd.read_csv(finished / "results.csv")
     results = results.query("dataset != 'all' and not metric.str.contains('^magnitude|^landing')")
