@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import norm, spearmanr
 
-from refusal_cmp.commands.compare import made_from
+from refusal_cmp.commands.compare import made_from, print_made
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import measure_of
 from refusal_cmp.report.data import RunData
@@ -111,8 +111,7 @@ def _has_interval(one: Estimate) -> bool:
 def print_agreement(console: Console, found: Agreement, most: int) -> None:
     """What the seeds agree on: their answers, their components, and their numbers."""
     data = found.data
-    for name, one, other in found.made:
-        console.print(line(f"made with another {name}: {one} → {other}"), style="dim", highlight=False)
+    print_made(console, found.made)
     for seed, ranked in data.standings.items():
         named = ranked[0] if ranked else None
         verdict = "no plan" if named is None else f"{named.plan} ({_state(named.suppresses, named.is_broken)})"

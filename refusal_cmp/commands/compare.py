@@ -283,8 +283,7 @@ def _missing(part: Part, name: tuple[str, ...], from_a: bool) -> Entry:
 
 def print_diff(console: Console, diff: Diff, most: int) -> None:
     """The summary, and then at most so many of the differences of each part that are beyond the tolerance."""
-    for name, one, other in diff.made:
-        console.print(line(f"made with another {name}: {one} → {other}"), style="dim", highlight=False)
+    print_made(console, diff.made)
     counts = Counter((entry.part, entry.outcome) for entry in diff.entries)
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     table.add_column("compared")
@@ -299,6 +298,14 @@ def print_diff(console: Console, diff: Diff, most: int) -> None:
     for part in PARTS:
         _print_beyond(console, part, [one for one in apart if one.part == part and one.outcome == "beyond"], most)
     _print_missing(console, [one for one in apart if one.outcome != "beyond"], most)
+
+
+def print_made(console: Console, made: Sequence[tuple[str, str, str]]) -> None:
+    """What two runs were made from that is not the same in both, a line each."""
+    for name, one, other in made:
+        what = "given directions" if name == "given" else name
+        which = "other" if what.endswith("s") else "another"
+        console.print(line(f"made with {which} {what}: {one} → {other}"), style="dim", highlight=False)
 
 
 def _print_beyond(console: Console, part: Part, entries: Sequence[Entry], most: int) -> None:
@@ -334,5 +341,5 @@ def _print_listed(console: Console, table: Table, n: int) -> None:
 
 def _shown(value: Any) -> str:
     if isinstance(value, list):
-        return ",".join(map(_shown, value))
+        return ",".join(map(_shown, value)) or "none"
     return "–" if value is None else str(value)

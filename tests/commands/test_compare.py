@@ -146,12 +146,14 @@ def test_details_are_limited_and_the_rest_is_counted(original, copy, refusal_cmp
 
 def test_another_setting_is_named_and_is_no_difference(original, copy, refusal_cmp):
     run = RunDir(copy)
-    run.manifest["config"] |= {"inlp_c": 0.5, "batch_size": 3}
+    run.manifest["config"] |= {"inlp_c": 0.5, "batch_size": 3, "methods": ["inlp"], "given": ["d.safetensors"]}
     run.manifest["versions"] |= {"torch": "2.0"}
     run.save()
     code, shown = refusal_cmp("compare", original, copy)
     assert code == 0
-    assert "another inlp-c: 0.1 → 0.5" in shown
+    assert "made with another inlp-c: 0.1 → 0.5" in shown
+    assert "made with other methods: diff-in-means → inlp" in shown
+    assert "made with other given directions: none → d.safetensors" in shown
     assert "→ 2.0" in shown
     assert "batch" not in shown
 
