@@ -5,10 +5,12 @@ INSTALLED := .venv/.installed
 VLLM_BIN := .venv-vllm/bin
 VLLM_INSTALLED := .venv-vllm/.installed
 
-.PHONY: demo real reference reference-real test fuzz test-vllm test-real lint docs notebooks bench clean
+.PHONY: demo setup real reference reference-real test fuzz test-vllm test-real lint docs notebooks bench clean
 
 demo: $(INSTALLED)  ## compare diff-in-means and INLP on the embedded chat model
 	$(BIN)/refusal-cmp run --config demo --alias demo
+
+setup: $(INSTALLED)  ## only set up .venv
 
 real: $(INSTALLED)  ## the same on a real language model, SmolLM2-135M-Instruct with an adapter of ours
 	$(BIN)/refusal-cmp fetch smol-refuser
