@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from refusal_cmp.api import load_prompts, plan_intervention
-from refusal_cmp.config import load_config
+from refusal_cmp.config import STAGES, load_config
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.interventions import INTERVENTIONS
 from refusal_cmp.methods import EXTRACTORS
 from refusal_cmp.planning import Setting
+from refusal_cmp.run.contents import RESULTS
 from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import Session
 from refusal_cmp.stages import run_stages
@@ -159,6 +160,27 @@ def test_the_label_of_a_file(name, label):
 def test_files_whose_names_make_one_label(sets):
     with pytest.raises(RefusalCmpError, match="two test sets are called .*, so rename one of the files, or leave one"):
         load_config(None, {"eval_datasets": sets})
+
+
+def test_the_quick_settings_are_for_any_model_and_fetch_nothing_but_prompts():
+    own = {"model": "./my-model", "harmful": "my.csv", "harmless": "mine.csv"}
+    quick, default = load_config("quick", own), load_config(None, own)
+    assert (quick.model, quick.harmful, quick.harmless) == tuple(own.values())
+    assert quick.layers is None, "they depend on the model"
+    assert not {"guard", "capability"} & set(quick.evals)
+    assert (quick.texts, set(quick.test_sets)) == (("on-distribution",), {"harmful", "harmless"})
+    for name in ("n_train", "n_val", "n_test", "max_new_tokens", "loss_tokens"):
+        assert getattr(quick, name) < getattr(default, name), name
+
+
+def test_a_quick_run_goes_from_prompts_to_results(tiny, tmp_path):
+    flags = {"layers": "4:8", "n_train": 24, "n_val": 4, "n_test": 4, "max_new_tokens": 8}
+    session = Session(load_config("quick", flags), RunDir(tmp_path / "run"), loaded=tiny)
+    run_stages(session, STAGES[:4])
+    results = session.run.read_table(RESULTS)
+    plans = 2 * (1 + 2) * 2
+    assert results["plan"].nunique() == 1 + plans, "as docs/quick-start.md counts them"
+    assert {"refusal", "in_language", "loss", "kl"} <= set(results["metric"])
 
 
 @pytest.mark.parametrize(
