@@ -1,6 +1,7 @@
 """Extraction against the bare forward passes of the same prompts, at the same batch size.
 
-Both tokenise; the bare passes compute logits at the last position and keep nothing.
+Both tokenise; the bare passes read each prompt in a row of its own, in batches of like length, compute logits at the
+last position and keep nothing.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ def measure(size: str, repeats: int) -> dict[str, Any]:
 
     def bare() -> None:
         with torch.inference_mode():
-            for _, batch in model.batches([*harmful, *harmless], BATCH_SIZE):
-                model.last_logits(batch)
+            sequences = sorted(model.tokenize([*harmful, *harmless]), key=len)
+            for start in range(0, len(sequences), BATCH_SIZE):
+                model.last_logits(model.batch(sequences[start : start + BATCH_SIZE]))
 
     ways = {
         "bare": bare,

@@ -2,10 +2,11 @@
 
 The plain loop scores one candidate at a time, one full forward pass per score and prompt batch of 32, with
 logits at every position, as published code does. Ours batches candidates, resumes local passes at the edited
-block and computes logits at the last position only. The floor is the time of the block evaluations that no
-exact method can avoid, at the best batch size.
+block, reads what prompts begin with once, and computes logits at the last position only. The floor is the time of the
+block evaluations that no exact method can avoid which reads every prompt in a row of its own, at the best batch size.
 
     python benchmarks/selection.py                    # tiny-refuser, and a random-weight 0.5B shape
+    python benchmarks/selection.py --shape 135m       # smol-refuser, which `refusal-cmp fetch smol-refuser` gets
     python benchmarks/selection.py --shape 7b         # random weights in the shape of Qwen2.5-7B, on a GPU
 """
 
@@ -53,12 +54,16 @@ QWEN_7B = {
 SHAPES = {"0.5b": QWEN_0_5B, "7b": QWEN_7B}
 
 
-SIZES = {"tiny": (32, 0), "0.5b": (6, 12), "7b": (32, 28)}
+LOADED = {"tiny": ("tiny-refuser", "tiny"), "135m": ("smol-refuser", "everyday")}
+"""Real models by shape, and the family of their prompts; the others have random weights."""
+SIZES = {"tiny": (32, 0), "135m": (8, 24), "0.5b": (6, 12), "7b": (32, 28)}
 """Prompts of each kind, and components spread over the layers (0: all), of each shape."""
 
 
 def main(
-    shape: Annotated[list[str] | None, typer.Option(help="tiny, 0.5b or 7b (random weights; 7b wants a GPU)")] = None,
+    shape: Annotated[
+        list[str] | None, typer.Option(help="tiny, 135m, 0.5b or 7b (the last two: random weights; 7b wants a GPU)")
+    ] = None,
 ) -> None:
     """Time both forms of local and global selection, and compare their scores."""
     for name in shape or ("tiny", "0.5b"):
@@ -69,9 +74,10 @@ def one_shape(shape: str) -> None:
     """Both reaches on one model."""
     prompts, components = SIZES[shape]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = ChatModel.load(device=device, dtype="float32") if shape == "tiny" else random_model(shape, device)
-    harmful, harmless = (instructions(f"tiny-{kind}", "val", prompts) for kind in ("harmful", "harmless"))
-    field = thinned(candidates(model), components)
+    name, family = LOADED.get(shape, ("", "tiny"))
+    model = ChatModel.load(name, device=device, dtype="float32") if name else random_model(shape, device)
+    harmful, harmless = (instructions(f"{family}-{kind}", "val", prompts) for kind in ("harmful", "harmless"))
+    field = thinned(candidates(model, family), components)
     tokens = sorted(model.refusal_candidates())
     warm_up(model, harmful)
     rows = [compare(model, field, harmful, harmless, tokens, reach) for reach in ("local", "global")]
@@ -203,9 +209,9 @@ def random_model(shape: str, device: str) -> ChatModel:
     return ChatModel(model, tokenizer, shape)
 
 
-def candidates(model: ChatModel) -> SubspaceField:
+def candidates(model: ChatModel, family: str) -> SubspaceField:
     """Difference-in-means directions at every component."""
-    return extract(model, *(instructions(f"tiny-{kind}", "train", 32) for kind in ("harmful", "harmless")))
+    return extract(model, *(instructions(f"{family}-{kind}", "train", 32) for kind in ("harmful", "harmless")))
 
 
 def thinned(field: SubspaceField, n: int) -> SubspaceField:

@@ -81,7 +81,7 @@ def main() -> None:
     forms = [
         (read("inlp"), inlp_rows),
         (read("extraction"), extraction_rows),
-        *((read(f"selection-{shape}"), selection_rows) for shape in ("tiny", "0.5b", "7b")),
+        *((read(f"selection-{shape}"), selection_rows) for shape in ("tiny", "135m", "0.5b", "7b")),
         *((read(f"generation-{shape}"), generation_rows) for shape in ("tiny", "0.5b", "7b")),
     ]
     print("| work | textbook form | here | faster by | threads |\n|---|---|---|---|--:|")

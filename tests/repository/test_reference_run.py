@@ -1,4 +1,4 @@
-"""The committed reference run: this code, on this machine, still gives what it holds.
+"""The committed reference runs, and that this code, on this machine, still gives what that of the tiny model holds.
 
 A cheap part of the pipeline is run again from the configuration that the reference run names: extraction with all its
 methods, and selection, completions and refusal for difference in means under its removal edits. The tolerances are
@@ -38,8 +38,9 @@ CHEAP = {
 }
 """Parts of the grid, so that prompts, subspaces, scores and plans are those of the reference run."""
 TOLERANCE = Tolerance(numbers=0.02, completions=0.02)
-LARGEST = 7_700_000
-"""Bytes; the completions of 46 plans and the page are two thirds of it."""
+LARGEST = {"tiny-refuser": 7_700_000, "smol-refuser": 7_600_000}
+"""Bytes of the committed runs: mostly completions and the page of the first, and directions of the second."""
+COMMITTED = pytest.mark.parametrize("run", [REPOSITORY / "runs" / name for name in LARGEST], ids=lambda run: run.name)
 TEXTS = {".json", ".jsonl", ".csv", ".yaml", ".html", ".svg", ".tex"}
 MACHINE_PATH = re.compile(r"(?<![\w./:])(/(home|root|tmp|work|var|mnt|opt|private|Users)/|[A-Z]:\\\\Users)")
 
@@ -91,30 +92,33 @@ def test_the_same_numbers_and_completions_come_out(again):
     assert [entry for entry in compared if not entry.agrees and entry.name[-1] != "rank"] == []
 
 
-def test_it_names_no_path_of_the_machine_that_made_it():
-    for path in REFERENCE.rglob("*"):
+@COMMITTED
+def test_it_names_no_path_of_the_machine_that_made_it(run):
+    for path in run.rglob("*"):
         if path.suffix in TEXTS:
             found = MACHINE_PATH.search(path.read_text(encoding="utf-8"))
             assert found is None, f"{path}: {found[0]}"
 
 
-def test_it_is_small_enough_to_be_committed():
+@COMMITTED
+def test_it_is_small_enough_to_be_committed(run):
     if shutil.which("git") is None or not (REPOSITORY / ".git").exists():
         pytest.skip("what is committed is known to git only")
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "runs/tiny-refuser"]
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", f"runs/{run.name}"]
     listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     names = [name for name in listed.split("\0") if name and (REPOSITORY / name).is_file()]
-    assert "runs/tiny-refuser/results.csv" in names
-    assert sum((REPOSITORY / name).stat().st_size for name in names) <= LARGEST
+    assert f"runs/{run.name}/results.csv" in names
+    assert sum((REPOSITORY / name).stat().st_size for name in names) <= LARGEST[run.name]
 
 
-def test_every_figure_and_table_is_made_from_it(tmp_path):
+@COMMITTED
+def test_every_figure_and_table_is_made_from_it(run, tmp_path):
     """In a clone, from what is committed alone."""
     script = REPOSITORY / "scripts" / "figures.py"
-    command = [sys.executable, str(script), "all", str(REFERENCE), "--out", str(tmp_path)]
+    command = [sys.executable, str(script), "all", str(run), "--out", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    made = {path.stem for path in (tmp_path / "tiny-refuser").iterdir()}
-    figures = {path.stem for path in (REFERENCE / "report" / "figures").glob("*.png")}
+    made = {path.stem for path in (tmp_path / run.name).iterdir()}
+    figures = {path.stem for path in (run / "report" / "figures").glob("*.png")}
     assert figures <= made
-    assert {"plans", "selection", "rankings"} <= made
+    assert {"plans", "selection"} <= made
