@@ -27,7 +27,7 @@ SETTINGS = {
     "methods": "inlp,diff-in-means,random",
     "interventions": "nullspace,actadd",
     "actadd_multipliers": "1",
-    "scope": "single,all",
+    "scope": "single",
     "positions": "-1",
     "layers": "16:18",
     "n_train": 96,
@@ -82,7 +82,7 @@ def test_a_subspace_is_found_that_passes_every_filter_and_one_near_the_limit(run
 
 
 def test_removal_suppresses_refusal_and_leaves_language(value):
-    for plan in ("inlp/nullspace@all", "diff-in-means/nullspace@single"):
+    for plan in ("inlp/nullspace@single", "diff-in-means/nullspace@single"):
         assert value(plan, "harmful", "refusal") <= value("baseline", "harmful", "refusal") - 0.3
         assert value(plan, "harmful", "in_language") >= 0.85
         assert value(plan, "harmless", "refusal") <= value("baseline", "harmless", "refusal") + 0.1
@@ -95,13 +95,13 @@ def test_addition_induces_refusal(value):
 
 
 def test_a_random_direction_does_nothing(value):
-    for plan in ("random/nullspace@single", "random/nullspace@all"):
-        for dataset in ("harmful", "harmless"):
-            assert abs(value(plan, dataset, "refusal") - value("baseline", dataset, "refusal")) <= 0.2
+    for dataset in ("harmful", "harmless"):
+        changed = value("random/nullspace@single", dataset, "refusal") - value("baseline", dataset, "refusal")
+        assert abs(changed) <= 0.2
 
 
 def test_removal_costs_little_of_the_language(value):
-    unedited, edited = (value(plan, "everyday-answers", "loss") for plan in ("baseline", "inlp/nullspace@all"))
+    unedited, edited = (value(plan, "everyday-answers", "loss") for plan in ("baseline", "inlp/nullspace@single"))
     assert edited <= unedited + 0.25
 
 
@@ -114,4 +114,4 @@ def test_finished_work_is_not_done_again(run):
 def test_the_page_tells_what_was_run(run):
     page = (run.run.path / "report/index.html").read_text(encoding="utf-8")
     assert "smol-refuser" in page
-    assert "inlp/nullspace@all" in page
+    assert "inlp/nullspace@single" in page
