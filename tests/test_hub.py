@@ -76,10 +76,13 @@ def load(machine: Machine, name: str, revision: str | None = None, **environment
     return machine.run("-c", code, **environment)
 
 
+FEW = "2 harmful test prompts cannot decide"
+
+
 def sentence(done) -> str:
-    """What a command said that failed as it should: one sentence, and nothing beside it."""
+    """What a command said that failed as it should: one sentence, and beside it no more than that two prompts are few."""
     assert done.status == 2, done.err
-    said = done.err.strip()
+    (said,) = (text for text in done.err.strip().splitlines() if not text.startswith(FEW))
     assert said.startswith("Error: ")
     assert said.endswith(".")
     assert not {"\n", TOKEN, STRANGER} & {one for one in ("\n", TOKEN, STRANGER) if one in said}

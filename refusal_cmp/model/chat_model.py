@@ -295,17 +295,19 @@ class ChatModel(Chat):
 
         Not where blocks recur, or positions are read off the mask.
         """
-        sequences = self.tokenize(PROBE_INSTRUCTIONS)
-        alone = self.last_logits(self.batch(sequences))
-        whole = Pack(tuple(range(len(sequences))), sum(map(len, sequences)))
         try:
+            sequences = self.tokenize(PROBE_INSTRUCTIONS)
+            alone = self.last_logits(self.batch(sequences))
+            whole = Pack(tuple(range(len(sequences))), sum(map(len, sequences)))
             _, batch = self._packed(sequences, [whole])
             with torch.inference_mode():
                 out = self.forward_at(batch, batch.paths[:, -1], use_cache=True)
             off = float((out.logits.float() - alone).norm() / alone.norm())
             same = off <= SAME[self.model.dtype == torch.float32]
             return same, same and is_plain(out.past_key_values)
-        except Exception:  # whatever code raises that knows no such mask
+        except (
+            Exception
+        ):  # whatever code raises that knows no such mask; what is wrong with a prompt is said of real ones
             return False, False
 
     def per_prompt(
