@@ -80,7 +80,7 @@ FEW = "2 harmful test prompts cannot decide"
 
 
 def sentence(done) -> str:
-    """What a command said that failed as it should: one sentence, and beside it no more than that two prompts are few."""
+    """What a command said that failed as it should: one sentence, and no other but that two prompts are few."""
     assert done.status == 2, done.err
     (said,) = (text for text in done.err.strip().splitlines() if not text.startswith(FEW))
     assert said.startswith("Error: ")
