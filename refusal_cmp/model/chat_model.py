@@ -24,7 +24,7 @@ from refusal_cmp.model.foreign import check_code
 from refusal_cmp.model.generation import Completion, greedy
 from refusal_cmp.model.hooks import after, before, installed
 from refusal_cmp.model.kv_cache import is_plain
-from refusal_cmp.model.packing import Pack, PackedBatch, packs
+from refusal_cmp.model.packing import MOST_TOKENS, Pack, PackedBatch, packs
 from refusal_cmp.model.source import ModelSource
 from refusal_cmp.plan import Place, Plan
 from refusal_cmp.progress import Progress, silent
@@ -268,7 +268,8 @@ class ChatModel(Chat):
     ) -> list[Pack]:
         """Token sequences in the packs that share a row: one in each where the model can't, or layers read less."""
         can = shared and self.shares_rows and max(map(len, sequences), default=0) <= self._window
-        return packs(sequences, self.d_model, rows.limit if can else 1, lambda pack: row([pack]) <= rows.bytes)
+        longest = min(MOST_TOKENS, self._window, self.context)  # some layers count a window by places in the row
+        return packs(sequences, self.d_model, rows.limit if can else 1, longest, lambda pack: row([pack]) <= rows.bytes)
 
     def _packed(self, sequences: Sequence[Sequence[int]], some: Sequence[Pack]) -> tuple[list[int], Batch]:
         """The batch of some packs, and which prompts it holds in which order."""
@@ -287,7 +288,7 @@ class ChatModel(Chat):
     def _window(self) -> int:
         """Most tokens that the last one reads all of: layers that slide or go by chunks read fewer of more."""
         config = self.model.config.get_text_config()
-        named = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size"))
+        named = (getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size", "window_size"))
         return min((size for size in named if isinstance(size, int) and size > 0), default=sys.maxsize)
 
     def _sharing(self) -> tuple[bool, bool]:

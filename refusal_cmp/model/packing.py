@@ -42,7 +42,11 @@ class Pack:
 
 
 def packs(
-    sequences: Sequence[Sequence[int]], width: int, most: int, fits: Callable[[Pack], bool] = lambda _: True
+    sequences: Sequence[Sequence[int]],
+    width: int,
+    most: int,
+    longest: int = MOST_TOKENS,
+    fits: Callable[[Pack], bool] = lambda _: True,
 ) -> list[Pack]:
     """Prompts in packs, so that reading them costs least; the shortest packs first.
 
@@ -57,23 +61,25 @@ def packs(
         Of the residual stream, which says what attention costs beside the rest.
     most
         Prompts that may share a row; 1: none do.
+    longest
+        Tokens of a row that several share.
     fits
         Whether memory allows a pack of several; one that does not fit is made anew of at most half as many.
     """
     order = sorted(range(len(sequences)), key=lambda index: (sequences[index], index))
-    found = _cut([sequences[index] for index in order], width, min(most, MOST_PROMPTS))
+    found = _cut([sequences[index] for index in order], width, min(most, MOST_PROMPTS), longest)
     result = []
     for begin, end, tokens in found:
         pack = Pack(tuple(order[begin:end]), tokens)
         if end - begin == 1 or fits(pack):
             result.append(pack)
             continue
-        halves = packs([sequences[index] for index in pack.prompts], width, (end - begin) // 2, fits)
+        halves = packs([sequences[index] for index in pack.prompts], width, (end - begin) // 2, longest, fits)
         result += [half.of(pack.prompts) for half in halves]
     return sorted(result, key=lambda pack: (pack.tokens, pack.prompts))
 
 
-def _cut(sequences: Sequence[Sequence[int]], width: int, most: int) -> list[tuple[int, int, int]]:
+def _cut(sequences: Sequence[Sequence[int]], width: int, most: int, longest: int) -> list[tuple[int, int, int]]:
     """Where sorted prompts are cut into packs at the least cost: begin, end and tokens of each."""
     lengths = list(map(len, sequences))
     shared = [0, *itertools.starmap(_in_common, itertools.pairwise(sequences))]
@@ -82,7 +88,7 @@ def _cut(sequences: Sequence[Sequence[int]], width: int, most: int) -> list[tupl
         options, after = [], 0
         for begin in range(end - 1, max(-1, end - 1 - most), -1):
             tokens = lengths[begin] + after
-            if begin < end - 1 and tokens > MOST_TOKENS:
+            if begin < end - 1 and tokens > longest:
                 break
             options.append((least[begin][0] + tokens * (LINEAR_WORK * width + tokens), begin, tokens))
             after += lengths[begin] - shared[begin]

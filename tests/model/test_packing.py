@@ -9,9 +9,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import GPTNeoConfig, GPTNeoForCausalLM
 
 from refusal_cmp.data import Document
 from refusal_cmp.edit import LowRankEdit
+from refusal_cmp.model import ChatModel
 from refusal_cmp.model.batching import RowBudget
 from refusal_cmp.model.losses import encode, losses
 from refusal_cmp.model.packing import MOST_PROMPTS, Pack, PackedBatch, packs
@@ -19,7 +21,7 @@ from refusal_cmp.model.reading import read_streams, streams_at
 from refusal_cmp.plan import Place
 from refusal_cmp.subspace import Component
 
-from support.architectures import SUPPORTED, chat_model
+from support.architectures import SUPPORTED, chat_model, tokenizer
 
 PROMPTS = ["How do I bake a cake?", "How do I bake bread for two?", "Name a bird.", "How do I bake a cake?", "Name it"]
 ALONE = {"falcon-sequential-alibi", "bloom", "mpt", "qwen3-next", "jamba", "lfm2"}
@@ -107,6 +109,23 @@ def test_prompts_longer_than_a_window_are_read_in_rows_of_their_own():
     assert any(isinstance(batch, PackedBatch) for _, batch in model.batches(PROMPTS))
 
 
+def test_a_row_is_no_longer_than_a_window_that_layers_count_by_places_in_it():
+    """GPT-Neo's local attention looks back by places in the row, whatever mask it is given."""
+    config = GPTNeoConfig(vocab_size=5_000, hidden_size=32, num_layers=2, attention_types=[[["global", "local"], 1]],
+                          num_heads=2, window_size=128, max_position_embeddings=512)  # fmt: skip
+    torch.manual_seed(0)
+    model = ChatModel(GPTNeoForCausalLM(config), tokenizer(), "gpt-neo")
+    assert model.shares_rows
+    prompts = [f"How do I bake {'very ' * n}good cakes?" for n in range(24)]
+    sequences = model.tokenize(prompts)
+    assert model._packed(sequences, packs(sequences, 10_000, 24))[1].ids.shape[1] > 128, "but for the limit"
+    alone = torch.cat([model.last_logits(model.batch([ids])) for ids in sequences])
+    for rows, batch in model.batches(prompts):
+        assert isinstance(batch, PackedBatch)
+        assert batch.ids.shape[1] <= 128
+        torch.testing.assert_close(model.last_logits(batch), alone[rows], **CLOSE)
+
+
 small = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=8)
 
 
@@ -137,7 +156,7 @@ def test_no_other_cut_of_the_sorted_prompts_costs_less(sequences, most, width):
 def test_a_pack_that_does_not_fit_is_made_of_fewer():
     sequences = [[1] * 30 + [n] for n in range(MOST_PROMPTS + 5)]
     assert max(pack.size() for pack in packs(sequences, 100, 1000)) > 9
-    found = packs(sequences, 100, 1000, lambda pack: pack.size() <= 3)
+    found = packs(sequences, 100, 1000, fits=lambda pack: pack.size() <= 3)
     assert max(pack.size() for pack in found) <= 3
     assert sum(pack.size() for pack in found) == len(sequences)
 
