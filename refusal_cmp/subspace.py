@@ -89,6 +89,17 @@ class ClassMeans:
         harmful, harmless = self.at(component)
         return float(torch.linalg.vector_norm(harmful - harmless))
 
+    def to_tensors(self) -> dict[str, Tensor]:
+        """The means as float32 tensors."""
+        positions = torch.tensor(self.positions, dtype=torch.int64)
+        return {"positions": positions, "harmful_mean": self.harmful.float(), "harmless_mean": self.harmless.float()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ClassMeans:
+        """The means that `to_tensors` wrote, float64 again."""
+        positions = tuple(tensors["positions"].tolist())
+        return cls(positions, tensors["harmful_mean"].double(), tensors["harmless_mean"].double())
+
 
 @dataclass(frozen=True)
 class SubspaceField:
@@ -140,7 +151,10 @@ class SubspaceField:
         return replace(self, leading_of=self.extracted_by, subspaces=subspaces)
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """The field as float32 tensors, rows of all components one after the other, and metadata."""
+        """The subspaces as float32 tensors, rows of all components one after the other, and metadata.
+
+        `direction` is there if it is not everywhere the first row of `basis`. The means are written by themselves.
+        """
         found = list(self.subspaces.values())
         d = self.means.harmful.shape[-1]
         tensors = {
@@ -148,37 +162,30 @@ class SubspaceField:
             "k": torch.tensor([one.k for one in found], dtype=torch.int64),
             "basis": torch.cat([one.basis for one in found] or [torch.zeros(0, d)]).float(),
             "evidence": torch.cat([one.evidence for one in found] or [torch.zeros(0)]).float(),
-            "direction": torch.stack([one.direction for one in found] or [torch.zeros(d)])[: len(found)].float(),
             "norm": torch.tensor([one.norm for one in found], dtype=torch.float32),
-            "positions": torch.tensor(self.means.positions, dtype=torch.int64),
-            "harmful_mean": self.means.harmful.float(),
-            "harmless_mean": self.means.harmless.float(),
         }
+        if not all(torch.equal(one.direction, one.basis[0]) for one in found):
+            tensors["direction"] = torch.stack([one.direction for one in found]).float()
         missing = [[*component, reason] for component, reason in self.missing.items()]
         return tensors, {"method": self.method, "missing": json.dumps(missing)}
 
     @classmethod
-    def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> SubspaceField:
-        """The field that `to_tensors` wrote, float64 again."""
-        sizes = tensors["k"].tolist()
-        columns = zip(
-            tensors["components"].tolist(),
-            tensors["basis"].double().split(sizes),
-            tensors["direction"].double(),
-            tensors["norm"].tolist(),
-            tensors["evidence"].double().split(sizes),
-            strict=True,
-        )
-        positions = tuple(tensors["positions"].tolist())
-        return cls(
-            method=metadata["method"],
-            means=ClassMeans(positions, tensors["harmful_mean"].double(), tensors["harmless_mean"].double()),
-            subspaces={
-                Component(*where): Subspace(basis, direction, norm, evidence)
-                for where, basis, direction, norm, evidence in columns
-            },
-            missing={Component(*where): reason for *where, reason in json.loads(metadata["missing"])},
-        )
+    def from_tensors(
+        cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], means: ClassMeans
+    ) -> SubspaceField:
+        """The field that `to_tensors` wrote, with its means; float64 again."""
+        missing = {Component(*where): reason for *where, reason in json.loads(metadata["missing"])}
+        return cls(metadata["method"], means, subspaces_of(tensors), missing)
+
+
+def subspaces_of(tensors: Mapping[str, Tensor]) -> dict[Component, Subspace]:
+    """The subspaces that `SubspaceField.to_tensors` wrote, by component; float64 again."""
+    sizes = tensors["k"].tolist()
+    bases = tensors["basis"].double().split(sizes)
+    directions = tensors["direction"].double() if "direction" in tensors else [basis[0] for basis in bases]
+    columns = (bases, directions, tensors["norm"].tolist(), tensors["evidence"].double().split(sizes))
+    found = [Subspace(*column) for column in zip(*columns, strict=True)]
+    return dict(zip([Component(*at) for at in tensors["components"].tolist()], found, strict=True))
 
 
 def unit(vector: Float[Tensor, " d"], what: str = "direction", scale: float = 1.0) -> Float[Tensor, " d"]:

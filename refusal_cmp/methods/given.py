@@ -11,7 +11,6 @@ means of this run's training prompts say; these also give the norm, and the dev 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +26,7 @@ from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.files import check_regular
 from refusal_cmp.methods import Method, register_extractor
 from refusal_cmp.progress import Progress, silent
-from refusal_cmp.subspace import METADATA, VANISHING, Component, Subspace, SubspaceField
+from refusal_cmp.subspace import METADATA, VANISHING, Component, Subspace, SubspaceField, subspaces_of
 
 LAST = -1
 """The position of a direction that names only its layer: the last token of the prompt."""
@@ -91,20 +90,23 @@ class GivenDirection(Method):
         """The orthonormal basis and the unit direction at each component that the file has; float64."""
         tensors, metadata = _read(self.path)
         if METADATA in metadata and "components" in tensors:
-            return self._of_run(tensors, metadata[METADATA])
+            return self._of_run(tensors)
         basis, direction = _basis_and_direction(self.path, tensors)
         return {self._component(metadata): (orthonormal(basis, self.path), orthonormal(direction[None], self.path)[0])}
 
-    def _of_run(self, tensors: Mapping[str, Tensor], metadata: str) -> dict[Component, tuple[Tensor, Tensor]]:
+    def _of_run(self, tensors: Mapping[str, Tensor]) -> dict[Component, tuple[Tensor, Tensor]]:
         try:
-            field = SubspaceField.from_tensors(tensors, json.loads(metadata))
+            found = subspaces_of(tensors)
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
             raise RefusalCmpError(f"{self.path} is a damaged file of subspaces ({error}); give another.") from None
-        components = list(field) if self.at is None else [Component(*self.at)]
-        found = {one: (field[one].basis, field[one].direction[None]) for one in components}
+        if self.at is not None and Component(*self.at) not in found:
+            raise RefusalCmpError(
+                f"{self.path} has no subspace at component {Component(*self.at)}; give another place."
+            )
         return {
-            one: (orthonormal(basis, self.path), orthonormal(direction, self.path)[0])
-            for one, (basis, direction) in found.items()
+            at: (orthonormal(one.basis, self.path), orthonormal(one.direction[None], self.path)[0])
+            for at, one in found.items()
+            if self.at in (None, at)
         }
 
     def _component(self, metadata: Mapping[str, str]) -> Component:

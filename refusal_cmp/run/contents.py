@@ -26,7 +26,7 @@ from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection.rule import Selection
 from refusal_cmp.selection.scoring import PromptScores
-from refusal_cmp.subspace import Component, SubspaceField
+from refusal_cmp.subspace import ClassMeans, Component, SubspaceField
 
 CONFIG = "config.yaml"
 """The run's resolved configuration; `--config` takes it."""
@@ -70,6 +70,10 @@ def read_turns(session: Session) -> Turns:
     return Turns(tuple(found["markers"]), found["opened"])
 
 
+MEANS = "extract/class_means.safetensors"
+"""The mean activations of the two classes at every component, which the subspaces of all methods share."""
+
+
 def subspace_file(method: str) -> str:
     """The artefact that holds a method's subspaces."""
     return f"extract/{method}.safetensors"
@@ -77,7 +81,8 @@ def subspace_file(method: str) -> str:
 
 def read_field(session: Session, method: str) -> SubspaceField:
     """The subspaces that extract wrote."""
-    return SubspaceField.from_tensors(*session.run.read_tensors(subspace_file(method)))
+    means = ClassMeans.from_tensors(session.run.read_tensors(MEANS)[0])
+    return SubspaceField.from_tensors(*session.run.read_tensors(subspace_file(method)), means)
 
 
 def ranks_file(method: str) -> str:

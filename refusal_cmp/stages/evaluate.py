@@ -15,6 +15,7 @@ from refusal_cmp.run.contents import (
     AGREEMENT,
     COLUMNS,
     COMPARISONS,
+    MEANS,
     RESULTS,
     SELECTION,
     answers_file,
@@ -107,7 +108,7 @@ def _inputs(
     if "baseline" in evaluator.reads:
         files += [answers_file(BASELINE, dataset) for dataset in config.test_sets]
     if "subspaces" in evaluator.reads:
-        files += [SELECTION, *(subspace_file(name) for name in config.methods)]
+        files += [SELECTION, MEANS, *(subspace_file(name) for name in config.methods)]
     lists = {name: value for name, value in made_with.items() if is_marked(RunConfig.model_fields[name], GRID)}
     settings = {name: value for name, value in made_with.items() if name not in lists}
     return settings, {"edits": plan.digest, **lists, **{file: run.digest(file) for file in files}}

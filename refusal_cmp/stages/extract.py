@@ -12,7 +12,7 @@ from refusal_cmp.config.values import LARGEST
 from refusal_cmp.errors import NoSubspaceError, RefusalCmpError
 from refusal_cmp.methods import Extractor, configured
 from refusal_cmp.model.reading import collect
-from refusal_cmp.run.contents import PROMPTS, ranks_file, read_prompts, subspace_file
+from refusal_cmp.run.contents import MEANS, PROMPTS, ranks_file, read_prompts, subspace_file
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection.among import chosen
 from refusal_cmp.stages.prompts import KINDS, draw_prompts
@@ -31,13 +31,15 @@ def extract_stage(session: Session) -> None:
     methods = {name: configured(config, name) for name in config.methods}
     inputs = {name: method.inputs() for name, method in methods.items()}
     draw_prompts(session)
-    sources = {name: {PROMPTS: run.digest(PROMPTS), **inputs[name]} for name in methods}
+    drawn = {PROMPTS: run.digest(PROMPTS)}
+    sources = {name: drawn | inputs[name] for name in methods}
+    has_means = run.is_fresh(MEANS, settings, drawn)
     methods = {
         name: method
         for name, method in methods.items()
         if not run.is_fresh(subspace_file(name), settings, sources[name])
     }
-    if not methods:
+    if has_means and not methods:
         return
     chosen(config, session.model.positions, session.model.n_layers)  # select's choice, before there is any work
     for method in methods.values():
@@ -54,6 +56,9 @@ def extract_stage(session: Session) -> None:
         folder=run.path,
         progress=session.progress,
     )
+    if not has_means:
+        run.write_tensors(MEANS, activations.means().to_tensors(), {})
+        run.record(MEANS, settings, drawn)
     for name, method in methods.items():
         field = method.fit_field(activations, name, session.progress)
         if not len(field):

@@ -11,6 +11,7 @@ from refusal_cmp.report.table import summary
 from refusal_cmp.run.contents import (
     AGREEMENT,
     COMPARISONS,
+    MEANS,
     PAGE,
     PLANS,
     PROMPTS,
@@ -52,7 +53,7 @@ def report_stage(session: Session) -> None:
 def _sources(session: Session) -> dict[str, Any]:
     """Everything that the page is made from."""
     run, config = session.run, session.config
-    files = [RESULTS, PLANS, PROMPTS, SCORES, SELECTION, *map(subspace_file, config.methods)]
+    files = [RESULTS, PLANS, PROMPTS, MEANS, SCORES, SELECTION, *map(subspace_file, config.methods)]
     files += [prompts_file(config, dataset) for dataset in config.other_sets]
     optional = (RANKINGS, COMPARISONS, AGREEMENT, *map(ranks_file, config.methods))
     files += [name for name in optional if run.has(name)]

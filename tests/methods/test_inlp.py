@@ -219,7 +219,7 @@ def test_a_k_policy_keeps_the_leading_directions_after_save_and_load(policy, evi
     where = Component(-1, 0)
     subspace = Subspace(basis, basis[0], 1.0, torch.tensor(evidence, dtype=torch.float64))
     field = SubspaceField("inlp", means, {where: subspace})
-    kept = SubspaceField.from_tensors(*field.to_tensors()).leading(policy)[where]
+    kept = SubspaceField.from_tensors(*field.to_tensors(), means).leading(policy)[where]
     assert torch.equal(kept.basis, basis[:k])
     assert len(kept.evidence) == k
 

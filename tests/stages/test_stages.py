@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -68,6 +69,7 @@ def test_a_run_leaves_what_the_contract_says(finished):
     for name in (
         "manifest.json",
         "extract/prompts.json",
+        "extract/class_means.safetensors",
         "extract/diff-in-means.safetensors",
         "extract/inlp.safetensors",
         "select/scores.csv",
@@ -260,6 +262,18 @@ def test_a_damaged_artifact_is_named(copied, tiny):
     (copied / "extract/inlp.safetensors").write_bytes(b"short")
     with pytest.raises(RefusalCmpError, match="inlp.safetensors is not what extract wrote there"):
         start(copied, tiny, stages=("select",))
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"short")])
+def test_class_means_that_are_gone_are_read_again_and_no_method_is_fitted(copied, tiny, damage, monkeypatch):
+    means = copied / "extract/class_means.safetensors"
+    before = means.read_bytes()
+    damage(means)
+    with pytest.raises(RefusalCmpError, match=r"class_means.safetensors (is missing|is not what extract wrote there)"):
+        start(copied, tiny, stages=("select",), force=True)
+    monkeypatch.setattr("refusal_cmp.methods.Extractor.fit_field", None)
+    start(copied, tiny, stages=("extract",))
+    assert means.read_bytes() == before
 
 
 def test_loss_is_that_of_one_document_at_a_time(tiny):

@@ -122,7 +122,7 @@ def _accuracy(ax: Axes, field: SubspaceField, selected: Component) -> None:
             color=VERMILION if chosen else GREY,
             alpha=1 if chosen else 0.35,
             linewidth=1.4 if chosen else 0.7,
-            marker="o",
+            marker="o" if chosen or subspace.k == 1 else "",
             markersize=4 if chosen else 1.8,
             zorder=3 if chosen else 2,
         )
