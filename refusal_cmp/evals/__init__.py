@@ -41,8 +41,6 @@ class Subject:
     """Loads the model on first use; it is unedited until `model().edited(plan)`."""
     batch_size: int | None = None
     """Prompts in one forward pass, at most."""
-    journal: Callable[[str], MutableMapping[int, Any]] = lambda _: {}
-    """For a name, such as a test set: finished work by index, kept on disk, so that a killed run goes on from it."""
     selected: Callable[[], Sequence[Selected]] = tuple
     """What every method found."""
     refusal_tokens: tuple[int, ...] = ()
@@ -149,6 +147,18 @@ class Evaluator(ABC):
 
     def check(self, test_sets: Sequence[str]) -> None:  # noqa: B027
         """RefusalCmpError if it cannot work with its hyper-parameters on these test sets; asked before any work."""
+
+    def prepare(self, subjects: Sequence[Subject], known: MutableMapping[str, Any]) -> None:  # noqa: B027
+        """Work for all plans together, before any of them is evaluated: what two of them say alike is judged once.
+
+        Parameters
+        ----------
+        subjects
+            The plans that are to be evaluated.
+        known
+            What is known already, by whatever names the evaluator gives it. It is kept on disk until all of them are
+            evaluated, so that a killed run goes on from it.
+        """
 
     @abstractmethod
     def evaluate(self, subject: Subject) -> Evaluation:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from refusal_cmp.config import EVERYTHING
 from refusal_cmp.data import Document
@@ -19,6 +21,8 @@ from refusal_cmp.statistics import Estimate, mean, rate, weighted_mean
 
 FEWEST_TRIGRAMS = 8
 """Texts with fewer word trigrams are too short to repeat themselves."""
+AT_A_TIME = 1024
+"""Answers that are read before what came of them is kept."""
 
 
 @register_evaluator("coherence")
@@ -84,6 +88,17 @@ class Coherence(Evaluator):
     def __init__(self, phrases: str | Path = "published") -> None:
         self._phrases = Phrases.load(phrases)
         self._language: Language | None = None
+        self._known: MutableMapping[str, Any] = {}
+
+    def prepare(self, subjects: Sequence[Subject], known: MutableMapping[str, Any]) -> None:
+        """Read what all plans say, what they say alike once; those of a prompt together, as they share its tokens."""
+        self._known = known
+        said: dict[str | None, dict[Document, None]] = {}
+        for subject in subjects:
+            for answers in subject.answers.values():
+                for document in _said(answers, self._judged(subject, answers)):
+                    said.setdefault(document.instruction, {})[document] = None
+        self._losses(subjects[0], [document for of_prompt in said.values() for document in of_prompt])
 
     def evaluate(self, subject: Subject) -> Evaluation:
         """Every measure of every test set; of the baseline also the line between language and none, and its errors.
@@ -94,8 +109,8 @@ class Coherence(Evaluator):
         metrics = _line(self._language) if subject.plan.label == BASELINE else []
         examples = {}
         for dataset, answers in subject.answers.items():
-            judged = [subject.judge(answer, self._phrases) for answer in answers]
-            read = read_answers(subject.model(), _said(answers, judged), subject.batch_size, subject.progress)
+            judged = self._judged(subject, answers)
+            read = self._losses(subject, _said(answers, judged))
             fluent = [
                 one.verdict != "degenerate" and self._language.holds(loss)
                 for one, loss in zip(judged, read, strict=True)
@@ -117,15 +132,31 @@ class Coherence(Evaluator):
         own = [
             document
             for answers in subject.baseline.values()
-            for document in _said(answers, [subject.judge(answer, self._phrases) for answer in answers])
+            for document in _said(answers, self._judged(subject, answers))
         ]
         return learn(subject.model(), own, subject.batch_size, subject.progress)
+
+    def _judged(self, subject: Subject, answers: Sequence[Answer]) -> list[Judgement]:
+        return [subject.judge(answer, self._phrases) for answer in answers]
+
+    def _losses(self, subject: Subject, documents: Sequence[Document]) -> list[Loss]:
+        """The unedited model's loss on each; only what is not known is read."""
+        new = [one for one in dict.fromkeys(documents) if _key(one) not in self._known]
+        for start in range(0, len(new), AT_A_TIME):
+            some = new[start : start + AT_A_TIME]
+            read = read_answers(subject.model(), some, subject.batch_size, subject.progress)
+            self._known.update({_key(one): loss for one, loss in zip(some, read, strict=True)})
+        return [Loss(*self._known[_key(one)]) for one in documents]
 
 
 def distinct_trigrams(words: Sequence[str]) -> float:
     """The share of word trigrams that are distinct; one for texts too short to repeat."""
     trigrams = list(zip(words, words[1:], words[2:], strict=False))
     return len(set(trigrams)) / len(trigrams) if len(trigrams) >= FEWEST_TRIGRAMS else 1.0
+
+
+def _key(document: Document) -> str:
+    return json.dumps([document.instruction, document.text])
 
 
 def _said(answers: Sequence[Answer], judged: Sequence[Judgement]) -> list[Document]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import SecretStr
 
 from refusal_cmp.config import DATE
 from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, by_category, register_evaluator, share
-from refusal_cmp.judges import Backend, answer_all, check_guard
+from refusal_cmp.judges import Backend, Request, answer_all, check_guard, key_of
 from refusal_cmp.judges.endpoint import Endpoint
 from refusal_cmp.judges.formats import Format, Judgement, choose_format, known_format
 from refusal_cmp.model.generation import Answer
@@ -21,15 +22,6 @@ NOTHING = Estimate(float("nan"), float("nan"), float("nan"), 0)
 AT_A_TIME = 128
 """Completions in one forward pass of the guard, where nobody says."""
 WORDS = {True: "unsafe", False: "safe", None: "unparsed"}
-
-
-@dataclass
-class Judge:
-    """A loaded guard, and what it has said in this run."""
-
-    backend: Backend
-    format: Format
-    known: dict[str, str] = field(default_factory=dict)
 
 
 @register_evaluator("guard")
@@ -66,7 +58,15 @@ class Guard(Evaluator):
     openai_timeout: float
 
     def __post_init__(self) -> None:
-        self._judge: Judge | None = None
+        self._known: MutableMapping[str, Any] = {}
+
+    @cached_property
+    def _format(self) -> Format:
+        return choose_format(self.guard_format, self.guard, self.guard_prompt)
+
+    @cached_property
+    def _judge(self) -> Backend:
+        return self._backend()
 
     def check(self, test_sets: Sequence[str]) -> None:
         """The format is known, and there is such a guard, or an endpoint: that it is not shows before the long work."""
@@ -76,16 +76,20 @@ class Guard(Evaluator):
         else:
             check_guard(self.guard, self.guard_revision)
 
+    def prepare(self, subjects: Sequence[Subject], known: MutableMapping[str, Any]) -> None:
+        """Ask about what all plans say, as many at a time as go together."""
+        self._known = known
+        self._ask(subjects)
+
     def evaluate(self, subject: Subject) -> Evaluation:
         """Both shares of every test set; `guard_unsafe` also by category."""
-        self._judge = self._judge or self._open()
+        self._ask([subject])
         metrics: list[Metric] = []
         examples: dict[str, list[dict[str, Any]]] = {}
         for dataset, answers in subject.answers.items():
-            said = self._ask(self._judge, dataset, answers, subject)
+            said = {index: self._known[key_of(request)] for index, request in self._requests(answers).items()}
             judgements = [
-                self._judge.format.read(said[index]) if index in said else Judgement(False)
-                for index in range(len(answers))
+                self._format.read(said[index]) if index in said else Judgement(False) for index in range(len(answers))
             ]
             metrics += _metrics(dataset, answers, judgements)
             examples[dataset] = [
@@ -102,29 +106,27 @@ class Guard(Evaluator):
 
     def close(self) -> None:
         """Free the guard."""
-        if self._judge is not None:
-            self._judge.backend.close()
+        if "_judge" in vars(self):
+            self._judge.close()
 
-    def _ask(self, judge: Judge, dataset: str, answers: Sequence[Answer], subject: Subject) -> dict[int, str]:
-        """What the guard says, by index; completions of too few words, or of none, count as safe unasked."""
+    def _ask(self, subjects: Sequence[Subject]) -> None:
+        requests = [
+            request
+            for subject in subjects
+            for answers in subject.answers.values()
+            for request in self._requests(answers).values()
+        ]
+        most = self._format.max_new_tokens
+        answer_all(lambda: self._judge, requests, most, self._known, "asking the guard", subjects[0].progress)
+
+    def _requests(self, answers: Sequence[Answer]) -> dict[int, Request]:
+        """What the guard is asked, by index; completions of too few words, or of none, count as safe unasked."""
         least = max(1, self.guard_min_words)
-        requests = {
-            index: judge.format.request(answer.instruction, answer.completion)
+        return {
+            index: self._format.request(answer.instruction, answer.completion)
             for index, answer in enumerate(answers)
             if len(answer.completion.split()) >= least
         }
-        with subject.progress(f"guard: {subject.plan.label}", len(requests)) as advance:
-            return answer_all(
-                judge.backend,
-                requests,
-                judge.format.max_new_tokens,
-                journal=subject.journal(dataset),
-                known=judge.known,
-                advance=advance,
-            )
-
-    def _open(self) -> Judge:
-        return Judge(self._backend(), choose_format(self.guard_format, self.guard, self.guard_prompt))
 
     def _backend(self) -> Backend:
         if self.guard_backend == "openai":

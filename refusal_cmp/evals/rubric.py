@@ -11,7 +11,8 @@ from 0, no help at all, to 1. The wording of the rubric is our own, in a file th
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from pydantic import SecretStr
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator, share
 from refusal_cmp.files import read_text
-from refusal_cmp.judges import Backend, Messages, answer_all
+from refusal_cmp.judges import Backend, Messages, answer_all, key_of
 from refusal_cmp.judges.endpoint import Endpoint
 from refusal_cmp.model.generation import Answer
 from refusal_cmp.statistics import Estimate, mean, rate
@@ -88,43 +89,52 @@ class Rubric(Evaluator):
     ) -> None:
         self.judge, self.prompt = rubric_model, rubric_prompt
         self._endpoint = Endpoint(openai_url, openai_key, openai_concurrency, openai_timeout)
-        self._backend: Backend | None = None
-        self._known: dict[str, str] = {}
+        self._known: MutableMapping[str, Any] = {}
 
     def check(self, test_sets: Sequence[str]) -> None:
         """There are a rubric and a judge."""
         read_template(self.prompt)
         self._open().close()
 
+    def prepare(self, subjects: Sequence[Subject], known: MutableMapping[str, Any]) -> None:
+        """Have what all plans say graded."""
+        self._known = known
+        self._ask(subjects)
+
     def evaluate(self, subject: Subject) -> Evaluation:
         """The three measures of every test set."""
-        template = read_template(self.prompt)
-        self._backend = self._backend or self._open()
+        self._ask([subject])
         metrics: list[Metric] = []
         examples = {}
         for dataset, answers in subject.answers.items():
-            requests = {index: _request(template, answer) for index, answer in enumerate(answers)}
-            with subject.progress(f"rubric: {subject.plan.label}", len(requests)) as advance:
-                said = answer_all(
-                    self._backend,
-                    requests,
-                    MAX_NEW_TOKENS,
-                    journal=subject.journal(dataset),
-                    known=self._known,
-                    advance=advance,
-                )
-            grades = [read_grades(said[index]) for index in range(len(answers))]
+            said = [self._known[key_of(self._request(answer))] for answer in answers]
+            grades = [read_grades(one) for one in said]
             metrics += _metrics(dataset, grades)
-            examples[dataset] = [
-                _example(answer, one, said[index])
-                for index, (answer, one) in enumerate(zip(answers, grades, strict=True))
-            ]
+            examples[dataset] = [_example(*one) for one in zip(answers, grades, said, strict=True)]
         return Evaluation(metrics, examples)
 
     def close(self) -> None:
         """Close the connections."""
-        if self._backend is not None:
+        if "_backend" in vars(self):
             self._backend.close()
+
+    def _ask(self, subjects: Sequence[Subject]) -> None:
+        said = [answer for subject in subjects for answers in subject.answers.values() for answer in answers]
+        requests = [self._request(answer) for answer in said]
+        answer_all(lambda: self._backend, requests, MAX_NEW_TOKENS, self._known, "grading", subjects[0].progress)
+
+    def _request(self, answer: Answer) -> Messages:
+        said = dict(zip(FIELDS, (answer.instruction, answer.completion), strict=True))
+        text = re.sub("|".join(map(re.escape, FIELDS)), lambda match: said[match[0]], self._template)
+        return [{"role": "user", "content": text}]
+
+    @cached_property
+    def _template(self) -> str:
+        return read_template(self.prompt)
+
+    @cached_property
+    def _backend(self) -> Backend:
+        return self._open()
 
     def _open(self) -> Backend:
         if not self.judge:
@@ -146,12 +156,6 @@ def read_template(path: Path | None) -> str:
                 f"The rubric {path} must hold {' and '.join(FIELDS)}, and {field} is not there; add it."
             )
     return text
-
-
-def _request(template: str, answer: Answer) -> Messages:
-    said = dict(zip(FIELDS, (answer.instruction, answer.completion), strict=True))
-    text = re.sub("|".join(map(re.escape, FIELDS)), lambda match: said[match[0]], template)
-    return [{"role": "user", "content": text}]
 
 
 def _metrics(dataset: str, grades: Sequence[Grades | None]) -> list[Metric]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.hub import Repo, commit_of
 from refusal_cmp.model.loading import load_chat
 from refusal_cmp.model.source import ModelSource, clock
+from refusal_cmp.progress import Progress, silent
 
 Messages = list[dict[str, str]]
 Request = Messages | str
@@ -41,48 +42,38 @@ class Backend(ABC):
         """Free what the backend holds; nothing is asked of it afterwards."""
 
 
+def key_of(request: Request) -> str:
+    """The name by which the answer to a request is known."""
+    return json.dumps(request)
+
+
 def answer_all(
-    backend: Backend,
-    requests: Mapping[int, Request],
+    backend: Callable[[], Backend],
+    requests: Iterable[Request],
     max_new_tokens: int,
-    *,
-    journal: MutableMapping[int, Any],
-    known: MutableMapping[str, str],
-    advance: Callable[[int], None],
-) -> dict[int, str]:
-    """The answers to all requests, by index; a request is sent once, however many are the same.
+    known: MutableMapping[str, Any],
+    task: str,
+    progress: Progress = silent,
+) -> None:
+    """Ask what is not known; a request is sent once, however many are the same.
 
     Parameters
     ----------
-    journal
-        Answers by index that there are already; each new one is added as it comes.
+    backend
+        Called if there is anything to ask.
     known
-        Answers by request, of this call and of earlier ones: many plans lead to the same completions.
-    advance
-        Told of each answered request.
+        Answers by `key_of` their request; each new one is added as it comes.
+    task
+        What the progress is called.
     """
-    waiting: dict[str, list[int]] = {}
-    for index, request in requests.items():
-        key = json.dumps(request)
-        if index in journal:
-            known[key] = journal[index]
-        if key in known:
-            _note(journal, index, known[key])
+    new = {key: request for request in requests if (key := key_of(request)) not in known}
+    if not new:
+        return
+    keys = list(new)
+    with progress(task, len(keys)) as advance:
+        for place, text in backend().answer(list(new.values()), max_new_tokens):
+            known[keys[place]] = text
             advance(1)
-        else:
-            waiting.setdefault(key, []).append(index)
-    keys = list(waiting)
-    for place, text in backend.answer([requests[waiting[key][0]] for key in keys], max_new_tokens):
-        known[keys[place]] = text
-        for index in waiting[keys[place]]:
-            _note(journal, index, text)
-            advance(1)
-    return {index: journal[index] for index in requests}
-
-
-def _note(journal: MutableMapping[int, Any], index: int, text: str) -> None:
-    if index not in journal:
-        journal[index] = text
 
 
 def check_guard(name: str, revision: str | None = None) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -107,6 +107,36 @@ class Journal(MutableMapping[int, T], Generic[T]):
                 return
             self._items[index] = item
             self._end += len(line)
+
+
+class Memo(MutableMapping[str, Any]):
+    """What is known by name, kept in a journal; what comes in one `update` is there as a whole or not at all."""
+
+    def __init__(self, journal: Journal[dict[str, Any]]) -> None:
+        self._journal = journal
+        self._known: dict[str, Any] = {}
+        for part in journal.values():
+            self._known |= part
+
+    def update(self, new: Mapping[str, Any]) -> None:  # type: ignore[override]
+        """Note all of these."""
+        self._journal[len(self._journal)] = dict(new)
+        self._known |= new
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.update({name: value})
+
+    def __getitem__(self, name: str) -> Any:
+        return self._known[name]
+
+    def __delitem__(self, name: str) -> None:
+        raise TypeError("a memo only grows")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._known)
+
+    def __len__(self) -> int:
+        return len(self._known)
 
 
 def _line(value: Any) -> bytes:

@@ -28,7 +28,7 @@ from refusal_cmp.run.contents import (
     read_turns,
     subspace_file,
 )
-from refusal_cmp.run.journal import Journal
+from refusal_cmp.run.journal import Memo
 from refusal_cmp.run.session import Session
 from refusal_cmp.stages.pinned import pinned_config
 from refusal_cmp.statistics.agreement import agreements
@@ -64,9 +64,14 @@ def evaluate_stage(session: Session) -> None:
         for name, of_evaluator in missing.items():
             if of_evaluator and evaluators[name].loads_model:
                 session.release()
-            for plan in of_evaluator:
-                _evaluate(session, plan, name, evaluators[name], inputs[plan.label, name])
+            subjects = [_subject(session, plan) for plan in of_evaluator]
+            done = session.run.journal(f"evaluate/{name}", made_with[name])
+            if subjects:
+                evaluators[name].prepare(subjects, Memo(done))
+            for subject in subjects:
+                _evaluate(session, subject, name, evaluators[name], inputs[subject.plan.label, name])
                 advance(1)
+            done.discard()
             evaluators[name].close()
     metrics = {
         plan.label: [one for name in evaluators for one in session.run.read_json(metrics_file(plan.label, name))]
@@ -114,29 +119,26 @@ def _inputs(
     return settings, {"edits": plan.digest, **lists, **{file: run.digest(file) for file in files}}
 
 
-def _evaluate(
-    session: Session, plan: Plan, name: str, evaluator: Evaluator, inputs: tuple[dict[str, Any], dict[str, Any]]
-) -> None:
-    run, config = session.run, session.config
-    journals: list[Journal[Any]] = []
-
-    def journal(part: str) -> Journal[Any]:
-        journals.append(run.journal(examples_file(plan.label, name, part), inputs))
-        return journals[-1]
-
-    subject = Subject(
+def _subject(session: Session, plan: Plan) -> Subject:
+    config = session.config
+    return Subject(
         plan=plan,
         answers={dataset: read_answers(session, plan.label, dataset) for dataset in config.test_sets},
         baseline={dataset: read_answers(session, BASELINE, dataset) for dataset in config.test_sets},
         model=lambda: session.model,
         batch_size=config.batch_size,
-        journal=journal,
         selected=lambda: read_selected(session),
         refusal_tokens=read_refusal_tokens(session),
         turns=read_turns(session),
         progress=session.progress,
         say=session.say,
     )
+
+
+def _evaluate(
+    session: Session, subject: Subject, name: str, evaluator: Evaluator, inputs: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    run, plan = session.run, subject.plan
     evaluation = evaluator.evaluate(subject)
     for dataset, rows in evaluation.examples.items():
         run.write_lines(examples_file(plan.label, name, dataset), rows)
@@ -148,8 +150,6 @@ def _evaluate(
     run.write_json(metrics_file(plan.label, name), metrics)
     also = [examples_file(plan.label, name, dataset) for dataset in evaluation.examples]
     run.record(metrics_file(plan.label, name), *inputs, also)
-    for one in journals:
-        one.discard()
 
 
 def _write_agreement(session: Session, plans: Sequence[Plan]) -> None:

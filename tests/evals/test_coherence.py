@@ -8,7 +8,7 @@ import pytest
 
 from refusal_cmp.api import extract, plan_intervention
 from refusal_cmp.evals import EVALUATORS, Subject
-from refusal_cmp.judges.language import shuffled
+from refusal_cmp.judges.language import read_answers, shuffled
 from refusal_cmp.model.generation import Answer
 from refusal_cmp.plan import baseline
 
@@ -81,3 +81,27 @@ def test_the_line_and_its_errors_are_told_of_the_baseline_alone(tiny, measured):
     assert names <= set(plain)
     assert not names & set(edited)
     assert plain["all", "language_misses"] == 0
+
+
+def test_what_plans_say_alike_is_read_once_and_gives_what_each_alone_does(tiny, answers, monkeypatch):
+    other = {
+        name: [replace(one, completion=f"Yes. {one.completion}") for one in rows] for name, rows in answers.items()
+    }
+    plans = [Subject(baseline(), said, answers, lambda: tiny, batch_size=16) for said in (answers, other, answers)]
+    alone = [EVALUATORS.create("coherence").evaluate(plan) for plan in plans]
+    read = []
+
+    def reading(model, documents, *more):
+        read.extend(documents)
+        return read_answers(model, documents, *more)
+
+    monkeypatch.setattr("refusal_cmp.evals.coherence.read_answers", reading)
+    monkeypatch.setattr("refusal_cmp.evals.coherence.AT_A_TIME", 7)
+    evaluator, known = EVALUATORS.create("coherence"), {}
+    evaluator.prepare(plans, known)
+    assert len(read) == len(set(read)) == len(known) == 2 * sum(map(len, answers.values()))
+    for plan, expected in zip(plans, alone, strict=True):
+        found = evaluator.evaluate(plan)
+        for one, other_one in zip(found.metrics, expected.metrics, strict=True):
+            assert one.estimate.value == pytest.approx(other_one.estimate.value, abs=1e-5, nan_ok=True)
+    assert len(read) == len(known)

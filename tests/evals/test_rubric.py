@@ -20,10 +20,9 @@ from support.endpoint import Reply, endpoint
 GRADED = "It goes along.\nrefused: {}\nconvincing: {}\nspecific: {}"
 
 
-def subject(completions, journal=None):
+def subject(completions):
     answers = [Answer(f"ask {number}", "a", text, 3, "stop") for number, text in enumerate(completions)]
-    journals = {} if journal is None else {"journal": lambda _: journal}
-    return Subject(baseline(), {"harmful": answers}, {}, model=lambda: None, **journals)
+    return Subject(baseline(), {"harmful": answers}, {}, model=lambda: None)
 
 
 def rubric(**settings):
@@ -88,12 +87,17 @@ def test_nothing_that_can_be_read_is_no_score():
 
 
 def test_graded_answers_are_not_graded_again():
-    journal = {0: GRADED.format("yes", 1, 1)}
+    known: dict[str, str] = {}
     with endpoint(lambda *_: Reply(GRADED.format("no", 3, 3))) as server:
         settings = {"openai_url": server.url, "rubric_model": "judge"}
-        rubric(**settings).evaluate(subject(["x one", "y two"], journal))
-    assert len(server.bodies) == 1
-    assert sorted(journal) == [0, 1]
+        rubric(**settings).prepare([subject(["x one"])], known)
+        grader = rubric(**settings)
+        grader.prepare([subject(["x one", "y two"]), subject(["x one"])], known)
+        assert len(server.bodies) == 2
+        assert {row["verdict"] for row in grader.evaluate(subject(["x one", "y two"])).examples["harmful"]} == {
+            "complied"
+        }
+    assert len(server.bodies) == 2
 
 
 def test_another_rubric(tmp_path):

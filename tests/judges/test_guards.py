@@ -30,7 +30,7 @@ from refusal_cmp.config import load_config
 from refusal_cmp.data import DATASETS, Document
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Subject, configured
-from refusal_cmp.judges import Backend, answer_all, tokenizer_of
+from refusal_cmp.judges import Backend, answer_all, key_of, tokenizer_of
 from refusal_cmp.judges.completion import judge
 from refusal_cmp.judges.formats import HarmBench, Judgement, LlamaGuard, choose_format
 from refusal_cmp.judges.hf import HFBackend
@@ -376,19 +376,17 @@ def test_one_bad_moment_is_got_over():
 
 
 def test_dying_midway_keeps_what_there_is_and_resumes():
-    journal: dict[int, str] = {}
-    asked = dict(enumerate(ASKED))
-    options = {"journal": journal, "advance": lambda _: None}
+    known: dict[str, str] = {}
     with (
         endpoint(lambda number, _: Reply("safe", dies=number >= 7)) as server,
         pytest.raises(RefusalCmpError, match="what was judged before is kept"),
     ):
-        answer_all(quick(server.url, concurrency=1), asked, 5, known={}, **options)
-    assert journal == dict.fromkeys(range(7), "safe")
+        answer_all(lambda: quick(server.url, concurrency=1), ASKED, 5, known, "asking")
+    assert known == dict.fromkeys(map(key_of, ASKED[:7]), "safe")
     with endpoint(lambda *_: Reply("unsafe")) as server:
-        said = answer_all(quick(server.url), asked, 5, known={}, **options)
+        answer_all(lambda: quick(server.url), ASKED, 5, known, "asking")
     assert len(server.bodies) == 5
-    assert said == dict.fromkeys(range(7), "safe") | dict.fromkeys(range(7, 12), "unsafe")
+    assert [known[key_of(one)] for one in ASKED] == ["safe"] * 7 + ["unsafe"] * 5
 
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
@@ -631,10 +629,8 @@ def test_the_same_request_is_sent_once():
     known: dict[str, str] = {}
     with endpoint(lambda *_: Reply("safe")) as server:
         for _ in range(2):
-            said = answer_all(
-                quick(server.url), dict.fromkeys(range(5), ASKED[0]), 5, journal={}, known=known, advance=lambda _: None
-            )
-            assert said == dict.fromkeys(range(5), "safe")
+            answer_all(lambda: quick(server.url), ASKED[:1] * 5, 5, known, "asking")
+    assert known == {key_of(ASKED[0]): "safe"}
     assert len(server.bodies) == 1
 
 
@@ -715,10 +711,9 @@ class Canned(Backend):
         self.closed = True
 
 
-def subject(completions, journal=None):
+def subject(completions):
     answers = [Answer(f"do {n}", "ab"[n % 2], text, 3, "stop") for n, text in enumerate(completions)]
-    journals = {} if journal is None else {"journal": lambda _: journal}
-    return Subject(baseline(), {"harmful": answers}, {}, model=lambda: None, **journals)
+    return Subject(baseline(), {"harmful": answers}, {}, model=lambda: None)
 
 
 def evaluator_of(**settings):
@@ -770,13 +765,17 @@ def test_a_completion_of_just_enough_words_is_asked(canned):
     assert canned.asked == ["x one"]
 
 
-def test_only_what_is_not_judged_yet_is_asked(canned):
-    journal = {0: "safe"}
-    evaluator = evaluator_of()
-    evaluation = evaluator.evaluate(subject(["x one", "w four"], journal))
-    assert canned.asked == ["w four"]
-    assert [row["verdict"] for row in evaluation.examples["harmful"]] == ["safe", "unsafe"]
-    assert journal == {0: "safe", 1: "unsafe\nS2,S3"}
+def test_only_what_is_not_judged_yet_is_asked_and_of_all_plans_together(canned):
+    known: dict[str, str] = {}
+    evaluator_of().prepare([subject(["x one"])], known)
+    assert len(known) == 1
+    evaluator, plans = evaluator_of(), [subject(["x one", "w four"]), subject(["x one", "z three"])]
+    canned.asked.clear()
+    evaluator.prepare(plans, known)
+    assert canned.asked == ["w four", "z three"]
+    verdicts = [[row["verdict"] for row in evaluator.evaluate(one).examples["harmful"]] for one in plans]
+    assert verdicts == [["unsafe", "unsafe"], ["unsafe", "unparsed"]]
+    assert len(canned.asked) == 2
 
 
 def test_the_evaluator_with_tiny_guard_and_with_an_endpoint(monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.generation import Completion
-from refusal_cmp.run.journal import Journal
+from refusal_cmp.run.journal import Journal, Memo
 
 from support.attack import EFFORT, damaged
 
@@ -93,3 +93,19 @@ def test_a_file_that_cannot_be_read_is_a_sentence(path):
     path.chmod(0)
     with pytest.raises(RefusalCmpError, match=r"Cannot read .*x\.jsonl: Permission denied"):
         opened(path)
+
+
+def test_of_a_memo_that_a_kill_cut_short_each_update_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "known"
+    memo = Memo(Journal(path, "me"))
+    memo["a"] = 1
+    first = path.stat().st_size
+    memo.update({"b": 2, "c": [0.1 + 0.2, "ü"]})
+    whole = path.read_bytes()
+    for size in range(first, len(whole)):
+        path.write_bytes(whole[:size])
+        assert dict(Memo(Journal(path, "me"))) == {"a": 1}
+    path.write_bytes(whole)
+    assert dict(Memo(Journal(path, "me"))) == dict(memo) == {"a": 1, "b": 2, "c": [0.1 + 0.2, "ü"]}
+    with pytest.raises(TypeError, match="only grows"):
+        del memo["a"]
