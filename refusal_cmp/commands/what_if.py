@@ -10,11 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from refusal_cmp.config import BUDGET
+from refusal_cmp.methods import configured
 from refusal_cmp.plan import number
-from refusal_cmp.run.contents import SCORES, read_fields
+from refusal_cmp.run.contents import SCORES, budget_file, budgeted, read_fields
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Rule, Selection, outcome
 from refusal_cmp.selection.rule import select
+from refusal_cmp.subspace import SubspaceField
 from refusal_cmp.terminal import line
 
 FACTORS = (0.25, 0.5, 2.0, 5.0, 10.0)
@@ -35,6 +38,8 @@ class WhatIf(NamedTuple):
     kl: float
     """Of the removal on harmless prompts, by the scores that rank."""
     bypass: float
+    others: int = 0
+    """Components at which more or fewer directions would be used, whose scores nobody knows: the choice is open."""
 
 
 def what_if(session: Session) -> list[WhatIf]:
@@ -51,8 +56,19 @@ def what_if(session: Session) -> list[WhatIf]:
             ranked = select(table[shown].dropna(axis=1, how="all"), other, field.means.n_layers)
             chosen = ranked[ranked["selected"]].iloc[0]
             kl, bypass = (float(chosen[f"{other.rank_by}_{name}"]) for name in ("kl", "bypass"))
-            found.append(WhatIf(setting, field.method, outcome(ranked, field, other), kl, bypass))
+            others = _with_other_directions(session, field, other.kl_threshold)
+            found.append(WhatIf(setting, field.method, outcome(ranked, field, other), kl, bypass, others))
     return found
+
+
+def _with_other_directions(session: Session, field: SubspaceField, kl_threshold: float) -> int:
+    """At how many components another KL threshold is a budget for more or fewer directions than were scored."""
+    if BUDGET not in session.config.inlp_k or not configured(session.config, field.extracted_by).has_k:
+        return 0
+    if field.method != field.extracted_by:  # the leading directions by another policy
+        return 0
+    tried = budgeted(session.run.read_table(budget_file(field.method)), kl_threshold)
+    return sum(at in field and (k != field[at].k or (k > 1 and not within)) for at, (k, within) in tried)
 
 
 def _others(rule: Rule) -> Iterator[tuple[str, Rule]]:
@@ -77,6 +93,13 @@ def print_what_if(console: Console, session: Session) -> None:
         cells = [_cell(found[setting, method], found["", method]) for method in methods]
         table.add_row(line(setting or "these settings"), *cells)
     console.print(table)
+    if any(one.others for one in found.values()):
+        console.print(
+            "Open: with that KL threshold more or fewer directions of the method stay within the budget, and these are "
+            "not scored yet; `refusal-cmp select` with it scores them.",
+            style="dim",
+            highlight=False,
+        )
     console.print(
         "One setting is changed at a time. Type `refusal-cmp select` with one to choose by it, from the same scores.",
         style="dim",
@@ -86,6 +109,8 @@ def print_what_if(console: Console, session: Session) -> None:
 
 def _cell(one: WhatIf, own: WhatIf) -> Text:
     """What would be chosen, dimmed where it is what was chosen."""
+    if one.others:
+        return line(f"open: other directions at {one.others} components")
     at, is_same = one.selection.selected, bool(one.setting) and one.selection.selected == own.selection.selected
     kept = "none kept, fallback" if one.selection.fallback else f"{len(one.selection.kept)} kept"
     where = "the same" if is_same else f"({at.position}, {at.layer})"

@@ -89,6 +89,7 @@ class RunDir:
         self.say: Callable[[str], None] = say_nothing
         """Told what is made again, and why."""
         self._made: set[str] = set()  # artifacts made by this process: never stale to it
+        self._redone: set[str] = set()  # artifacts made again by this redoing, also before it was stopped
         self._said: set[tuple[str, str]] = set()
         self._hashes: dict[str, tuple[int, int, str]] = {}  # size and time of files when they had this hash
         self.manifest = self._read_manifest()
@@ -198,6 +199,22 @@ class RunDir:
             self.note(files=dict(sorted(self._files.items())))
         self._write(MANIFEST, _readable({**self.manifest, CHECKSUM: _checksum(self.manifest)}))
 
+    def begin(self, what: Json) -> None:
+        """Say what is to be done: the redoing of just that goes on where it was stopped, of anything else is forgotten.
+
+        Redone is what `force` names. `finish` ends it, so that the next time it is all done again.
+        """
+        before = self.manifest.pop("redoing", {})
+        if self.force:
+            self._redone = set(before["made"]) if before.get("what") == _plain(what) else set()
+            self.note(redoing={"what": _plain(what), "made": sorted(self._redone)})
+        if self._redone:
+            self.say(f"Redoing goes on where it was stopped: {len(self._redone)} parts are done.")
+
+    def finish(self) -> None:
+        """All is done that `begin` named."""
+        self.manifest.pop("redoing", None)
+
     def outdate(self, stages: Sequence[str]) -> list[str]:
         """Mark finished stages as outdated: they have to be run again before others build on them; those that are."""
         found = dict(self.manifest.get("stages", {}))
@@ -243,7 +260,7 @@ class RunDir:
             return True
         self.check_settings(name, settings)
         record = self.manifest.get("artifacts", {}).get(name)
-        if stage_of(name) in self.force or record is None:
+        if record is None or (stage_of(name) in self.force and name not in self._redone):
             return False
         reason = self._why_stale(name, record, _plain(sources))
         if reason and (stage_of(name), reason) not in self._said:
@@ -262,6 +279,9 @@ class RunDir:
             Other files that are made with it, and again if one of them is damaged.
         """
         self._made.add(name)
+        if stage_of(name) in self.force:
+            self._redone.add(name)
+            self.note(redoing=self.manifest.get("redoing", {}) | {"made": sorted(self._redone)})
         artifacts = dict(self.manifest.get("artifacts", {}))
         artifacts[name] = {"settings": _plain(settings), "sources": _plain(sources), "also": sorted(also)}
         self.note(artifacts=dict(sorted(artifacts.items())))

@@ -67,7 +67,20 @@ def chosen(config: RunConfig, positions: Sequence[int], n_layers: int) -> list[C
                 positions="",
             )
     layers = range(n_layers) if config.layers is None else _numbers(config.layers, n_layers)
-    return [Component(position, layer) for layer in layers for position in wanted]
+    found = [Component(position, layer) for layer in layers for position in wanted]
+    for which in config.component:
+        at = named(which)
+        if at is not None and at not in found:
+            has = f"it has positions {positions[0]} to -1 and layers 0 to {n_layers - 1}"
+            is_there = at.position in positions and 0 <= at.layer < n_layers
+            why = "positions and layers leave it out" if is_there else f"the model has no such component: {has}"
+            raise RefusalCmpError(f"The setting component holds {which}, and {why}; choose another.", component="")
+    return found
+
+
+def named(which: str) -> Component | None:
+    """The component that a value of the setting `component` names; None of `best` and `shared`."""
+    return Component(*map(int, which.split(","))) if "," in which else None
 
 
 def _numbers(parts: Sequence[str], n_layers: int) -> list[int]:

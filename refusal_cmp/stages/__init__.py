@@ -28,6 +28,7 @@ def run_stages(session: Session, stages: Sequence[str]) -> None:
         if "config" not in session.run.manifest:
             _note_config(session, session.config)
         _check_test_sets(session)
+        session.run.begin({"stages": stages, "force": session.run.force, "config": session.config.digest})
         if _read_more_than_the_run(stages):
             _check_weights(session)
         for stage in stages:
@@ -41,6 +42,8 @@ def run_stages(session: Session, stages: Sequence[str]) -> None:
             _note_config(session, settled)
             session.run.write_bytes(CONFIG, settled.to_yaml().encode())
             session.run.save()
+        session.run.finish()
+        session.run.save()
 
 
 def _function(stage: str) -> Callable[[Session], None]:

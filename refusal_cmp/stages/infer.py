@@ -25,10 +25,10 @@ from refusal_cmp.run.contents import (
 )
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Selection
-from refusal_cmp.selection.among import among
+from refusal_cmp.selection.among import among, named
 from refusal_cmp.selection.shared import shared
 from refusal_cmp.stages.prompts import read_test_prompts
-from refusal_cmp.subspace import Component, SubspaceField
+from refusal_cmp.subspace import SubspaceField
 
 
 def infer_stage(session: Session) -> None:
@@ -84,13 +84,7 @@ def _grid(session: Session) -> list[Plan]:
     _check_layers(session, fields, selections)
     chosen = []
     for which in config.component:
-        at = (
-            None
-            if which == "best"
-            else shared(selections)
-            if which == "shared"
-            else Component(*map(int, which.split(",")))
-        )
+        at = shared(selections) if which == "shared" else named(which)
         if which == "shared":
             session.say(f"Shared by all methods: the direction at {at}.")
         for field, one in zip(fields, selections, strict=True):

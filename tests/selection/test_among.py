@@ -49,6 +49,20 @@ def test_layers_are_numbers_and_slices_as_in_python(given, layers):
     assert load_config(None, json.loads(config.model_dump_json(include={"layers"}))).layers == config.layers
 
 
+@pytest.mark.parametrize(
+    ("component", "layers", "why"),
+    [
+        ("-1,99", None, "model has no such component: it has positions -3 to -1 and layers 0 to 29"),
+        ("-4,2", None, "model has no such component: it has positions -3 to -1 and layers 0 to 29"),
+        ("best,-1,7", "8:24", "positions and layers leave it out"),
+    ],
+)
+def test_a_component_that_cannot_be_had_is_refused_before_any_work(component, layers, why):
+    config = load_config(None, {"component": component, "layers": layers})
+    with pytest.raises(RefusalCmpError, match=why):
+        chosen(config, (-3, -2, -1), 30)
+
+
 def test_all_components_are_chosen_where_nothing_is_said():
     assert len(chosen(load_config(None, {}), (-2, -1), 5)) == 10
     assert said(load_config(None, {})) == ""

@@ -252,6 +252,41 @@ def test_force_does_it_all_again_and_gives_the_same_bytes(copied, tiny, generate
     assert len(generated) == len(answers) > 0
 
 
+def test_redoing_that_was_stopped_goes_on_and_what_is_typed_after_it_is_redone_from_the_start(
+    copied, tiny, generated, monkeypatch
+):
+    before = {path: path.read_bytes() for path in copied.glob("infer/*/*.jsonl")}
+    whole, generate = len(list(copied.glob("infer/*/*.jsonl"))), HFEngine.generate
+
+    def stopped(*args, **more):
+        if len(generated) == 3:
+            raise KeyboardInterrupt
+        return generate(*args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HFEngine, "generate", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            start(copied, tiny, stages=("infer",), force=True)
+    assert len(generated) == 3
+    _, said = start(copied, tiny, stages=("infer",), force=True)
+    assert len(generated) == whole
+    assert any(text.startswith("Redoing goes on where it was stopped: ") for text in said)
+    assert {path: path.read_bytes() for path in copied.glob("infer/*/*.jsonl")} == before
+    start(copied, tiny, stages=("infer",), force=True)
+    assert len(generated) == 2 * whole
+
+
+def test_redoing_that_was_stopped_is_forgotten_once_something_else_is_typed(copied, tiny, generated, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("refusal_cmp.stages.infer._report_endings", None)
+        with pytest.raises(TypeError):
+            start(copied, tiny, stages=("infer",), force=True)
+    start(copied, tiny, stages=("infer",))
+    generated.clear()
+    start(copied, tiny, stages=("infer",), force=True)
+    assert len(generated) == len(list(copied.glob("infer/*/*.jsonl")))
+
+
 def test_a_stage_without_the_one_before_names_it(tiny, tmp_path):
     for stage, missing in (("select", "extract"), ("infer", "extract"), ("evaluate", "infer"), ("report", "evaluate")):
         with pytest.raises(RefusalCmpError, match=f"run `refusal-cmp {missing}` for this run first"):

@@ -9,6 +9,7 @@ import pytest
 
 from refusal_cmp.commands.what_if import print_what_if, what_if
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.report.data import read_run
 from refusal_cmp.run.contents import read_choices, read_scores
 from refusal_cmp.selection.scoring import Scorer
 from refusal_cmp.subspace import Component
@@ -91,6 +92,9 @@ def test_finished_completions_are_not_replaced_unasked_and_select_says_what_is_o
     assert read_choices(again.run)["diff-in-means"].selected.layer < chosen.layer
     with pytest.raises(RefusalCmpError, match="infer of .* is not finished \\(outdated\\)"):
         start(session.run.path, tiny, ("evaluate",), **other)
+    outdated = "infer is outdated, evaluate is outdated\\); run `refusal-cmp infer` and the stages after it first"
+    with pytest.raises(RefusalCmpError, match=outdated):
+        read_run(again)
     start(session.run.path, tiny, ("infer", "evaluate", "report"), **other)
 
 
@@ -111,6 +115,24 @@ def test_directions_within_another_budget_are_those_of_a_run_of_its_own(tiny, tm
     one, _ = start(one.run.path, tiny, ("select",), **given, kl_threshold=0.05)
     again, _ = start(tmp_path / "again", tiny, LEARNED, **given, kl_threshold=0.05)
     assert one.run.read_table("select/scores.csv").equals(again.run.read_table("select/scores.csv"))
+
+
+def test_a_budget_for_other_directions_leaves_the_choice_open_and_no_other_threshold_does(tiny, tmp_path):
+    """What is said of INLP under another KL threshold is what comes of it, or that nobody knows."""
+    given = {**GRID, "methods": "inlp"}
+    session, _ = start(tmp_path / "run", tiny, LEARNED, **given, kl_threshold=0.05)
+    found = {one.setting: one for one in what_if(session)}
+    ks = {(one.position, one.layer): one.k for one in session.run.read_table("select/scores.csv").itertuples()}
+    for setting in ("--kl-threshold 0.0125", "--kl-threshold 0.5"):
+        other, _ = start(tmp_path / setting, tiny, LEARNED, **given, kl_threshold=float(setting.split()[1]))
+        table = other.run.read_table("select/scores.csv")
+        moved = sum(ks[one.position, one.layer] != one.k for one in table.itertuples())
+        assert found[setting].others == moved > 0
+    assert {one.others for one in found.values() if not one.setting.startswith("--kl-threshold")} == {0}
+    console = Terminal(file=io.StringIO(), width=200)
+    print_what_if(console, session)
+    assert f"open: other directions at {found['--kl-threshold 0.5'].others} components" in console.file.getvalue()
+    assert "are not scored yet" in " ".join(console.file.getvalue().split())
 
 
 def test_what_other_thresholds_would_choose_is_what_they_choose(selected, tiny, tmp_path):
