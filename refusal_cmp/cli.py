@@ -533,7 +533,8 @@ def _execute_seeds(
     _check_prompt_files(config, stages)
 
     from refusal_cmp.commands.seeds import run_seeds
-    from refusal_cmp.commands.show import print_summary
+    from refusal_cmp.commands.show import print_answer_over_seeds, print_summary
+    from refusal_cmp.report.seeds import read_seeds
     from refusal_cmp.run.directory import RunDir, cell_name
 
     home = RunDir(config.runs_dir / config.run_name)
@@ -546,6 +547,7 @@ def _execute_seeds(
     if stages[-1] == STAGES[-1]:
         print_summary(out, home)
         _tell(f"Numbers are means over the seeds {', '.join(map(str, seeds))}.")
+        print_answer_over_seeds(out, read_seeds(home.path.resolve().name, sessions))
         _tell(f"The page: {home.path / 'report/index.html'}")
     else:
         _tell(f"{stages[-1]} is done with every seed: {home.path}")

@@ -20,7 +20,9 @@ from refusal_cmp.evals.perplexity import ON_DISTRIBUTION
 from refusal_cmp.progress import Progress
 from refusal_cmp.report.answer import standings
 from refusal_cmp.report.data import read_run
-from refusal_cmp.report.page.first_screen import first_screen
+from refusal_cmp.report.page.first_screen import PLAN, UNASKED, first_screen
+from refusal_cmp.report.page.seeds import seed_rows, seeds_answer
+from refusal_cmp.report.seeds import SeedsData
 from refusal_cmp.report.table import Column, columns, language_column, summary
 from refusal_cmp.run.contents import RANKINGS, RESULTS, read_choice, read_results
 from refusal_cmp.run.directory import RunDir
@@ -219,6 +221,22 @@ def print_answer(console: Console, session: Session) -> None:
     if answer["broken"]:
         names = ", ".join(answer["broken"])
         console.print(line(f"Low refusal that is no success, as these destroy the model: {names}."), highlight=False)
+
+
+def print_answer_over_seeds(console: Console, data: SeedsData) -> None:
+    """What the first screen over seeds says, in words, and what each seed says alone."""
+    answer = seeds_answer(data)
+    if answer is None:
+        return
+    console.print(line(answer["headline"].replace(PLAN, answer["plan"]), "bold"), highlight=False)
+    if 0 < answer["broken"] < answer["n"]:
+        destroys = f"With {answer['broken']} of {answer['n']} seeds it destroys the model."
+        console.print(line(destroys), highlight=False)
+    unasked = "" if data.first.asks_for_language else UNASKED
+    console.print(line(" ".join(filter(None, [unasked, *answer["sentences"]]))), highlight=False)
+    for one in seed_rows(data):
+        said = f"Seed {one['seed']} alone: {one['plan'] or 'no plan'} {one['state']}, {one['answered']} answered."
+        console.print(line(" ".join(said.split())), highlight=False)
 
 
 def _fitting(there: Sequence[Column], rows: pd.DataFrame, width: int) -> list[Column]:

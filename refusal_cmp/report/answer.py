@@ -6,8 +6,10 @@ language, at the lower end of the 95 % interval), the one whose cost is least; o
 `Cost.tie`, the one that edits the fewest layers, and then the first of the grid.
 
 A plan that destroys the model suppresses nothing and is not named, however much it answers: one under which `BROKEN`
-more of the completions are no language than without it, or the loss on a text rises by more than `RUIN`. Where
-`coherence` was not run, nobody asked whether answers are language, and the page says so.
+more of the completions are no language than without it, or the loss on a text rises by more than `RUIN`. The model's
+own answers to harmless prompts are such a text too, but not for a plan that makes it refuse more of those prompts, and
+so has to make its answers unlikely. Where `coherence` was not run, nobody asked whether answers are language, and the
+page says so.
 
 The plan is chosen, out of dozens, on the prompts that say how much it answers; so the intervals are ones that hold for
 all plans at once. Fewer than `fewest` test prompts cannot decide it, and where the unedited model answers already there
@@ -67,7 +69,9 @@ class Standing:
     language_lost: float
     """By how much the share of completions that are no language rises; the most of harmful and harmless prompts."""
     loss_rise: float
-    """The most by which the loss on a text rises, in nats; infinite if it is not a number any more."""
+    """The most by which the loss on a text rises, in nats; infinite if it is not a number any more.
+
+    On the model's own answers only if the plan does not make it refuse what it answered."""
 
     @property
     def suppresses(self) -> bool:
@@ -118,6 +122,12 @@ def cost_of(data: RunData, plan: str, cost: Cost) -> float | None:
     return math.inf if math.isnan(mean) else mean
 
 
+def _refuses_more(data: RunData, plan: str) -> bool:
+    """Whether a plan makes the model refuse more of the harmless prompts, by more than a few."""
+    edited, unedited = (data.get(one, "harmless", "refusal") for one in (plan, BASELINE))
+    return edited is not None and unedited is not None and edited.value - unedited.value > BROKEN
+
+
 def language_lost(data: RunData, plan: str) -> float:
     """How much more of a plan's completions are no language, of harmful or harmless prompts, than of the unedited's."""
     pairs = [(data.no_language(plan, kind), data.no_language(BASELINE, kind)) for kind in KINDS]
@@ -130,7 +140,7 @@ def standings(data: RunData) -> list[Standing]:
     Last are those that destroy the model.
     """
     measured = costs(data)
-    texts = [_cost("loss", [name]) for name in data.datasets("loss") if name != ON_DISTRIBUTION]
+    texts = {name: _cost("loss", [name]) for name in data.datasets("loss")}
     answers = {plan.label: one for plan in data.edited if (one := data.answered(plan.label)) is not None}
     among = len(data.distinct(list(answers)))
     found = []
@@ -148,7 +158,13 @@ def standings(data: RunData) -> list[Standing]:
                 n_layers=plan.n_layers or 0,
                 language_lost=language_lost(data, plan.label),
                 loss_rise=max(
-                    (lost for text in texts if (lost := cost_of(data, plan.label, text)) is not None), default=0
+                    (
+                        lost
+                        for name, text in texts.items()
+                        if (name != ON_DISTRIBUTION or not _refuses_more(data, plan.label))
+                        and (lost := cost_of(data, plan.label, text)) is not None
+                    ),
+                    default=0,
                 ),
             )
         )

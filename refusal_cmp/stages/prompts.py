@@ -27,6 +27,9 @@ MANY = 1 / 3
 ANSWER_TOKENS = 32
 """Most tokens of the answers to dropped prompts, which only show how the model begins."""
 
+LARGEST_TEST_PART = 40
+"""Percent of one list that leave enough to train and validate on."""
+
 
 def draw_prompts(session: Session) -> None:
     """Draw the prompts of the run and of its test sets, unless that is done.
@@ -130,10 +133,12 @@ def _report_few(session: Session, drawn: dict[str, Sampled] | None, tests: dict[
         if config.test_source("harmful") != own
         else ""
     )
+    enlarged = there * LARGEST_TEST_PART / (config.split[2] or LARGEST_TEST_PART)
+    split = ", or a larger test part of one list (setting split, as in 40/20/40)" if enlarged >= fewest(1) else ""
     more = (
         f"its set has {there}, so take more of them (settings n-test, limit)"
         if there > n and there >= fewest(1)
-        else f"give more prompts, or a larger test part of one list (setting split, as in 40/20/40){also}"
+        else f"give more prompts{split}{also}"
     )
     among = f", and {fewest(plans)} among {plans}" if plans > 1 else ""
     session.say(

@@ -69,7 +69,7 @@ def select_stage(session: Session) -> None:
     rules = {field.method: Rule.of(config, field.extracted_by) for field in fields}
     tables = [ranked_table(field, scores[field.method], rules[field.method]) for field in fields]
     selections = [outcome(table, field, rules[field.method]) for table, field in zip(tables, fields, strict=True)]
-    _check_choice(session, choosing, selections)
+    _check_choice(session, choosing, selections, pd.concat(tables, ignore_index=True))
     for field, selection, table in zip(fields, selections, tables, strict=True):
         bypass = float(table.loc[table["selected"], f"{config.rank_by}_bypass"].iloc[0])
         unscored = left_out(read_field(session, field.extracted_by), config) if selection.fallback else 0
@@ -102,7 +102,9 @@ def select_stage(session: Session) -> None:
         _compare_rankings(session, fields, tables, scores, rules, edits, sources)
 
 
-def _check_choice(session: Session, choosing: Mapping[str, Any], selections: Sequence[Selection]) -> None:
+def _check_choice(
+    session: Session, choosing: Mapping[str, Any], selections: Sequence[Selection], table: pd.DataFrame
+) -> None:
     """Say what another threshold changes: what is chosen, and what is outdated by that.
 
     Raises
@@ -118,10 +120,13 @@ def _check_choice(session: Session, choosing: Mapping[str, Any], selections: Seq
         return
     how = ", ".join(f"{name.replace('_', '-')} was {before[name]} and is now {choosing[name]}" for name in changed)
     chosen, order = read_choices(run), (before.get("pool", choosing["pool"]), choosing["pool"])
+    used = [_directions(run.read_table(SCORES)), _directions(table)]
     moved = [
         one.method
         for one in selections
-        if (old := chosen.get(one.method)) and (old.selected, old.pool(order[0])) != (one.selected, one.pool(order[1]))
+        if (old := chosen.get(one.method))
+        and (old.selected, old.pool(order[0]), used[0].get(one.method))
+        != (one.selected, one.pool(order[1]), used[1].get(one.method))
     ]
     finished = [name for name in STAGES[STAGES.index("select") + 1 :] if name in run.manifest.get("stages", {})]
     if moved and finished and "infer" in session.stages:
@@ -138,6 +143,12 @@ def _check_choice(session: Session, choosing: Mapping[str, Any], selections: Seq
     outdated = run.outdate(finished)
     said = f"The choice is another with {', '.join(moved)}"
     session.say(f"{said}; {', '.join(outdated)} have to be run again." if outdated else f"{said}.")
+
+
+def _directions(scores: pd.DataFrame) -> dict[str, int]:
+    """How many directions every method uses at its selected component."""
+    chosen = scores[scores["selected"]]
+    return dict(zip(chosen["method"], chosen["k"], strict=True))
 
 
 def _score_setting(config: RunConfig, field: SubspaceField) -> Setting:

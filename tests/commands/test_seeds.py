@@ -12,9 +12,11 @@ import pytest
 from refusal_cmp.commands.another_seed import chance, compare_seeds, print_agreement
 from refusal_cmp.commands.compare import compare_runs
 from refusal_cmp.commands.seeds import run_seeds
+from refusal_cmp.commands.show import print_answer_over_seeds
 from refusal_cmp.config import STAGES, load_config
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.report.latex import seeds_tables
+from refusal_cmp.report.page.seeds import seeds_answer
 from refusal_cmp.report.seeds import pooled, read_seeds
 from refusal_cmp.run.contents import read_results
 from refusal_cmp.run.directory import RunDir
@@ -216,3 +218,13 @@ def test_methods_and_scopes_can_be_left_out(data):
     assert {verdict.method for verdict in one.verdicts} == {"inlp"}
     with pytest.raises(RefusalCmpError, match="Did you mean 'inlp'"):
         data.only(["inpl"])
+
+
+def test_a_run_over_seeds_ends_in_its_answer_and_what_each_seed_says_alone(data):
+    shown = Terminal(file=io.StringIO(), width=1000)
+    print_answer_over_seeds(shown, data)
+    text = shown.file.getvalue()
+    answer = seeds_answer(data)
+    assert text.startswith(answer["headline"].replace("{plan}", answer["plan"]))
+    for seed in data.seeds:
+        assert f"Seed {seed} alone: {data.standings[seed][0].plan} " in text

@@ -863,7 +863,9 @@ def test_both_lists_of_one_file_are_told_by_their_kind(tmp_path):
     ("n", "given", "says"),
     [
         (66, {}, "14 harmful test prompts cannot decide which plan suppresses refusal, even if all are answered: it "
-         "takes 36 for one plan, and 72 among 48; give more prompts, or a larger test part of one list"),
+         "takes 36 for one plan, and 72 among 48; give more prompts, or test on a set that comes with us"),
+        (100, {}, "20 harmful test prompts cannot decide which plan suppresses refusal, even if all are answered: it "
+         "takes 36 for one plan, and 72 among 48; give more prompts, or a larger test part of one list (setting split"),
         (66, {"model": "smol-refuser"}, "(setting eval-datasets, as in harmful=everyday-harmful,harmless,contrast)."),
         (200, {"scope": "all"}, "40 harmful test prompts may not decide"),
         (200, {"n_test": 20}, "among 48; its set has 40, so take more of them (settings n-test, limit)."),

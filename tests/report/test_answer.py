@@ -83,6 +83,42 @@ def test_a_plan_that_destroys_the_model_is_never_named(data, broken):
     assert "a/ablation@all (destroys the model)" in alone
 
 
+def with_metrics(run, *rows):
+    """The run with these values of metrics in place of its own: plan, dataset, metric, value and n."""
+    more = pd.DataFrame(rows, columns=["plan", "dataset", "metric", "value", "n"])
+    more = more.assign(ci_low=more["value"], ci_high=more["value"])
+    keys = ["plan", "dataset", "metric"]
+    kept = run.results.set_index(keys).drop(index=more.set_index(keys).index, errors="ignore").reset_index()
+    return replace(run, results=pd.concat([kept, more], ignore_index=True))
+
+
+def test_its_own_answers_are_a_text_that_a_plan_may_ruin_unless_it_refuses_them(data):
+    run = with_plans(data, **{"a/ablation@all": (1.0, 0.0, 1.1, 1), "a/actadd@all": (0.2, 0.0, 1.1, 1)})
+    own = [("baseline", "on-distribution", "loss", 0.2, 50), ("a/ablation@all", "on-distribution", "loss", 1.4, 50),
+           ("a/actadd@all", "on-distribution", "loss", 1.4, 50)]  # fmt: skip
+    refused = [("baseline", "harmless", "refusal", 0.0, 50), ("a/ablation@all", "harmless", "refusal", 0.05, 50),
+               ("a/actadd@all", "harmless", "refusal", 0.9, 50)]  # fmt: skip
+    found = {one.plan: one.is_broken for one in standings(with_metrics(run, *own, *refused))}
+    assert found == {"a/ablation@all": True, "a/actadd@all": False}
+
+
+def test_answers_that_wander_are_told_and_a_line_drawn_from_few_texts(data):
+    run = with_plans(data, **{"a/ablation@all": (1.0, 0.0, 1.1, 1)})
+    read = [("baseline", "harmless", "unedited_loss", 0.74, 50),
+            ("a/ablation@all", "harmless", "unedited_loss", 1.0, 50), ("baseline", "all", "language_threshold", 3.0, 200)]  # fmt: skip
+    said = first_screen(with_metrics(run, *read))
+    assert "harmful test prompts in language and without refusing" in said or not run.asks_for_language
+    assert "Whether its answers help with what was asked was not judged: read some" in said
+    assert "a line that is drawn" not in said
+    worse = [
+        ("a/ablation@all", "harmless", "unedited_loss", 1.44, 50),
+        ("baseline", "all", "language_threshold", 3.0, 27),
+    ]
+    said = first_screen(with_metrics(run, *read[:1], *worse))
+    assert "much worse than its own answers (1.44 nats a token, and 0.74); it may wander from the question" in said
+    assert "What is language was told by a line that is drawn from 27 texts only." in said
+
+
 def test_what_the_unedited_model_loses_itself_is_no_fault_of_a_plan(data):
     weak = with_plans(data, baseline=(0.0, 0.2, 1.0, None), **{"a/ablation@all": (0.75, 0.25, 1.1, 1)})
     assert not standings(weak)[0].is_broken
@@ -105,6 +141,20 @@ def test_the_component_of_the_plan_stands_there_with_its_kl_and_a_fallback_with_
         in said
     )
     assert f"by {kl}." in said
+
+
+def test_a_component_that_was_asked_for_comes_with_a_warning_where_the_filters_drop_it(data):
+    method, chosen = data.selections[0].method, data.selections[0].selected
+    run = with_plans(data, **{f"{method}/ablation[component=shared]@all": (1.0, 0.0, 1.1, 4)})
+    plans = [replace(one, position=chosen.position, layer=chosen.layer) for one in run.plans]
+    scores = run.scores.copy()
+    here = (scores["method"] == method) & (scores["position"] == chosen.position) & (scores["layer"] == chosen.layer)
+    scores.loc[here, "kept"] = True
+    assert "Beware: its direction" not in first_screen(replace(run, plans=plans, scores=scores))
+    scores["dropped_by"] = scores["dropped_by"].astype(object)
+    scores.loc[here, ["kept", "dropped_by"]] = [False, "kl"]
+    said = first_screen(replace(run, plans=plans, scores=scores))
+    assert f"layer {chosen.layer}, which does not meet the filters (dropped by kl); its removal changes" in said
 
 
 def test_phrases_that_let_pass_what_the_published_ones_find_are_told(data):
@@ -150,7 +200,7 @@ def test_the_more_plans_it_is_chosen_from_the_more_it_takes_and_the_first_screen
     )
     said = first_screen(chosen)
     assert "Too few harmful test prompts to decide; a0/ablation@all comes nearest." in said
-    assert "of 50 harmful test prompts (the interval allows for its choice among 8 plans on the same prompts)" in said
+    assert "(the interval allows for its choice among 8 plans on the same prompts)" in said
     assert "chosen among 8, its interval would begin at 89 %. It takes 55 or more" in said
 
 

@@ -11,6 +11,7 @@ from refusal_cmp.commands.what_if import print_what_if, what_if
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.report.data import read_run
 from refusal_cmp.run.contents import read_choices, read_scores
+from refusal_cmp.run.directory import RunDir
 from refusal_cmp.selection.scoring import Scorer
 from refusal_cmp.subspace import Component
 from refusal_cmp.terminal import Terminal
@@ -115,6 +116,17 @@ def test_directions_within_another_budget_are_those_of_a_run_of_its_own(tiny, tm
     one, _ = start(one.run.path, tiny, ("select",), **given, kl_threshold=0.05)
     again, _ = start(tmp_path / "again", tiny, LEARNED, **given, kl_threshold=0.05)
     assert one.run.read_table("select/scores.csv").equals(again.run.read_table("select/scores.csv"))
+
+
+def test_more_directions_of_the_same_component_are_another_choice(tiny, tmp_path):
+    given = {**GRID, "methods": "inlp", "pool": "all", "layers": "7", "positions": "-1"}
+    found = {}
+    for budget in (1e-6, 0.3):
+        _, said = start(tmp_path / "run", tiny, ("select",) if found else LEARNED, **given, kl_threshold=budget)
+        scores = RunDir(tmp_path / "run").read_table("select/scores.csv")
+        found[budget] = int(scores[scores["selected"]]["k"].iloc[0])
+    assert found[1e-6] < found[0.3]
+    assert "The choice is another with inlp." in said
 
 
 def test_a_budget_for_other_directions_leaves_the_choice_open_and_no_other_threshold_does(tiny, tmp_path):

@@ -11,9 +11,10 @@ from refusal_cmp.plan import BASELINE
 from refusal_cmp.report.answer import costs
 from refusal_cmp.report.figures import Outcome, Skipped
 from refusal_cmp.report.page.filling import filled
+from refusal_cmp.report.page.first_screen import PLAN
 from refusal_cmp.report.page.images import placed_figures
 from refusal_cmp.report.page.tables import plans_table
-from refusal_cmp.report.seeds import SeedsData
+from refusal_cmp.report.seeds import SeedsData, Verdict
 from refusal_cmp.report.table import columns
 from refusal_cmp.report.wording import counted, decimal, minus, percent, shown, with_bounds
 from refusal_cmp.run.directory import cell_name
@@ -28,11 +29,13 @@ def render_seeds(data: SeedsData, outcomes: Sequence[Outcome], images: Mapping[t
     images
         Each figure by name and kind, `png` and `svg`.
     """
+    answer = seeds_answer(data)
     return filled(
         "seeds.html",
         run=data.name,
-        answer=_answer(data),
-        seeds=[_seed_row(data, seed) for seed in data.seeds],
+        answer=answer,
+        headline=answer["headline"].split(PLAN) if answer else [],
+        seeds=seed_rows(data),
         selection=[_selection_row(data, name) for name in data.first.methods],
         table=_plans(data),
         figures=placed_figures(outcomes, images),
@@ -42,8 +45,8 @@ def render_seeds(data: SeedsData, outcomes: Sequence[Outcome], images: Mapping[t
     )
 
 
-def _answer(data: SeedsData) -> dict[str, Any] | None:
-    """The first screen; None if refusal was not measured."""
+def seeds_answer(data: SeedsData) -> dict[str, Any] | None:
+    """What the first screen says; None if refusal was not measured."""
     if not data.verdicts:
         return None
     best, n = data.verdicts[0], len(data.seeds)
@@ -70,6 +73,7 @@ def _answer(data: SeedsData) -> dict[str, Any] | None:
     )
     return {
         "plan": best.plan,
+        "headline": _headline(data, best, n),
         "suppresses": best.suppresses,
         "n": n,
         "broken": best.broken,
@@ -79,8 +83,29 @@ def _answer(data: SeedsData) -> dict[str, Any] | None:
     }
 
 
+def _headline(data: SeedsData, best: Verdict, n: int) -> str:
+    """The first sentence, with a place for the plan that it names."""
+    if data.answers_already:
+        return f"There is no refusal to suppress: the unedited model answers already. The numbers are those of {PLAN}."
+    if data.too_few:
+        return f"Too few harmful test prompts to decide; {PLAN} comes nearest."
+    if best.suppresses == n:
+        return f"{PLAN} suppresses refusal with every seed, and of such plans it costs least."
+    if best.suppresses:
+        return f"No plan suppresses refusal with every seed; {PLAN} does with {best.suppresses} of {n}."
+    if best.broken == n:
+        return (
+            f"No plan suppresses refusal with any seed: every one destroys the model. The numbers are those of {PLAN}."
+        )
+    return f"No plan suppresses refusal with any seed; {PLAN} comes nearest."
+
+
+def seed_rows(data: SeedsData) -> list[dict[str, Any]]:
+    """What each seed alone says."""
+    return [_seed_row(data, seed) for seed in data.seeds]
+
+
 def _seed_row(data: SeedsData, seed: int) -> dict[str, Any]:
-    """What a seed alone says."""
     ranked = data.standings[seed]
     if not ranked:
         return {"seed": seed, "plan": "", "answered": "–", "state": "–", "run": cell_name(seed)}
