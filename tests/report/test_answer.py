@@ -104,17 +104,16 @@ def test_its_own_answers_are_a_text_that_a_plan_may_ruin_unless_it_refuses_them(
 
 def test_answers_that_wander_are_told_and_a_line_drawn_from_few_texts(data):
     run = with_plans(data, **{"a/ablation@all": (1.0, 0.0, 1.1, 1)})
-    read = [("baseline", "harmless", "unedited_loss", 0.74, 50),
-            ("a/ablation@all", "harmless", "unedited_loss", 1.0, 50), ("baseline", "all", "language_threshold", 3.0, 200)]  # fmt: skip
-    said = first_screen(with_metrics(run, *read))
+    line = ("baseline", "all", "language_threshold", 3.0)
+    own, near, far = (
+        (plan, "harmless", "unedited_loss", loss, 50)
+        for plan, loss in (("baseline", 0.74), ("a/ablation@all", 1.0), ("a/ablation@all", 1.44))
+    )
+    said = first_screen(with_metrics(run, own, near, (*line, 200)))
     assert "harmful test prompts in language and without refusing" in said or not run.asks_for_language
     assert "Whether its answers help with what was asked was not judged: read some" in said
     assert "a line that is drawn" not in said
-    worse = [
-        ("a/ablation@all", "harmless", "unedited_loss", 1.44, 50),
-        ("baseline", "all", "language_threshold", 3.0, 27),
-    ]
-    said = first_screen(with_metrics(run, *read[:1], *worse))
+    said = first_screen(with_metrics(run, own, far, (*line, 27)))
     assert "much worse than its own answers (1.44 nats a token, and 0.74); it may wander from the question" in said
     assert "What is language was told by a line that is drawn from 27 texts only." in said
 
