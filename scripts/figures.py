@@ -1,10 +1,11 @@
 """The figures of finished runs for a paper, as PNG, SVG and PDF.
 
     python scripts/figures.py NAME|all RUN… [--out FOLDER] [--methods NAME,NAME] [--scope all]
-        [--venue neurips]
+        [--venue neurips] [--width column]
 
-`all` draws every figure, and writes the tables and a paragraph on the method in LaTeX, and the works that it cites in
-BibTeX; several runs are also drawn side by side.
+With `--width column` the figures of the main result (plans, tradeoff, scores) are as wide as one column of the
+venue's template, panels below each other. `all` draws every figure, and writes the tables and a paragraph on the
+method in LaTeX, and the works that it cites in BibTeX; several runs are also drawn side by side.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from refusal_cmp.errors import RefusalCmpError, unknown_name
 from refusal_cmp.report.citations import bibtex, works_of
 from refusal_cmp.report.data import RunData, read_run
 from refusal_cmp.report.figures import FIGURES, Drawn, Outcome, rendered
-from refusal_cmp.report.figures._style import VENUES, venue
+from refusal_cmp.report.figures._style import VENUES, WIDTHS, venue
 from refusal_cmp.report.figures.plans import across
 from refusal_cmp.report.figures.seeds import draw_seeds
 from refusal_cmp.report.latex import seeds_tables, tables
@@ -42,6 +43,14 @@ def main(
     size: Annotated[
         str, typer.Option("--venue", help=f"Whose template the figures are as wide as: {', '.join(VENUES)}.")
     ] = "any",
+    width: Annotated[
+        str,
+        typer.Option(
+            help="page, or column: plans, tradeoff, scores and runs side by side as wide as the venue's column, for "
+            "which plans and trade-offs are drawn one panel below the other, in several figures where one would be "
+            "taller than a page. Other figures have the width that they need, a column or a page."
+        ),
+    ] = "page",
     scope: Annotated[str, typer.Option(help="The one scope to show, such as single; by default all are.")] = "",
 ) -> None:
     """Draw a figure, or all of them with what else a paper takes, of one or several finished runs."""
@@ -49,10 +58,12 @@ def main(
         raise unknown_name("figure", name, [EVERY, *FIGURES])
     if size not in VENUES:
         raise unknown_name("venue", size, VENUES)
+    if width not in WIDTHS:
+        raise unknown_name("width", width, WIDTHS)
     names = FIGURES if name == EVERY else [name]
     over = {path: sessions for path in runs if (sessions := open_seeds(path))}
     found = [read_run(open_run(path)).only(split(methods), split(scope)) for path in runs if path not in over]
-    with venue(size):
+    with venue(size, width):
         for path, sessions in over.items():
             write_over_seeds(read_seeds(path.resolve().name, sessions).only(split(methods), split(scope)), names, out)
         for data in found:

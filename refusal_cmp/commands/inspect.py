@@ -1,15 +1,16 @@
 """One prompt under the microscope: how far it is along each method's direction, and what it is answered under plans.
 
 For every token and layer, x · û with the direction û at the component that selection chose. What that means differs
-from layer to layer, so it is told on the scale of the layer: 0 where the mean harmless training activation is, 1
-where the mean harmful one is, both read at the position of the chosen component. Tokens elsewhere may lie far outside
-of that, so the map is coloured over what it holds. Beside it stand the refusal metric that the model would have if it
-ended before each layer (the logit lens, nostalgebraist 2020), and by how much each token of the instruction pushes it:
-what is missing once the token is left out (occlusion, Zeiler & Fergus 2014).
+from layer to layer, so it is told on the scale of the layer: 0 where the mean harmless training activation is, 1 where
+the mean harmful one is, both read at the position of the chosen component. The map is coloured from the one mean to the
+other. Tokens elsewhere may lie far outside of that, and are marked as beyond. Beside it stand the refusal metric that
+the model would have if it ended before each layer (the logit lens, nostalgebraist 2020), and by how much each token of
+the instruction pushes it: what is missing once the token is left out (occlusion, Zeiler & Fergus 2014).
 """
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ from refusal_cmp.planning import Selected
 from refusal_cmp.report.answer import best_by_method, standings
 from refusal_cmp.report.data import read_run
 from refusal_cmp.report.figures import rendered
-from refusal_cmp.report.figures._style import BLUE, INK, VERMILION, column, page, styled
+from refusal_cmp.report.figures._style import BLUE, INK, PAPER, VERMILION, column, page, styled
 from refusal_cmp.run.contents import PROMPTS, read_plans, read_selected
 from refusal_cmp.run.session import Session
 from refusal_cmp.subspace import Component
@@ -42,11 +43,21 @@ from refusal_cmp.terminal import line, lines, visible
 
 SEPARATED = 0.01
 """Class means closer than this along the direction, relative to their length, give a layer no scale."""
-HEAT = mpl.colors.LinearSegmentedColormap.from_list("harmless to harmful", [BLUE, "#ececec", VERMILION])
+OUTERMOST = 0.125
+"""How far beyond a mean, as a share of the way between the two, still has its colour: half a step of `SHADES`."""
+HEAT = mpl.colors.LinearSegmentedColormap.from_list("harmless to harmful", [BLUE, "#ececec", VERMILION]).with_extremes(
+    under="#00304d", over="#6b2f00"
+)
+"""From the harmless to the harmful mean; darker than either end beyond it."""
 SHADES = " ░▒▓█"
+BEFORE, BEYOND = "-", "+"
+"""In the terminal, cells that are beyond the harmless and beyond the harmful mean."""
+CHOSEN = "◆"
+"""There, the cell of the chosen component."""
 NO_SCALE = "·"
-OUTERMOST = 0.05
-"""Share of a map's cells at each end that are beyond its colours."""
+HEAT_LABEL = "projection on the direction, by layer; ends: beyond a mean; blank: the means coincide; framed: chosen"
+LETTERS = 15
+"""Of a label, to the inch."""
 PUSHING = 8
 """Tokens that are named as those that push the refusal metric."""
 AT_ONCE = 32
@@ -77,15 +88,6 @@ class Reading:
         shares = (self.projections - self.means[0]) / apart
         shares[:, apart.abs() <= SEPARATED * self.lengths] = torch.nan
         return shares
-
-    def limits(self, first: int) -> tuple[float, float]:
-        """Between which shares the map of the tokens from `first` on is coloured; the two means are within."""
-        shown = self.shares[first:]
-        shown = shown[shown.isfinite()]
-        if not len(shown):
-            return 0.0, 1.0
-        low, high = shown.quantile(torch.tensor([OUTERMOST, 1 - OUTERMOST], dtype=shown.dtype)).tolist()
-        return min(0.0, low), max(1.0, high)
 
 
 @dataclass(frozen=True)
@@ -258,24 +260,29 @@ def draw_heat(inspection: Inspection) -> Figure:
     """Tokens by layers, a panel for each method; the chosen component is framed."""
     first, readings = inspection.first, inspection.readings
     tokens = inspection.tokens[first:]
-    lows, highs = zip(*(reading.limits(first) for reading in readings), strict=True)
-    width = min(page(), column() * len(readings))
+    width = column() if len(readings) == 1 else page()
     figure = Figure(figsize=(width, 1.3 + 0.15 * len(tokens)))
     panels = figure.subplots(1, len(readings), sharey=True, squeeze=False)[0]
     for ax, reading in zip(panels, readings, strict=True):
         heat = ax.imshow(
-            reading.shares[first:], cmap=HEAT, vmin=min(lows), vmax=max(highs), aspect="auto", interpolation="nearest"
+            reading.shares[first:],
+            cmap=HEAT,
+            vmin=-OUTERMOST,
+            vmax=1 + OUTERMOST,
+            aspect="auto",
+            interpolation="nearest",
         )
         row = len(tokens) + reading.component.position
         corner = (reading.component.layer - 0.5, row - 0.5)
-        ax.add_patch(mpl.patches.Rectangle(corner, 1, 1, fill=False, edgecolor=INK, linewidth=1.2))
+        for colour, line in ((PAPER, 2.6), (INK, 1.2)):  # seen on light and dark cells
+            frame = mpl.patches.Rectangle(corner, 1, 1, fill=False, edgecolor=colour, linewidth=line, zorder=3)
+            ax.add_patch(frame)
         ax.set(title=reading.method, xlabel="layer")
         ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     panels[0].set_yticks(range(len(tokens)), [_visible(token).replace("$", r"\$") for token in tokens])
     bar = figure.colorbar(heat, ax=panels, location="bottom", extend="both", aspect=40, shrink=0.8)
-    bar.set_label(
-        "projection on the direction: 0 harmless mean, 1 harmful mean of the layer; blank where they coincide"
-    )
+    bar.set_ticks([0, 0.5, 1], labels=["0\nharmless mean", "0.5", "1\nharmful mean"])
+    bar.set_label(textwrap.fill(HEAT_LABEL, int(LETTERS * figure.get_figwidth())))
     return figure
 
 
@@ -287,8 +294,9 @@ def print_inspection(console: Console, inspection: Inspection) -> None:
     for reading in inspection.readings:
         _print_strip(console, inspection.tokens, reading, inspection.first)
     console.print(
-        "Projection on the direction, on each layer's own scale, where the harmless mean is 0 and the harmful one 1; "
-        f"{NO_SCALE!r}: they coincide. ▼ and ◀ mark the chosen component.",
+        f"Projection on the direction, on each layer's own scale: from {SHADES[0]!r} at its harmless mean to "
+        f"{SHADES[-1]!r} at its harmful mean; {BEFORE!r} and {BEYOND!r}: beyond them; {NO_SCALE!r}: they coincide. "
+        f"{CHOSEN}, below ▼ and left of ◀, is the chosen component.",
         style="dim",
         highlight=False,
     )
@@ -316,39 +324,42 @@ def _print_metric(console: Console, inspection: Inspection) -> None:
 def _print_strip(console: Console, tokens: Sequence[str], reading: Reading, first: int) -> None:
     labels = [_visible(token) for token in tokens]
     margin = min(max(map(len, labels[first:])), 24)
-    least, most = reading.limits(first)
     n_layers = reading.projections.shape[1]
     cell = 2 if margin + 2 * n_layers + 3 <= console.width else 1
     row = len(tokens) + reading.component.position
-    here = float(reading.projections[row, reading.component.layer])
+    here, share = (float(of[row, reading.component.layer]) for of in (reading.projections, reading.shares))
     low, high = reading.means[:, reading.component.layer].tolist()
     console.print()
     console.print(
         line(reading.method, "bold"),
-        f"at {reading.component}: {here:.2f}, where the harmless mean is {low:.2f} and the harmful mean {high:.2f}; "
-        f"from {SHADES[0]!r} at {least:.1f} to {SHADES[-1]!r} at {most:.1f}",
+        f"at {reading.component}: {here:.2f}, where the harmless mean is {low:.2f} and the harmful mean {high:.2f}"
+        + (f"; {share:.2f} of the way" if share == share else ""),
         highlight=False,
     )
     console.print(" " * (margin + 1 + cell * reading.component.layer) + "▼", highlight=False)
-    shown = ((reading.shares - least) / (most - least)).tolist()
-    for index, (label, shares) in enumerate(zip(labels, shown, strict=True)):
+    for index, (label, shares) in enumerate(zip(labels, reading.shares.tolist(), strict=True)):
         if index < first:
             continue
         strip = Text(label[:margin].rjust(margin) + " ")
-        for share in shares:
-            strip.append_text(_shade(share, cell))
+        for layer, share in enumerate(shares):
+            strip.append_text(_shade(share, cell, chosen=(index, layer) == (row, reading.component.layer)))
         console.print(strip.append(" ◀" if index == row else ""), no_wrap=True, overflow="crop")
     console.print(f"{'layer':>{margin}} 0{n_layers - 1:>{cell * n_layers - 1}}", style="dim", highlight=False)
 
 
-def _shade(share: float, width: int) -> Text:
-    """A cell of the strip: its colour, and without colours its shade."""
+def _shade(share: float, width: int, *, chosen: bool = False) -> Text:
+    """A cell of the strip: its colour, and without colours its shade; the chosen one, and one beyond, has a sign."""
+    mark = CHOSEN if chosen else ""
     if share != share:
-        return Text(NO_SCALE * width, style="dim")
-    clipped = min(1.0, max(0.0, share))
-    colour = Color.parse(mpl.colors.to_hex(HEAT(clipped)))
-    shade = SHADES[round(clipped * (len(SHADES) - 1))]
-    return Text(shade * width, style=Style(color=colour, bgcolor=colour))
+        return Text(mark + NO_SCALE * (width - len(mark)), style="dim")
+    colour = Color.parse(mpl.colors.to_hex(HEAT((share + OUTERMOST) / (1 + 2 * OUTERMOST))))
+    shade = SHADES[round(min(1.0, max(0.0, share)) * (len(SHADES) - 1))]
+    beyond = BEFORE if share < -OUTERMOST else BEYOND if share > 1 + OUTERMOST else ""
+    cell = Text((beyond or shade) * width, style=Style(color=Color.parse(PAPER) if beyond else colour, bgcolor=colour))
+    if chosen:
+        sign = Style(color=Color.parse(PAPER if beyond else INK), bgcolor=colour, bold=True)
+        cell = Text(mark, style=sign).append_text(cell[: width - 1])
+    return cell
 
 
 def _print_responses(console: Console, responses: Sequence[Response]) -> None:

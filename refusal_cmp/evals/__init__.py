@@ -76,6 +76,8 @@ class Measure:
     """The one test set that it means something on."""
     same_as: str = ""
     """A metric that says the same; where that one is there, this one needs no column."""
+    positive: bool = False
+    """Whether it is never negative, as a loss, so that no interval over seeds goes below zero."""
     is_distance: bool = False
     """Whether it is a distance from the baseline, which of the baseline is zero by definition and of any other plan is
     not: no plan is tested against the baseline by it."""

@@ -44,6 +44,7 @@ class Coherence(Evaluator):
             "cross-entropy of what completions say under the unedited model: how much it would have said so itself",
             "nats a token",
             "clustered",
+            positive=True,
         ),
         Measure(
             "distinct_trigrams",
@@ -67,6 +68,7 @@ class Coherence(Evaluator):
             "largest surprise of a text that is language; of the baseline alone",
             "nats a token",
             shown="never",
+            positive=True,
         ),
         Measure.share(
             "language_false_alarms",

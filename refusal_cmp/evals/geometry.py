@@ -69,7 +69,14 @@ class Geometry(Evaluator):
 
     reads = ("completions", "model", "subspaces")
     measures = tuple(
-        Measure(f"landing{name}{end}", heading, f"{meaning}, {place}", interval=interval, shown="never")
+        Measure(
+            f"landing{name}{end}",
+            heading,
+            f"{meaning}, {place}",
+            interval=interval,
+            shown="never",
+            positive=name.startswith("_to"),
+        )
         for end, place in (("", "at the selected component"), (AT_LAST, "on entry to the last block"))
         for name, heading, meaning, interval in (
             ("", "Lands at", "the mean of harmful activations, on the way from harmless (0) to harmful (1)", "t"),

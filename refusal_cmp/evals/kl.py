@@ -31,6 +31,7 @@ class KL(Evaluator):
             "nats",
             "t",
             better="lower",
+            positive=True,
             is_distance=True,
         ),
     )

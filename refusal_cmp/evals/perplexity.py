@@ -28,10 +28,22 @@ class Perplexity(Evaluator):
     reads = ("model", "baseline")
     measures = (
         Measure(
-            "loss", "Loss", "cross-entropy over the tokens of a text set", "nats a token", "clustered", better="lower"
+            "loss",
+            "Loss",
+            "cross-entropy over the tokens of a text set",
+            "nats a token",
+            "clustered",
+            better="lower",
+            positive=True,
         ),
         Measure(
-            "perplexity", "Perplexity", "exp(loss)", interval="the loss's, through exp", better="lower", same_as="loss"
+            "perplexity",
+            "Perplexity",
+            "exp(loss)",
+            interval="the loss's, through exp",
+            better="lower",
+            same_as="loss",
+            positive=True,
         ),
         Measure.share(
             "too_long",

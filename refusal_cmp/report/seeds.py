@@ -162,7 +162,8 @@ def pooled(results: Sequence[pd.DataFrame]) -> pd.DataFrame:
     rows = []
     for (plan, dataset, metric), of_metric in table.groupby(["plan", "dataset", "metric"], sort=False):
         estimates = [Estimate(*row) for row in of_metric[["value", "ci_low", "ci_high", "n"]].itertuples(index=False)]
-        found = over_seeds(estimates, bounded=measure_of(str(metric)).unit == "share")
+        measure = measure_of(str(metric))
+        found = over_seeds(estimates, bounded=measure.unit == "share", positive=measure.positive)
         row: dict[str, object] = {name: _common(of_metric[name]) for name in ("model", *FACTS)}
         row |= {"plan": plan, "dataset": dataset, "metric": metric, "sd": found.sd, "n_seeds": found.n_seeds}
         row |= {"value": found.mean.value, "ci_low": found.mean.low, "ci_high": found.mean.high, "n": found.mean.n}

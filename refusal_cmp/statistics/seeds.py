@@ -20,7 +20,7 @@ class OverSeeds(NamedTuple):
     n_seeds: int
 
 
-def over_seeds(found: Sequence[Estimate], bounded: bool = False) -> OverSeeds:
+def over_seeds(found: Sequence[Estimate], bounded: bool = False, positive: bool = False) -> OverSeeds:
     """The mean over seeds that were measured on the same test prompts, with its 95 % hierarchical interval.
 
     Two things could have been others: the seed, and the test prompts. To either end of the mean the interval goes as
@@ -28,12 +28,21 @@ def over_seeds(found: Sequence[Estimate], bounded: bool = False) -> OverSeeds:
     square, as the prompts are the same and more seeds do not make them more), and b is t · sd / √seeds. Two intervals
     are put together so by MOVER (Zou and Donner 2008), which leaves them as lopsided as they are near 0 and 1.
 
+    Of what is never negative the two are put together on the logarithm, so that the interval ends above zero by itself:
+    to either end it goes from the mean m by the factor exp(±√(a² + b²)), where a is the logarithm of how many times m
+    the end at a distance of that root mean square is, and b is t · sd / (m √seeds), the distance of Student's interval
+    on the logarithm of m by the delta method. It is still an interval of the mean, which one of the logarithms' mean
+    would not be, and no seed's value need be above zero. Where seeds agree it is that of one seed, and where those
+    reach zero, it does. Of skewed values it covers more than the symmetric one (docs/statistics.md).
+
     Parameters
     ----------
     found
         One for each seed. A value that is not finite makes the mean so, and the interval NaN.
     bounded
         Whether the value is a share, of which no interval goes beyond 0 and 1.
+    positive
+        Whether the value is never negative, as a KL or a loss is, so that no interval goes below 0.
     """
     values, low, high = (np.array([getattr(one, name) for one in found]) for name in ("value", "low", "high"))
     mean, n, n_seeds = float(values.mean()), min(one.n for one in found), len(found)
@@ -41,6 +50,19 @@ def over_seeds(found: Sequence[Estimate], bounded: bool = False) -> OverSeeds:
         return OverSeeds(Estimate(mean, np.nan, np.nan, n), np.nan, n_seeds)
     sd = float(values.std(ddof=1))
     by_seeds = float(t.ppf((1 + LEVEL) / 2, n_seeds - 1)) * sd / np.sqrt(n_seeds)
-    below, above = (float(np.hypot(np.sqrt((end**2).mean()), by_seeds)) for end in (values - low, high - values))
-    ends = np.clip([mean - below, mean + above], 0, 1) if bounded else (mean - below, mean + above)
-    return OverSeeds(Estimate(mean, float(ends[0]), float(ends[1]), n), sd, n_seeds)
+    below, above = (float(np.sqrt((end**2).mean())) for end in (values - low, high - values))
+    if positive and mean > 0:
+        ends = _on_the_logarithm(mean, below, above, by_seeds)
+    else:
+        ends = mean - float(np.hypot(below, by_seeds)), mean + float(np.hypot(above, by_seeds))
+    least, most = (0.0 if bounded or positive else -np.inf), (1.0 if bounded else np.inf)
+    first, last = (float(end) for end in np.clip(ends, least, most))
+    return OverSeeds(Estimate(mean, first, last, n), sd, n_seeds)
+
+
+def _on_the_logarithm(mean: float, below: float, above: float, by_seeds: float) -> tuple[float, float]:
+    """The ends of an interval of a mean above zero, from the distances to its ends in intervals of its two parts."""
+    to_low = -np.log1p(-below / mean) if below < mean else np.inf
+    to_high = np.log1p(above / mean)
+    down, up = np.hypot([to_low, to_high], by_seeds / mean)
+    return mean * float(np.exp(-down)), mean * float(np.exp(up))

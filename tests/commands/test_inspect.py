@@ -10,7 +10,18 @@ import torch
 from rich.console import Console
 
 from refusal_cmp.cli import main
-from refusal_cmp.commands.inspect import SHADES, Reading, draw_heat, inspect_prompt, print_inspection, read
+from refusal_cmp.commands.inspect import (
+    BEFORE,
+    BEYOND,
+    CHOSEN,
+    SHADES,
+    Inspection,
+    Reading,
+    draw_heat,
+    inspect_prompt,
+    print_inspection,
+    read,
+)
 from refusal_cmp.config import load_config
 from refusal_cmp.model import refusal_metric
 from refusal_cmp.plan import file_name
@@ -100,14 +111,36 @@ def test_what_the_template_puts_before_the_instruction_is_shown_on_request(sessi
     assert len(shown(whole).splitlines()) - len(shown(found).splitlines()) == found.first
 
 
-def test_a_map_is_coloured_over_what_it_holds():
-    projections = torch.linspace(-30, 50, 40)[:, None].expand(40, 2).clone()
-    reading = Reading("inlp", Component(-1, 1), projections, torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.ones(2))
-    low, high = reading.limits(0)
-    assert -30 < low < -20
-    assert 40 < high < 50
-    flat = Reading("inlp", Component(-1, 1), projections, torch.ones(2, 2), torch.ones(2))
-    assert flat.limits(0) == (0.0, 1.0)
+@pytest.fixture
+def far_away():
+    """A prompt of which the chosen component lies between the means and other tokens lie far beyond them."""
+    shares = torch.tensor([[9.3, 0.0, 0.02], [-4.0, 1.0, 0.5], [0.1, 0.62, 20.0]], dtype=torch.float64)
+    means = torch.tensor([[0.0] * 3, [1.0] * 3], dtype=torch.float64)
+    reading = Reading("inlp", Component(-1, 1), shares, means, torch.ones(3))
+    return Inspection(["one", "two", "end"], 0, [reading], torch.zeros(4), torch.zeros(3), [])
+
+
+def test_the_terminal_s_map_runs_from_mean_to_mean_whatever_lies_beyond(far_away):
+    text = shown(far_away)
+    assert "0.62 of the way" in text
+    rows = [line[4:10] for line in text.splitlines() if line[:3] in far_away.tokens]
+    assert rows == [
+        BEYOND * 2 + SHADES[0] * 4,
+        BEFORE * 2 + SHADES[-1] * 2 + SHADES[2] * 2,
+        SHADES[0] * 2 + CHOSEN + SHADES[2] + BEYOND * 2,
+    ]
+
+
+def test_the_picture_s_colours_are_centred_halfway_between_the_means_and_framed_where_chosen(far_away):
+    ax, bar = draw_heat(far_away).axes
+    (heat,) = ax.images
+    low, high = heat.get_clim()
+    assert (low + high) / 2 == 0.5
+    assert low == pytest.approx(0, abs=0.2)
+    beyond, inside = heat.cmap(heat.norm([-4.0, 9.3])), heat.cmap(heat.norm([0.0, 1.0]))
+    assert all(tuple(one) not in map(tuple, inside) for one in beyond), "beyond a mean has a colour of its own"
+    assert {frame.get_xy() for frame in ax.patches} == {(0.5, 1.5)}
+    assert [tick.get_text() for tick in bar.get_xticklabels()] == ["0\nharmless mean", "0.5", "1\nharmful mean"]
 
 
 def test_the_answers_are_those_of_the_run(session):

@@ -15,6 +15,7 @@ from refusal_cmp.commands.seeds import run_seeds
 from refusal_cmp.commands.show import print_answer_over_seeds
 from refusal_cmp.config import STAGES, load_config
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.plan import FACTS
 from refusal_cmp.report.latex import seeds_tables
 from refusal_cmp.report.page.seeds import seeds_answer
 from refusal_cmp.report.seeds import pooled, read_seeds
@@ -85,6 +86,18 @@ def test_results_over_seeds_are_what_each_number_says_by_the_plain_formula(home)
     by_seed = pd.read_csv(home / "by_seed.csv")
     assert len(by_seed) == sum(map(len, each))
     assert set(by_seed["seed"]) == {1, 2, 3}
+
+
+def test_no_interval_over_seeds_is_below_zero_where_no_value_can_be(home):
+    results = read_results(RunDir(home))
+    for metric in ("kl", "unedited_loss"):
+        found = results[(results["metric"] == metric) & results["ci_low"].notna()]
+        assert len(found)
+        assert (found["ci_low"] >= 0).all()
+    facts = dict.fromkeys(("model", *FACTS))
+    row = {**facts, "plan": "inlp/ablation@all", "dataset": "harmless", "metric": "kl", "n": 40}
+    apart = [pd.DataFrame([{**row, "value": value, "ci_low": value, "ci_high": value}]) for value in (0.05, 0.09)]
+    assert 0 < pooled(apart)["ci_low"].item() < 0.05
 
 
 def test_the_page_says_what_each_seed_says_and_shows_every_plan(home, data):

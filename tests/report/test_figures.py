@@ -7,6 +7,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -16,7 +17,7 @@ from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.plan import FACTS
 from refusal_cmp.report.answer import destroyed
 from refusal_cmp.report.figures import FIGURES, Drawn, Skipped, draw_all, rendered
-from refusal_cmp.report.figures._style import FORMATS, INK, PAPER, method_colours
+from refusal_cmp.report.figures._style import FORMATS, INK, PAPER, VENUES, method_colours, venue
 from refusal_cmp.report.figures.plans import across
 from refusal_cmp.report.figures.seeds import draw_seeds
 from refusal_cmp.report.figures.similarity import principal_angles
@@ -43,6 +44,10 @@ def test_every_figure_is_drawn_and_says_what_it_shows(outcomes):
 
 
 def test_nothing_is_cut_off_and_no_tick_labels_overlap(outcomes):
+    nothing_is_cut_off(outcomes)
+
+
+def nothing_is_cut_off(outcomes):
     for one in outcomes:
         canvas = FigureCanvasAgg(one.figure)
         canvas.draw()
@@ -114,7 +119,7 @@ def test_what_is_not_finite_is_said_not_drawn(data, baseline):
 def test_identical_plans_count_once_in_the_sentences(data):
     labels = [plan.label for plan in data.edited]
     run = replace(data, run_as=dict.fromkeys(labels, labels[0]) | {"baseline": "baseline"})
-    assert re.search(r"; (1 plan of 1 costs|0 plans of 1 cost) at most", FIGURES["tradeoff"](run)[0].says)
+    assert re.search(r"\. (1 plan of 1 costs|0 plans of 1 cost) at most", FIGURES["tradeoff"](run)[0].says)
     assert "1 plan of 1 " in (said := FIGURES["plans"](run)[0].says) or "none of the 1 plans" in said
 
 
@@ -139,7 +144,20 @@ def test_a_plan_that_destroys_the_model_is_hollow_and_no_success(data):
     (ax,) = all_layers.figure.axes
     assert [line.get_xdata().tolist() for line in hollow(ax)] == [[0.0]], "it refuses nothing"
     assert "destroys the model" in legend(all_layers.figure)
-    assert "1 plan of 2 answers most of them (ablation); 1 plan destroys the model." in all_layers.says
+    assert (
+        "1 plan of 2 answers most of them, at the lower end of the interval too (ablation); 1 plan destroys the "
+        in (all_layers.says)
+    )
+
+
+def test_a_plan_answers_most_only_where_its_interval_says_so(data):
+    run = with_plans(data, **{"inlp/ablation@all": (0.92, 0.0, 1.1, 4), "inlp/nullspace@all": (0.56, 0.0, 1.1, 4)})
+    (one,) = FIGURES["plans"](run)
+    assert "1 plan of 2 answers most of them, at the lower end of the interval too (ablation); of 1 the interval " in (
+        one.says
+    )
+    (runs,) = across([run, replace(run, name="other")])
+    assert "small: 1 plan of 2; other: 1 plan of 2." in runs.says
 
 
 def test_a_plan_that_destroys_the_model_is_hollow_and_not_on_the_front(data):
@@ -149,8 +167,70 @@ def test_a_plan_that_destroys_the_model_is_hollow_and_not_on_the_front(data):
     assert not hollow(single)
     (front,) = (line for line in every.lines if line.get_drawstyle() == "steps-post")
     assert max(front.get_ydata()) == 0.92
-    assert "2 plans are on the Pareto front (inlp/ablation@all); 1 plan of 3 costs at most 0.01 nats" in one.says
+    assert (
+        "2 plans are on the Pareto front of the plans shown, at all layers and one layer; 90\u202f% or more of harmful"
+        in (one.says)
+    )
+    assert "are answered by inlp/ablation@all. 1 plan of 3 costs at most 0.01 nats" in one.says
     assert "1 plan destroys the model, hollow here and on no front." in one.says
+
+
+def test_the_front_is_said_to_be_of_the_scopes_that_are_shown(data):
+    whole = with_plans(data, **ONE_BREAKS)
+    for run, scopes in ((whole, "all layers and one layer"), (whole.only(scopes=["single"]), "one layer")):
+        (one,) = FIGURES["tradeoff"](run)
+        assert f"Pareto front of the plans at {scopes}" in legend(one.figure)
+        assert f"of the plans shown, at {scopes};" in one.says
+
+
+def test_plans_that_the_front_s_sentence_names_are_said_to_answer_enough(data):
+    many = {f"inlp/ablation[{n}]@all": (0.9 + 0.02 * n, 0.0, 1.1 + 0.1 * n, 4) for n in range(5)}
+    (one,) = FIGURES["tradeoff"](with_plans(data, **many))
+    assert "are answered by 5 of them, at the least cost by inlp/ablation[0]@all, inlp/ablation[1]@all and " in one.says
+    (few,) = FIGURES["tradeoff"](with_plans(data, **{"inlp/ablation@all": (0.4, 0.0, 1.1, 4)}))
+    assert "none of them answers 90\u202f% of harmful prompts" in few.says
+
+
+MAIN = ("plans", "tradeoff", "scores")
+"""The figures of the main result."""
+
+
+@pytest.mark.parametrize("name", ["acl", "neurips"])
+def test_the_main_result_is_drawn_exactly_as_wide_as_a_column_and_nothing_is_cut_off(data, name):
+    with venue(name, "column"):
+        found = [one for figure in MAIN for one in FIGURES[figure](data)] + across([data, replace(data, name="other")])
+    assert {one.name for one in found} >= {"plans-all", "tradeoff", "scores", "runs-all"}
+    for one in found:
+        assert one.figure.get_figwidth() == VENUES[name][0], one.name
+        assert one.figure.get_figheight() <= 9.5, one.name
+    nothing_is_cut_off(found)
+
+
+def test_a_figure_is_as_wide_as_a_column_or_as_a_page(data):
+    one, two = data.only(["inlp"]), data.only(["diff-in-means", "inlp"])
+    with venue("acl"):
+        shown = [figure for name in ("scores", "plane", "magnitude", "rankings") for figure in FIGURES[name](one)]
+        shown += FIGURES["scores"](two) + FIGURES["similarity"](two)
+    assert {
+        figure.name: figure.figure.get_figwidth() for figure in shown if figure.name in ("scores", "similarity")
+    } == {
+        "scores": 3.03 if len(two.scores.filter(regex="_bypass$").columns) == 1 else 6.3,
+        "similarity": 3.03,
+    }
+    assert {figure.figure.get_figwidth() for figure in shown} <= set(VENUES["acl"])
+
+
+def test_panels_below_each_other_fill_several_figures_where_one_is_too_tall(data):
+    plans = {f"inlp/ablation[{n}]@all": (0.5, 0.0, 1.1, 4) for n in range(40)}
+    with venue("any", "column"):
+        found = FIGURES["plans"](replace(run := with_plans(data, **plans), results=_refuses_both(run.results)))
+    assert [one.name for one in found] == ["plans-all", "plans-all-2"]
+    assert all(len(one.figure.axes) == 1 for one in found)
+
+
+def _refuses_both(results):
+    """The results with what harmful prompts have for harmless ones too."""
+    return pd.concat([results, results.assign(dataset=results["dataset"].replace("harmful", "harmless"))])
 
 
 def test_every_mark_and_band_of_the_tradeoff_is_in_its_legend(data):

@@ -54,6 +54,7 @@ def test_several_runs_are_also_drawn_side_by_side(script, finished, tmp_path):
         ("tradeof", [], "Error: Unknown figure 'tradeof'; known are all, inlp, magnitude, plane, plans, rankings, "),
         ("plans", ["--methods", "inpl"], "Error: Unknown method 'inpl'; known are diff-in-means, inlp, inlp[k=full]."),
         ("plans", ["--venue", "nips"], "Error: Unknown venue 'nips'; known are acl, any, iclr, icml, neurips."),
+        ("plans", ["--width", "half"], "Error: Unknown width 'half'; known are column, page."),
         ("plans", ["--scope", "top:50"], "Error: Unknown scope 'top:50'; known are all, single."),
     ],
 )
@@ -69,6 +70,13 @@ def test_a_name_that_is_not_known_is_answered_by_those_that_are(name, options, s
 def test_figures_are_as_wide_as_a_venue_wants(size, width, script, finished, tmp_path):
     script.main("plans", [finished.run.path], tmp_path, scope="single", size=size)
     assert Image.open(tmp_path / "small" / "plans-single.png").width == round(150 * width)
+
+
+@pytest.mark.parametrize(("name", "file"), [("plans", "plans-all"), ("tradeoff", "tradeoff"), ("scores", "scores")])
+def test_the_main_result_fits_a_column(name, file, script, finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "FORMATS", ("pdf",))
+    script.main(name, [finished.run.path], tmp_path, scope="all", size="acl", width="column")
+    assert b"MediaBox [ 0 0 218.16 " in (tmp_path / "small" / f"{file}.pdf").read_bytes()
 
 
 def test_a_folder_that_is_no_run_is_refused(monkeypatch, tmp_path, capsys):

@@ -41,6 +41,38 @@ def test_it_is_as_lopsided_as_its_parts_and_no_share_is_beyond_0_and_1():
     assert beyond.mean.low < 0
 
 
+def test_of_what_is_never_negative_it_ends_above_zero_and_holds_the_mean():
+    found = [exact(0.05), exact(0.09)]
+    mean, plain = over_seeds(found, positive=True).mean, over_seeds(found).mean
+    assert plain.low < 0 < mean.low < mean.value == plain.value < mean.high
+    assert math.log(mean.high / mean.value) == pytest.approx(math.log(mean.value / mean.low))
+    assert math.log(mean.high / mean.value) == pytest.approx((plain.high - plain.value) / plain.value)
+    far = [Estimate(100 + value, 99 + value, 102 + value, 40) for value in (0, 0.1, 0.3)]
+    assert over_seeds(far, positive=True).mean == pytest.approx(over_seeds(far).mean, rel=2e-3)
+
+
+@pytest.mark.parametrize(("low", "end"), [(0.1, 0.1), (0.0, 0.0), (-0.05, 0.0)])
+def test_of_what_is_never_negative_it_is_that_of_one_seed_where_seeds_agree(low, end):
+    found = over_seeds([Estimate(0.2, low, 0.7, 40)] * 3, positive=True)
+    assert found.mean == pytest.approx((0.2, end, 0.7, 40))
+    assert over_seeds([exact(0.0)] * 3, positive=True).mean == (0, 0, 0, 40)
+
+
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_of_skewed_seeds_it_covers_the_mean_more_often_than_the_symmetric_one(n):
+    drawn = np.exp(np.random.default_rng(0).standard_normal((1000, n)))
+    covered = [
+        sum(
+            one.low <= math.exp(0.5) <= one.high
+            for row in drawn
+            for one in [over_seeds([*map(exact, row)], **how).mean]
+        )
+        for how in ({"positive": True}, {})
+    ]
+    assert covered[0] >= 870
+    assert covered[0] > covered[1] + 20
+
+
 @pytest.mark.parametrize("found", [[exact(0.5)], [exact(0.5), exact(math.nan)], [exact(1.0), exact(math.inf)]])
 def test_one_seed_or_a_value_that_is_none_has_no_interval(found):
     over = over_seeds(found)

@@ -27,7 +27,12 @@ VENUES = {
     "acl": (3.03, 6.3),
 }
 """Widths of a column and of the text on a page by template; inches. Of one column, half of it."""
+WIDTHS = ("page", "column")
+"""How wide the figures of the main result are drawn."""
+TALLEST = 9.0
+"""Inches: what a page has room for."""
 _WIDTHS: ContextVar[tuple[float, float]] = ContextVar("widths", default=VENUES["any"])
+_WIDTH: ContextVar[str] = ContextVar("width", default="page")
 
 INK, GREY, FAINT, PAPER = "#1c1c1e", "#7a7a80", "#d0d0d4", "#ffffff"
 """Text and axes; reference lines; grids. The page swaps ink and paper in the dark."""
@@ -115,13 +120,17 @@ Outcome = Drawn | Skipped
 
 
 @contextmanager
-def venue(name: str) -> Iterator[None]:
-    """Figures that are drawn inside are as wide as a venue's template wants; KeyError for one that is not known."""
-    token = _WIDTHS.set(VENUES[name])
+def venue(name: str, width: str = "page") -> Iterator[None]:
+    """Figures that are drawn inside are as wide as a venue's template wants; KeyError for one that is not known.
+
+    Those of the main result (plans, tradeoff, scores) are as wide as the `width`, one of `WIDTHS`.
+    """
+    widths, chosen = _WIDTHS.set(VENUES[name]), _WIDTH.set(width)
     try:
         yield
     finally:
-        _WIDTHS.reset(token)
+        _WIDTHS.reset(widths)
+        _WIDTH.reset(chosen)
 
 
 def column() -> float:
@@ -132,6 +141,22 @@ def column() -> float:
 def page() -> float:
     """The width of the text on a page, in inches."""
     return _WIDTHS.get()[1]
+
+
+def in_column() -> bool:
+    """Whether the figures of the main result are drawn for one column."""
+    return _WIDTH.get() == "column"
+
+
+def stacked(figure: Figure, n: int) -> list[Axes]:
+    """Axes of a figure of the main result, rows in common: side by side on a page, one below the other in a column."""
+    axes = figure.subplots(n, 1, squeeze=False) if in_column() else figure.subplots(1, n, sharey=True, squeeze=False)
+    return list(axes.flat)
+
+
+def numbered(name: str, index: int) -> str:
+    """The name of a figure that is drawn in several parts, by the index of the part."""
+    return name if not index else f"{name}-{index + 1}"
 
 
 def rendered(figure: Figure, kind: str) -> bytes:

@@ -20,6 +20,7 @@ from refusal_cmp.report.figures._style import (
     Drawn,
     Outcome,
     Skipped,
+    column,
     legend_below,
     method_colours,
     page,
@@ -85,7 +86,7 @@ def _plane_figure(found: Landings, method: str, plans: Sequence[Plan]) -> Figure
     n = len(plans)
     columns = min(n, WIDEST)
     rows = math.ceil(n / columns)
-    figure = Figure(figsize=(page() * max(columns, 2) / WIDEST, 1.85 * rows + 0.8))
+    figure = Figure(figsize=(column() if columns <= WIDEST // 2 else page(), 1.85 * rows + 0.8))
     axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flatten()
     unedited = found.planes[method, BASELINE]
     for plan, ax in zip(plans, axes, strict=False):

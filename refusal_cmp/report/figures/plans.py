@@ -17,15 +17,20 @@ from refusal_cmp.report.figures._style import (
     FAINT,
     GREY,
     PAPER,
+    TALLEST,
     Drawn,
     Outcome,
     Skipped,
+    column,
     destroyed_swatch,
     errors,
+    in_column,
     legend_below,
     method_colours,
+    numbered,
     page,
     spread,
+    stacked,
     step,
     styled,
     swatch,
@@ -43,26 +48,38 @@ PANELS = (
 )
 PROMPTS = {CONTRAST: "prompts that\nonly sound harmful"}
 """What a test set is called that has no speaking name."""
+MOST = 0.5
+"""A share beyond which most prompts are answered."""
+HEADING, MARGIN = 0.5, 0.7
+"""Inches, in a column: of a panel's title and axis; of the legend."""
 
 
 def draw(data: RunData) -> list[Outcome]:
-    """A row per intervention and strength, a dot per method, a column per measurement."""
+    """A row per intervention and strength, a dot per method, a panel per measurement."""
     panels = [panel for panel in PANELS if data.get(BASELINE, *panel)]
     if not panels:
         return [Skipped("plans", TITLE, "no share of refusals was measured; run with --evals refusal")]
-    return [
-        Drawn(
-            f"plans-{scope.replace(':', '')}",
-            f"{TITLE}: {scope_name(scope)}",
-            _figure(data, [plan for plan in data.edited if plan.scope == scope], panels),
-            _says(data, [plan for plan in data.edited if plan.scope == scope], scope),
-        )
-        for scope in data.scopes
-    ]
+    figures: list[Outcome] = []
+    for scope in data.scopes:
+        plans = [plan for plan in data.edited if plan.scope == scope]
+        size = _panels_of_a_figure(data, plans, len(panels))
+        for index, start in enumerate(range(0, len(panels), size)):
+            name = numbered(f"plans-{scope.replace(':', '')}", index)
+            figure = _figure(data, plans, panels[start : start + size])
+            figures.append(Drawn(name, f"{TITLE}: {scope_name(scope)}", figure, _says(data, plans, scope)))
+    return figures
+
+
+def _panels_of_a_figure(data: RunData, plans: Sequence[Plan], n: int) -> int:
+    """How many of n panels are in one figure: on a page all, in a column as many as are not taller than a page."""
+    if not in_column():
+        return n
+    height = _rows_height(len(set(map(step, plans))), len(data.methods))
+    return min(n, max(1, int((TALLEST - MARGIN) / (height + HEADING))))
 
 
 def across(runs: Sequence[RunData]) -> list[Outcome]:
-    """Several runs side by side: a figure for each scope that all have, a column per run."""
+    """Several runs side by side: a figure for each scope that all have, a panel per run."""
     scopes = [scope for scope in runs[0].scopes if all(scope in data.scopes for data in runs)]
     figures: list[Outcome] = []
     for scope in scopes:
@@ -77,8 +94,7 @@ def _across(runs: Sequence[RunData], scope: str) -> Figure:
     plans = [[plan for plan in data.edited if plan.scope == scope] for data in runs]
     steps = list(dict.fromkeys(step(plan) for of_run in plans for plan in of_run))
     colours = method_colours(list(dict.fromkeys(method for data in runs for method in data.methods)))
-    figure = Figure(figsize=(page(), len(steps) * (0.16 + 0.075 * len(colours)) + 1.1))
-    axes = figure.subplots(1, len(runs), sharey=True, squeeze=False)[0]
+    figure, axes = _panels(len(runs), _rows_height(len(steps), len(colours)))
     for data, of_run, ax in zip(runs, plans, axes, strict=True):
         _panel(ax, data, of_run, steps, colours, "harmful", data.answered_by)
         ax.set_title(data.name)
@@ -92,14 +108,14 @@ def _across_says(runs: Sequence[RunData], scope: str) -> str:
     for data in runs:
         gone = destroyed(data)
         shares = [
-            0.0 if plan.label in gone else one.value
+            0.0 if plan.label in gone else one.low
             for plan in data.edited
             if plan.scope == scope and (one := data.answered(plan.label))
         ]
-        parts.append(f"{data.name}: {counted(sum(share > 0.5 for share in shares), 'plan')} of {len(shares)}")
+        parts.append(f"{data.name}: {counted(sum(share > MOST for share in shares), 'plan')} of {len(shares)}")
     return (
-        "Plans under which most harmful prompts are answered in language, without those that destroy the model: "
-        f"{'; '.join(parts)}."
+        "Plans under which most harmful prompts are answered in language, at the lower end of the interval, without those "
+        f"that destroy the model: {'; '.join(parts)}."
     )
 
 
@@ -107,20 +123,33 @@ def _across_says(runs: Sequence[RunData], scope: str) -> str:
 def _figure(data: RunData, plans: Sequence[Plan], panels: Sequence[tuple[str, str]]) -> Figure:
     steps = list(dict.fromkeys(map(step, plans)))
     colours = method_colours(data.methods)
-    height = len(steps) * (0.16 + 0.075 * len(colours)) + 1.1
-    figure = Figure(figsize=(page(), height))
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    figure, axes = _panels(len(panels), _rows_height(len(steps), len(colours)))
     for (dataset, metric), ax in zip(panels, axes, strict=True):
         _panel(ax, data, plans, steps, colours, dataset, metric)
-        ax.set_title(f"{measure_of(metric).heading.lower()}\n{PROMPTS.get(dataset, f'{dataset} prompts')}")
+        prompts = PROMPTS.get(dataset, f"{dataset} prompts")
+        lines = (measure_of(metric).heading.lower(), prompts.replace("\n", " ") if in_column() else prompts)
+        ax.set_title((", " if in_column() else "\n").join(lines))
     _finish(figure, axes, steps, colours)
     return figure
 
 
+def _rows_height(n_steps: int, n_methods: int) -> float:
+    """Inches that the rows of a panel take."""
+    return n_steps * (0.16 + 0.075 * n_methods)
+
+
+def _panels(n: int, rows_height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of n panels whose rows take so many inches."""
+    height = n * (rows_height + HEADING) + MARGIN if in_column() else rows_height + 1.1
+    figure = Figure(figsize=(column() if in_column() else page(), height))
+    return figure, stacked(figure, n)
+
+
 def _finish(figure: Figure, axes: Sequence[Axes], steps: Sequence[str], colours: dict[str, str]) -> None:
     """The names of the rows, and the legend."""
-    axes[0].set_yticks(range(len(steps)), steps)
-    axes[0].set_ylim(len(steps) - 0.5, -0.5)
+    for ax in axes if in_column() else axes[:1]:
+        ax.set_yticks(range(len(steps)), steps)
+        ax.set_ylim(len(steps) - 0.5, -0.5)
     baseline = Line2D([], [], color=GREY, linestyle="--", label=BASELINE)
     methods = [swatch(colour, method) for method, colour in colours.items()]
     legend_below(figure, [*methods, destroyed_swatch(), baseline])
@@ -162,22 +191,27 @@ def _panel(
 
 
 def _says(data: RunData, plans: Sequence[Plan], scope: str) -> str:
-    low, broken = [], 0
+    sure, unsure, broken = [], 0, 0
     labels, gone = data.distinct([plan.label for plan in plans]), destroyed(data)
     for plan in (one for one in plans if one.label in labels):
         answered = data.answered(plan.label)
         if plan.label in gone:
             broken += 1
-        elif answered is not None and answered.value > 0.5:
-            low.append(step(plan))
-    names = sentence_list(sorted(set(low), key=low.index)) if low else ""
+        elif answered is not None and answered.low > MOST:
+            sure.append(step(plan))
+        elif answered is not None and not answered.high <= MOST:
+            unsure += 1
     unedited = data.get(BASELINE, "harmful", "refusal")
     start = f"At scope “{scope_name(scope)}”"
     if unedited is not None:
         start += f", where the unedited model refuses {percent(unedited.value)} of harmful prompts"
-    if low:
-        some = f"{counted(len(low), 'plan')} of {len(labels)} {does(len(low), 'answer')} most of them ({names})"
+    if sure:
+        some = (
+            f"{counted(len(sure), 'plan')} of {len(labels)} {does(len(sure), 'answer')} most of them, at the lower end "
+            f"of the interval too ({sentence_list(list(dict.fromkeys(sure)))})"
+        )
     else:
-        some = f"none of the {len(labels)} plans answers most of them"
+        some = f"none of the {len(labels)} plans answers most of them at the lower end of the interval"
+    open_ = f"; of {unsure} the interval leaves it open" if unsure else ""
     end = f"; {counted(broken, 'plan')} {does(broken, 'destroy')} the model" if broken else ""
-    return f"{start}, {some}{end}. Identical plans count once. Bars are 95 % intervals."
+    return f"{start}, {some}{open_}{end}. Identical plans count once. Bars are 95 % intervals."

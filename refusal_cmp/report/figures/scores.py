@@ -19,7 +19,9 @@ from refusal_cmp.report.figures._style import (
     Drawn,
     Outcome,
     column,
+    in_column,
     legend_below,
+    numbered,
     page,
     shades,
     styled,
@@ -31,19 +33,21 @@ from refusal_cmp.selection import Rule, Selection
 
 WIDEST = 4
 """Columns of a figure: a method and a reach each."""
+IN_COLUMN = WIDEST // 2
+"""Of them, in a figure that is as wide as a column."""
 
 
 def draw(data: RunData) -> list[Outcome]:
-    """A figure for every two methods (four, where there are only local scores)."""
+    """A figure for every two methods (four, where there are only local scores); in a column for half as many."""
     reaches = _reaches(data.scores)
     methods = list(data.scores["method"].unique())
-    size = WIDEST // len(reaches)
+    size = max(1, (IN_COLUMN if in_column() else WIDEST) // len(reaches))
     figures: list[Outcome] = []
     for start in range(0, len(methods), size):
         shown = methods[start : start + size]
         table = data.scores[data.scores["method"].isin(shown)]
         figure = scores_figure(table, data.baseline_metric, data.rule, data.manifest["model"]["n_layers"])
-        name = "scores" if not start else f"scores-{start // size + 1}"
+        name = numbered("scores", start // size)
         says = " ".join(_says(one, data) for one in data.selections if one.method in shown)
         figures.append(Drawn(name, f"Scores by layer and position: {', '.join(shown)}", figure, says))
     return figures
@@ -70,7 +74,7 @@ def scores_figure(
     )
     positions = sorted(table["position"].unique())
     n_layers = n_layers or int(table["layer"].max()) + 1
-    figure = Figure(figsize=(max(column(), page() * min(len(columns), WIDEST) / WIDEST), 5.2))
+    figure = Figure(figsize=(column() if len(columns) <= IN_COLUMN else page(), 5.2))
     axes = figure.subplots(len(rows), len(columns), sharex=True, sharey="row", squeeze=False)
     for (score, unit, line), row in zip(rows, axes, strict=True):
         for (method, reach), ax in zip(columns, row, strict=True):
@@ -101,7 +105,7 @@ def scores_figure(
             Line2D([], [], color=GREY, linestyle="--", label="unedited (KL: threshold)"),
             Patch(color=FAINT, alpha=0.6, label="layers not selected from"),
         ],
-        columns=4 if len(columns) > 1 else 2,
+        columns=4 if len(columns) > IN_COLUMN else 2,
     )
     return figure
 

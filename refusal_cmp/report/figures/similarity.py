@@ -56,8 +56,7 @@ def principal_angles(one: Subspace, other: Subspace) -> torch.Tensor:
 
 @styled
 def _figure(data: RunData, pairs: Sequence[tuple[str, str]]) -> Figure:
-    width = column() if len(pairs) == 1 else page() * max(len(pairs), 2) / WIDEST if len(pairs) < 3 else page()
-    figure = Figure(figsize=(max(width, column()), 4.4))
+    figure = Figure(figsize=(column() if len(pairs) <= WIDEST // 2 else page(), 4.4))
     axes = figure.subplots(2, len(pairs), sharex=True, sharey="row", squeeze=False)
     positions = next(iter(data.fields.values())).means.positions
     colours = dict(zip(positions, shades(len(positions)), strict=True))
@@ -78,7 +77,7 @@ def _figure(data: RunData, pairs: Sequence[tuple[str, str]]) -> Figure:
     axes[1, 0].set_yticks([0, 30, 60, 90])
     handles = [swatch(colour, f"position {position}", line="-") for position, colour in colours.items()]
     handles.append(swatch(GREY, "random directions", marker="", line="--"))
-    legend_below(figure, handles, columns=2 if len(pairs) == 1 else 5)
+    legend_below(figure, handles, columns=2 if len(pairs) <= WIDEST // 2 else 5)
     return figure
 
 

@@ -20,15 +20,19 @@ from refusal_cmp.report.figures._style import (
     GREY,
     INK,
     PAPER,
+    TALLEST,
     Drawn,
     Outcome,
     Skipped,
+    column,
     destroyed_swatch,
     errors,
+    in_column,
     intervention_markers,
     legend_below,
     loss_axis,
     method_colours,
+    numbered,
     page,
     percent_axis,
     styled,
@@ -41,16 +45,25 @@ from refusal_cmp.statistics import ENOUGH
 TITLE = "Harmful prompts answered against what is lost"
 LETTERS = 13
 """Of a label, to the inch of a panel."""
+LABEL = 25
+"""Letters of a line of the legend, in a column."""
 ROWS = 2
 """Costs that are drawn."""
 NAMED = 3
 """Plans on the front that the sentence names."""
+PANEL, MARGIN = 2.0, 1.1
+"""Inches, in a column: the height of a panel; that of titles and a legend of few entries."""
+LINE = 0.08
+"""Inches of height, in a column, for each entry of the legend."""
 BAND = 0.08
 """How strong the green is behind plans that answer enough."""
 
 
 def draw(data: RunData) -> list[Outcome]:
-    """A row for each of the costs that decide first, a column per scope; the front is that of all scopes together."""
+    """A row for each of the costs that decide first, a panel per scope; the front is that of the shown scopes together.
+
+    In a column panels are below each other, in as many figures as a page has room for.
+    """
     measured = costs(data)[:ROWS]
     if data.answered(BASELINE) is None:
         return [Skipped("tradeoff", TITLE, "refusal was not measured; add it to --evals")]
@@ -59,8 +72,21 @@ def draw(data: RunData) -> list[Outcome]:
     measured = [cost for cost in measured if _lost(data, cost)]
     if not measured:
         return [Skipped("tradeoff", TITLE, "no plan has a finite cost")]
-    says = " ".join([*(_says(data, cost) for cost in measured), _apart(data)])
-    return [Drawn("tradeoff", TITLE, _figure(data, measured), says)]
+    size = len(measured) if _height(data, len(measured)) <= TALLEST or not in_column() else 1
+    figures: list[Outcome] = []
+    for index, start in enumerate(range(0, len(measured), size)):
+        shown = measured[start : start + size]
+        says = " ".join([*(_says(data, cost) for cost in shown), _apart(data)])
+        figures.append(Drawn(numbered("tradeoff", index), TITLE, _figure(data, shown), says))
+    return figures
+
+
+def _height(data: RunData, n_costs: int) -> float:
+    """Inches that a figure of so many costs takes."""
+    if not in_column():
+        return 2.25 * n_costs + 1.1
+    entries = len(data.methods) + len({plan.intervention for plan in data.edited})
+    return PANEL * n_costs * len(data.scopes) + LINE * entries + MARGIN
 
 
 @styled
@@ -68,23 +94,24 @@ def _figure(data: RunData, measured: Sequence[Cost]) -> Figure:
     colours = method_colours(data.methods)
     markers = intervention_markers(list(dict.fromkeys(plan.intervention for plan in data.edited)))
     scopes = data.scopes
-    figure = Figure(figsize=(page(), 2.25 * len(measured) + 1.1))
-    axes = figure.subplots(len(measured), len(scopes), sharey=True, sharex="row", squeeze=False)
-    for row, cost in zip(axes, measured, strict=True):
-        front = _front(data, cost)
-        for scope, ax in zip(scopes, row, strict=True):
-            _panel(ax, data, cost, scope, colours, markers, front)
-        row[0].set_ylabel("harmful prompts answered,\nin language")
-        for ax in row:
-            ax.set_xlabel(textwrap.fill(_lost_in_words(cost), int(LETTERS * page() / len(scopes))))
-    for scope, ax in zip(scopes, axes[0], strict=True):
-        ax.set_title(scope_name(scope))
+    width, across = (column(), 1) if in_column() else (page(), len(scopes))
+    figure = Figure(figsize=(width, _height(data, len(measured))))
+    panels = [(cost, scope) for cost in measured for scope in scopes]
+    axes = figure.subplots(len(panels) // across, across, sharey=True, sharex="row", squeeze=False)
+    for index, ((cost, scope), ax) in enumerate(zip(panels, axes.flat, strict=True)):
+        _panel(ax, data, cost, scope, colours, markers, _front(data, cost))
+        ax.set_xlabel(textwrap.fill(_lost_in_words(cost), int(LETTERS * width / across)))
+        if index % across == 0:
+            ax.set_ylabel("harmful prompts\nanswered" + (", in language" if data.asks_for_language else ""))
+        if in_column() or index < across:
+            ax.set_title(scope_name(scope))
+    front_of = f"Pareto front of the plans at {_scopes(data)}"
     legend_below(
         figure,
         [
             *(Patch(color=colour, label=method) for method, colour in colours.items()),
             *(swatch(GREY, name, marker=marker) for name, marker in markers.items()),
-            swatch(INK, "Pareto front, all scopes", marker="", line="-"),
+            swatch(INK, textwrap.fill(front_of, LABEL) if in_column() else front_of, marker="", line="-"),
             swatch(INK, BASELINE, marker="+"),
             destroyed_swatch(),
             *([swatch(FAINT, "another scope", marker=".")] if len(scopes) > 1 else []),
@@ -181,12 +208,23 @@ def _says(data: RunData, cost: Cost) -> str:
         counted(round(100 * one), "point") if cost.unit == "share" else f"{one:.2g} nats"
         for one in (cost.tie, max(lost))
     ]
-    named = sentence_list(best[:NAMED]) if best else f"none answers {percent(ENOUGH)} of harmful prompts"
+    enough = f"{percent(ENOUGH)} or more of harmful prompts are answered by"
+    if len(best) > NAMED:
+        answers = f"{enough} {len(best)} of them, at the least cost by {sentence_list(best[:NAMED])}"
+    elif best:
+        answers = f"{enough} {sentence_list(best)}"
+    else:
+        answers = f"none of them answers {percent(ENOUGH)} of harmful prompts"
     return (
-        f"By {cost.name}, {counted(len(front), 'plan')} {'is' if len(front) == 1 else 'are'} on the Pareto front "
-        f"({named}); {counted(cheap, 'plan')} of {len(lost)} {does(cheap, 'cost')} at most {amounts[0]}, the dearest "
-        f"{amounts[1]}."
+        f"By {cost.name}, {counted(len(front), 'plan')} {'is' if len(front) == 1 else 'are'} on the Pareto front of "
+        f"the plans shown, at {_scopes(data)}; {answers}. {counted(cheap, 'plan')} of {len(lost)} "
+        f"{does(cheap, 'cost')} at most {amounts[0]}, the dearest {amounts[1]}."
     )
+
+
+def _scopes(data: RunData) -> str:
+    """The scopes that are shown, of whose plans the fronts are: those of others that a run has may beat them."""
+    return sentence_list([scope_name(scope) for scope in data.scopes])
 
 
 def _apart(data: RunData) -> str:
