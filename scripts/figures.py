@@ -24,7 +24,7 @@ from refusal_cmp.report.figures._style import VENUES, WIDTHS, venue
 from refusal_cmp.report.figures.plans import across
 from refusal_cmp.report.figures.seeds import draw_seeds
 from refusal_cmp.report.latex import seeds_tables, tables
-from refusal_cmp.report.method_text import method_text
+from refusal_cmp.report.method_text import method_text, method_text_over_seeds
 from refusal_cmp.report.seeds import SeedsData, read_seeds
 from refusal_cmp.run.seeds import open_seeds
 from refusal_cmp.run.session import open_run
@@ -96,18 +96,18 @@ def write_over_seeds(data: SeedsData, names: Sequence[str], out: Path) -> None:
     every = len(names) == len(FIGURES)
     write([one for one in draw_seeds(data) if every or one.name.split("-")[0] in names], out / data.name)
     if every:
-        write_sources(seeds_tables(data), data.first, out / data.name)
+        write_sources(seeds_tables(data), method_text_over_seeds(data), data.first, out / data.name)
 
 
 def write_texts(data: RunData, folder: Path) -> None:
     """Write what goes into a paper beside the figures."""
-    write_sources(tables(data), data, folder)
+    write_sources(tables(data), method_text(data), data, folder)
 
 
-def write_sources(tables: Mapping[str, str], data: RunData, folder: Path) -> None:
+def write_sources(tables: Mapping[str, str], method: str, data: RunData, folder: Path) -> None:
     """Write tables in LaTeX, a paragraph on the method, and the works that it cites."""
     texts = {f"{name}.tex": source for name, source in tables.items()}
-    texts |= {"method.tex": method_text(data), "references.bib": bibtex(works_of(data.config))}
+    texts |= {"method.tex": method, "references.bib": bibtex(works_of(data.config))}
     for name, text in texts.items():
         (folder / name).write_text(text, encoding="utf-8")
         typer.echo(folder / name)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refusal_cmp.edit import LowRankEdit, stack
-from refusal_cmp.interventions import INTERVENTIONS
+from refusal_cmp.interventions import INTERVENTIONS, edits_whole_subspace
 from refusal_cmp.plan import Place
 from refusal_cmp.planning import Setting, Target
 from refusal_cmp.subspace import Subspace
@@ -78,6 +80,27 @@ def test_reflection_projects_at_one_and_two_mirrors_are_none(shape):
     mirror = edit_of("reflection", target, 2.0)
     torch.testing.assert_close(mirror(mirror(x)), x)
     assert not torch.allclose(mirror(x), x)
+
+
+@pytest.mark.parametrize("name", sorted(INTERVENTIONS))
+def test_an_intervention_says_whether_it_edits_along_the_whole_subspace(name):
+    target, x = make_target(0, 3, 8), vectors(0, 8)
+    one = replace(target, subspace=target.subspace.leading(1))
+    same = torch.allclose(edit_of(name, target)(x), edit_of(name, one)(x))
+    assert same != edits_whole_subspace(name)
+
+
+@pytest.mark.parametrize("name", sorted(INTERVENTIONS))
+@pytest.mark.parametrize("compose", ["once", "repeat"])
+def test_an_intervention_says_at_which_sites_it_acts(name, compose):
+    setting = Setting(sites=("attn_out", "mlp_out"), compose=compose)
+    strength = next(iter(INTERVENTIONS.get(name).strengths or ()), None)
+    targets = [make_target(1, 3, 8, layer) for layer in (4, 6)]
+    places = INTERVENTIONS.create(name).edits(targets, strength, setting)
+    said = INTERVENTIONS.create(name).sites(setting, 2)
+    assert {(place.layer, place.site) for place in places} == {
+        (layer, site) for layer, sites in zip((4, 6), said, strict=True) for site in sites
+    }
 
 
 @settings(deadline=None, max_examples=25)

@@ -9,14 +9,27 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from refusal_cmp.config import SITES, Site
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.plan import Place
 from refusal_cmp.planning import INTERVENTIONS, Edits, Scope, Setting, Target
+from refusal_cmp.subspace import Subspace
 
-__all__ = ["INTERVENTIONS", "Edits", "Intervention", "Scope", "Setting", "Target", "register_intervention", "remove"]
+__all__ = [
+    "INTERVENTIONS",
+    "Edits",
+    "Intervention",
+    "Scope",
+    "Setting",
+    "Target",
+    "edits_whole_subspace",
+    "register_intervention",
+    "remove",
+]
 
 
 class Intervention(ABC):
@@ -27,6 +40,9 @@ class Intervention(ABC):
     uses: tuple[str, ...] = tuple(field.name for field in fields(Setting))
     """The fields of `Setting` that matter to it; where one differs from its default, the label says so."""
 
+    whole_subspace: bool = False
+    """Whether it edits along every direction of a subspace, and not along the one `direction` alone."""
+
     def reach(self, scope: Scope, setting: Setting) -> Scope:
         """Where it acts in a plan of this scope: the scope itself."""
         return scope
@@ -34,6 +50,23 @@ class Intervention(ABC):
     @abstractmethod
     def edits(self, targets: Sequence[Target], strength: float | None, setting: Setting) -> Edits:
         """The edit for each place, given the layers in scope from the first block to the last."""
+
+    def sites(self, setting: Setting, n_layers: int = 1) -> list[tuple[Site, ...]]:
+        """Where it acts in each of `n_layers` layers in scope, as its edits of a made-up subspace say."""
+        places = self.edits([_made_up(layer) for layer in range(n_layers)], None, setting)
+        return [tuple(site for site in SITES if Place(layer, site) in places) for layer in range(n_layers)]
+
+
+def _made_up(layer: int) -> Target:
+    """A subspace of two directions in three dimensions, and what goes with it."""
+    first, second, other = torch.eye(3, dtype=torch.float64)
+    subspace = Subspace(torch.stack([first, second]), first, 1.0, torch.ones(2, dtype=torch.float64))
+    return Target(layer, subspace, harmful_mean=first + other, harmless_mean=second + other, unit_norm=1.0)
+
+
+def edits_whole_subspace(name: str) -> bool:
+    """Whether an intervention edits along every direction of a subspace; one that is not installed does not say."""
+    return name in INTERVENTIONS and INTERVENTIONS.get(name).whole_subspace
 
 
 def remove(

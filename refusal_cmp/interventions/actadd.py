@@ -1,10 +1,10 @@
-"""Activation addition, norm-matched: Arditi et al. 2024, section 2.4; Rocchetti & Ferrara 2026.
+"""Activation addition, norm-matched: Arditi et al. 2024, section 2.4.
 
     x ↦ x + (m / n) c û
 
 m is the multiplier, n how many layers are in scope, and c the difference-in-means norm of the edited layer, at the
-position that the direction û is from. As published, c is that of the selected component, and the one layer is its own,
-whatever the scope.
+position that the direction û is from. In the published comparison c is that of the selected component, and the one
+layer is its own, whatever the scope.
 """
 
 from __future__ import annotations

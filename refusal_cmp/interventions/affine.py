@@ -15,6 +15,7 @@ class AffineAblation(Intervention):
     """Move the subspace's coordinates to the harmless mean: x − Vᵀ V (x − μ) (Marshall et al. 2024)."""
 
     uses = ("sites",)
+    whole_subspace = True
 
     def edits(self, targets: Sequence[Target], strength: float | None, setting: Setting) -> Edits:
         """The subspace is removed at every site of every layer in scope, and Vᵀ V μ added at `resid_pre`."""

@@ -22,6 +22,7 @@ class AlterRep(Intervention):
 
     strengths = (1.0,)
     uses = ("about",)
+    whole_subspace = True
 
     def edits(self, targets: Sequence[Target], strength: float | None, setting: Setting) -> Edits:
         """At `resid_pre` of every layer in scope."""

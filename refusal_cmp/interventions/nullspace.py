@@ -15,6 +15,7 @@ class NullspaceProjection(Intervention):
     """Remove the whole subspace from the stream: x − Vᵀ V x (Ravfogel et al. 2020)."""
 
     uses = ("sites",)
+    whole_subspace = True
 
     def edits(self, targets: Sequence[Target], strength: float | None, setting: Setting) -> Edits:
         """At every site of every layer in scope."""

@@ -24,6 +24,7 @@ class Reflection(Intervention):
 
     strengths = (2.0,)
     uses = ("sites", "compose")
+    whole_subspace = True
 
     def edits(self, targets: Sequence[Target], strength: float | None, setting: Setting) -> Edits:
         """At every site of every layer in scope; composed once, at the first layer's `resid_pre` only."""

@@ -26,6 +26,10 @@ from refusal_cmp.registry import Registry, parse_spec
 
 OURS, HARNESS = "refusal-cmp", "gao2024framework"
 """The name of this package, and the key of lm-eval."""
+OWN_KEY = "refusalcmp"
+"""The key of this package."""
+PHRASES = {"published": "arditi2024refusal"}
+"""What work sets of refusal phrases are from, by the name of the set."""
 ESCAPES = str.maketrans({"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#"})
 
 Work = Mapping[str, Any]
@@ -64,6 +68,8 @@ def works_of(config: Mapping[str, Any]) -> list[str]:
         if name in registry
         for key in cited_by(registry.get(name))
     }
+    if "refusal" in evals and config["phrases"] in PHRASES:
+        found.add(PHRASES[config["phrases"]])
     names = [config["model"]]
     if "guard" in evals:
         names.append(config["guard"])
@@ -89,7 +95,7 @@ def bibtex(keys: Iterable[str]) -> str:
         "version": version(OURS),
         "year": 2026,
     }
-    entries = {"refusalcmp": ours} | {key: works()[key] for key in keys}
+    entries = {OWN_KEY: ours} | {key: works()[key] for key in keys}
     return "\n\n".join(_entry(key, work) for key, work in entries.items()) + "\n"
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from refusal_cmp.config import STAGES, file_label, is_path
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 from refusal_cmp.plan import BASELINE, Plan
+from refusal_cmp.planning import Setting
 from refusal_cmp.report.landings import Landings, read_landings
 from refusal_cmp.report.table import PART
 from refusal_cmp.run.contents import (
@@ -66,6 +67,8 @@ class RunData:
     baseline_metric: Mapping[str, float]
     """The unedited model's mean refusal metric on the validation prompts of each kind."""
     rule: Rule
+    setting: Setting
+    """What edits are made by."""
     fields: Mapping[str, SubspaceField]
     """By extractor, without INLP's k policies: those are the first rows of the same subspaces."""
     extracted_by: Mapping[str, str]
@@ -244,6 +247,7 @@ def read_run(session: Session) -> RunData:
         scored=scored(config, means.positions, means.n_layers),
         baseline_metric=read_baseline_metric(session),
         rule=Rule.of(config, config.methods[0]),
+        setting=Setting.of(config),
         fields=fields,
         extracted_by={field.method: field.extracted_by for field in read_fields(session)},
         prompts=_prompts(session),

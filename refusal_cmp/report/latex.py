@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pandas as pd
@@ -10,7 +10,7 @@ import pandas as pd
 from refusal_cmp.plan import Plan, number
 from refusal_cmp.report.answer import BROKEN, RUIN, destroyed
 from refusal_cmp.report.data import RunData
-from refusal_cmp.report.latex_phrases import escaped, on_test_prompts, where_scored
+from refusal_cmp.report.latex_phrases import best_has, escaped, on_test_prompts, public_name, where_scored
 from refusal_cmp.report.seeds import SeedsData
 from refusal_cmp.report.table import Column, columns
 from refusal_cmp.report.wording import bounds, bracketed, decimal, minus, sentence_list, shown
@@ -81,7 +81,7 @@ def _plans_caption(data: RunData) -> str:
 def _what_plans_do(data: RunData) -> str:
     return (
         r"What every plan (\texttt{method/intervention:strength@scope}) does to "
-        f"{escaped(data.config['model'])}, on {on_test_prompts(data)} test prompts."
+        f"{escaped(public_name(data.config['model']))}, on {on_test_prompts(data)} test prompts."
     )
 
 
@@ -105,10 +105,18 @@ def _selection_caption(data: RunData) -> str:
     where = where_scored(data) if data.choice else ""
     scored = f" Only components{where} were scored." if where else ""
     return (
-        f"The component of each method on {escaped(data.config['model'])}: lowest bypass among those with an induce "
-        f"score from {number(rule.induce_threshold)} on, a KL of at most {number(rule.kl_threshold)} nats, and a layer "
-        f"in the first {100 * rule.prune_layers:.0f}\\,\\%; kept is how many these filters keep.{scored}"
+        f"The component of each method on {escaped(public_name(data.config['model']))}: {best_has(data)}, among those "
+        f"with an induce score from {number(rule.induce_threshold)} on, a KL of at most {number(rule.kl_threshold)} "
+        f"nats, and a layer in the first {100 * rule.prune_layers:.0f}\\,\\%; kept is how many these filters keep."
+        f"{scored}{_fallbacks([data])}"
     )
+
+
+def _fallbacks(runs: Collection[RunData]) -> str:
+    """What a fallback is, where there is one."""
+    if not any(one.fallback for data in runs for one in data.selections):
+        return ""
+    return " Fallback: the filters keep no component of the method, and were relaxed as said."
 
 
 def _seeds_caption(data: SeedsData) -> str:
@@ -122,8 +130,9 @@ def _seeds_caption(data: SeedsData) -> str:
 
 def _selection_by_seed_caption(data: SeedsData) -> str:
     return (
-        f"The component of each method on {escaped(data.first.config['model'])} (position, layer; number of "
-        "directions) by seed, and the mean cosine of the chosen directions over pairs of seeds."
+        f"The component of each method on {escaped(public_name(data.first.config['model']))} (position, layer; number "
+        "of directions) by seed, and the mean cosine of the chosen directions over pairs of seeds."
+        f"{_fallbacks(data.runs.values())}"
     )
 
 
@@ -168,6 +177,7 @@ def _selection_by_seed(data: SeedsData) -> pd.DataFrame:
             one = data.selection(method, seed)
             chosen[f"seed {seed}"] = "–" if one is None else (
                 f"({minus(str(one.selected.position))}, {one.selected.layer}; {int(run.chosen(method)['k'])})"
+                + (f", {one.note}" if one.note else "")
             )  # fmt: skip
         alike = data.alike(method)
         rows.append({"method": method, **chosen, "cosine": "–" if alike is None else decimal(alike)})

@@ -1,12 +1,18 @@
-"""Phrases in LaTeX that captions and the paragraph on the method share: where prompts are from, what was scored."""
+"""Phrases in LaTeX that captions and the paragraph on the method share: names, citations, prompts, what was scored."""
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
-from refusal_cmp.config import KINDS, is_path
+from refusal_cmp.config import ENDINGS, KINDS, is_path, path_and_column
 from refusal_cmp.plan import BASELINE
+from refusal_cmp.registry import Registry, parse_spec
+from refusal_cmp.report.citations import cited_by
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.wording import sentence_list
 
@@ -14,6 +20,14 @@ ESCAPES = str.maketrans(
     {"\\": "/", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {sign: rf"\{sign}" for sign in "&%_#${}"}
 )
 """Signs that LaTeX reads as commands; backslashes are those of paths."""
+HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+"""What a model's id on a hub looks like."""
+RANKS = {
+    "bypass": "the lowest bypass",
+    "accuracy-then-bypass": "the highest balanced accuracy of its first direction on the dev split and, among equals, "
+    "the lowest bypass",
+}
+"""What the best component has, by rank key."""
 LISTED = 4
 """Most layers at equal distances that are all written out."""
 
@@ -28,10 +42,55 @@ def tt(text: str) -> str:
     return rf"\texttt{{{escaped(text)}}}"
 
 
+def public_name(name: str) -> str:
+    """A model or a set as a paper names it: of a path its last part, without a column; an id of a hub as it is."""
+    path, _ = path_and_column(name)
+    is_file = path.lower().endswith((*ENDINGS, ".gguf"))
+    if not re.search(r"[/\\]", path) and path not in (".", ".."):
+        return path
+    if HUB_ID.fullmatch(path) and not is_file and not os.path.exists(path):
+        return path
+    last = re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+    return Path(path).resolve().name if last in ("", ".", "..") else last
+
+
+def cited(registry: Registry[Any], spec: str) -> str:
+    """A plugin by name, with the works that it rests on."""
+    return f"{tt(spec)}{works_behind(registry, parse_spec(spec)[0])}"
+
+
+def works_behind(registry: Registry[Any], name: str) -> str:
+    """The citation of the works that a plugin rests on, with a space before it; nothing where there are none."""
+    return citation(cited_by(registry.get(name)) if name in registry else [])
+
+
+def citation(keys: Sequence[str]) -> str:
+    """A citation with a space before it; nothing of no works."""
+    return f" \\citep{{{','.join(keys)}}}" if keys else ""
+
+
+def best_has(data: RunData) -> str:
+    """What the best component of a method has, `the lowest bypass`; by method, where they are ranked differently."""
+    methods: dict[str, list[str]] = {}
+    for one in data.selections:
+        base = parse_spec(data.extracted_by[one.method])[0]
+        key = data.config["rank_key_of"].get(base, data.config["rank_key"])
+        methods.setdefault(key, []).append(tt(one.method))
+    if len(methods) == 1:
+        return RANKS[next(iter(methods))]
+    return " or ".join(f"{RANKS[key]} (with {sentence_list(names)})" for key, names in methods.items())
+
+
+def at_component(which: str) -> str:
+    """A component as a sentence has it, of `-1,7`: `token $-1$ in layer 7`."""
+    position, _, layer = which.partition(",")
+    return f"token ${position}$ in layer {layer}"
+
+
 def own_source(data: RunData, kind: str) -> str:
     """Where the run's own prompts of a kind are from, and by what label, where one file holds both kinds."""
     config, other = data.config, next(one for one in KINDS if one != kind)
-    name = tt(config[kind])
+    name = tt(public_name(config[kind]))
     if config["label_column"] is None or not is_path(config[kind]):
         return name
     own = config[f"{kind}_label"]
@@ -55,9 +114,9 @@ def _test_set(data: RunData, dataset: str, cite: Callable[[str], str]) -> str:
     source = data.test_sources[dataset]
     works = cite(source)
     if source == dataset:
-        return f"{tt(dataset)}{works}"
+        return f"{tt(public_name(dataset))}{works}"
     is_own = dataset in KINDS and source == data.config[dataset]
-    return f"{escaped(dataset)} ({own_source(data, dataset) if is_own else tt(source)}{works})"
+    return f"{escaped(dataset)} ({own_source(data, dataset) if is_own else tt(public_name(source))}{works})"
 
 
 def where_scored(data: RunData) -> str:

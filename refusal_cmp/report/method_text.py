@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from refusal_cmp.config import BUDGET, KINDS
+from refusal_cmp.config import KINDS
 from refusal_cmp.data import DATASETS, TEXTS
 from refusal_cmp.engines import ENGINES
 from refusal_cmp.evals import EVALUATORS
 from refusal_cmp.evals.perplexity import ON_DISTRIBUTION
-from refusal_cmp.interventions import INTERVENTIONS
 from refusal_cmp.methods import EXTRACTORS
 from refusal_cmp.plan import number
-from refusal_cmp.registry import Registry, parse_spec
-from refusal_cmp.report.citations import HARNESS, cited_by, works_named
+from refusal_cmp.registry import parse_spec
+from refusal_cmp.report.citations import HARNESS, OURS, OWN_KEY, PHRASES, works_named
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures.inlp import METHOD as INLP
-from refusal_cmp.report.figures.inlp import WHOLE_SUBSPACE
-from refusal_cmp.report.latex_phrases import on_test_prompts, own_source, tt, where_scored
-from refusal_cmp.report.wording import does, sentence_list
+from refusal_cmp.report.latex_phrases import (
+    best_has,
+    citation,
+    cited,
+    on_test_prompts,
+    own_source,
+    public_name,
+    tt,
+    where_scored,
+    works_behind,
+)
+from refusal_cmp.report.method_edits import components_text, edits_text, inlp_directions
+from refusal_cmp.report.seeds import SeedsData
+from refusal_cmp.report.wording import sentence_list
 
 MEASURES = {
-    "refusal": "whether it refuses, by the phrases of the original work",
+    "refusal": "whether it refuses, by {phrases}",
     "coherence": "whether the unedited model reads it as language",
     "guard": "whether {guard} finds it unsafe",
     "rubric": "how a model grades it by a rubric",
@@ -40,23 +49,44 @@ CLASSIFIERS = {
 
 def method_text(data: RunData) -> str:
     """The paragraph; `\\citep` with the keys of `refusal-cmp cite`."""
+    return _paragraph(data, [data])
+
+
+def method_text_over_seeds(data: SeedsData) -> str:
+    """The paragraph on runs with several seeds, which says of each what only it did."""
+    return _paragraph(data.as_run, list(data.runs.values()))
+
+
+def _paragraph(data: RunData, runs: Sequence[RunData]) -> str:
+    """The paragraph on one run, or on several as if they were one.
+
+    Parameters
+    ----------
+    runs
+        That one run, or those of the seeds.
+    """
     sentences = (_extraction, _inlp, _selection, _interventions, _evaluation)
-    return "\n".join(part for sentence in sentences for part in sentence(data)) + "\n"
+    return "\n".join(part for sentence in sentences for part in sentence(data, runs)) + "\n"
 
 
-def _extraction(data: RunData) -> list[str]:
+def _extraction(data: RunData, runs: Sequence[RunData]) -> list[str]:
     config, model = data.config, data.manifest.get("model", {})
-    prompts = [
-        f"{_kept(data, f'{kind}_train')} {kind} prompts ({own_source(data, kind)}{_keys(DATASETS, config[kind])})"
-        for kind in KINDS
-    ]
+    sources = {kind: f"{own_source(data, kind)}{works_behind(DATASETS, config[kind])}" for kind in KINDS}
+    prompts = [f"{_kept(runs, f'{kind}_train')} {kind} prompts ({source})" for kind, source in sources.items()]
+    methods = sentence_list([cited(EXTRACTORS, spec) for spec in config["methods"]])
+    seeds = sentence_list([str(run.config["seed"]) for run in runs])
     size = f" ({model['n_layers']} blocks of width {model['d_model']})" if "n_layers" in model else ""
     said = [
-        f"Refusal directions of {_named(config['model'])}{size} are extracted by "
-        f"{_cited(EXTRACTORS, config['methods'])} from the residual stream on entry to every block, at the tokens that "
-        f"the chat template puts behind an instruction, on {sentence_list(prompts)}, of which "
-        f"{_in_percent(config['dev_share'])} of either kind are held out as a dev split (seed {config['seed']})."
+        f"All is done with {tt(OURS)}{citation([OWN_KEY])}.",
+        f"Refusal directions of {_named(config['model'])}{size} are extracted by {methods} from the "
+        "residual stream on entry to every block, at the tokens that the chat template puts behind an instruction, on "
+        f"{sentence_list(prompts)}, of which {_in_percent(config['dev_share'])} of either kind are held out as a dev "
+        f"split ({'seed' if len(runs) == 1 else 'seeds'} {seeds}).",
     ]
+    if len(runs) > 1:
+        said.append(
+            "With each of the seeds prompts are drawn and all that follows is done anew, on the same test prompts."
+        )
     if config["filter_prompts"]:
         said.append(
             "Training and validation prompts on which the unedited model does not do as expected (harmful ones that it "
@@ -65,7 +95,7 @@ def _extraction(data: RunData) -> list[str]:
     return said
 
 
-def _inlp(data: RunData) -> list[str]:
+def _inlp(data: RunData, runs: Sequence[RunData]) -> list[str]:
     """How INLP's subspaces are found, and how many of their directions are used; nothing of runs without it."""
     config, said = data.config, []
     found = [name for name in config["methods"] if parse_spec(name)[0] == INLP]
@@ -81,111 +111,104 @@ def _inlp(data: RunData) -> list[str]:
             f"{chance if of['stop'] == 'binomial' else fixed}, which is left out, or after {of['max_k']}."
         )
     if found:
-        used = [_directions_used(policy, config["kl_threshold"]) for policy in config["inlp_k"]]
-        whole = [tt(name) for name in config["interventions"] if name in WHOLE_SUBSPACE]
-        along = f"; {sentence_list(whole)} {does(len(whole), 'edit')} along all of these" if whole else ""
-        along += "; other interventions edit along the first" if 0 < len(whole) < len(config["interventions"]) else ""
-        each = (
-            used[0] if len(used) == 1 else f"in turn {sentence_list([f'({i}) {one}' for i, one in enumerate(used, 1)])}"
-        )
-        said.append(f"Of INLP's directions we use {each}{along}.")
+        said.append(inlp_directions(data))
     return said
 
 
-def _directions_used(policy: str, kl_threshold: float) -> str:
-    """A k policy in words."""
-    if policy == BUDGET:
-        return (
-            f"the most leading ones whose removal has a KL of at most {number(kl_threshold)} nats, or the first alone"
-        )
-    if policy == "full":
-        return "all"
-    if policy.startswith("acc"):
-        return f"those before the first with a dev accuracy below {policy.removeprefix('acc')}\\,\\%"
-    return "the first" if policy == "1" else f"the first {policy}"
-
-
-def _selection(data: RunData) -> list[str]:
-    rule, n = data.rule, {kind: _kept(data, f"{kind}_val") for kind in KINDS}
+def _selection(data: RunData, runs: Sequence[RunData]) -> list[str]:
+    rule, n = data.rule, {kind: _kept(runs, f"{kind}_val") for kind in KINDS}
     reach = "at its own layer" if rule.rank_by == "local" else "at all layers"
+    uses = "each method uses the one with" if "best" in data.config["component"] else "the best of a method has"
     return [
         f"Every component (a token and a layer){where_scored(data)} is scored on {n['harmful']} harmful and "
         f"{n['harmless']} harmless validation prompts: by the log-odds of refusal of harmful prompts with its subspace "
         f"removed {reach} (bypass), by those of harmless prompts with its direction added (induce), and by the "
         "Kullback--Leibler divergence of the next token on harmless prompts (KL).",
         f"Of those in the first {_in_percent(rule.prune_layers)} of the blocks with an induce score from "
-        f"{number(rule.induce_threshold)} on and a KL of at most {number(rule.kl_threshold)} nats, each method uses "
-        "the one with the lowest bypass.",
+        f"{number(rule.induce_threshold)} on and a KL of at most {number(rule.kl_threshold)} nats, {uses} "
+        f"{best_has(data)}.",
         *[
-            f"For {tt(one.method)} there is none, and the limits were relaxed ({one.note})."
-            for one in data.selections
+            f"{_for(run, runs)} {tt(one.method)} there is none, and the limits were relaxed ({one.note})."
+            for run in runs
+            for one in run.selections
             if one.fallback
         ],
+        *components_text(data, runs),
     ]
 
 
-def _interventions(data: RunData) -> list[str]:
-    scopes = {"single": "the selected component", "all": "all layers"}
-    named = [scopes.get(one) or f"the best {one.partition(':')[2]}\\,\\% of the components" for one in data.scopes]
-    return [
-        f"Each direction is edited by {_cited(INTERVENTIONS, data.config['interventions'])}, at {sentence_list(named)}."
-    ]
+def _for(run: RunData, runs: Sequence[RunData]) -> str:
+    return "For" if len(runs) == 1 else f"With seed {run.config['seed']}, for"
 
 
-def _evaluation(data: RunData) -> list[str]:
+def _interventions(data: RunData, runs: Sequence[RunData]) -> list[str]:
+    return edits_text(data)
+
+
+def _evaluation(data: RunData, runs: Sequence[RunData]) -> list[str]:
     config, evals = data.config, [parse_spec(name)[0] for name in data.config["evals"]]
     labels = [plan.label for plan in data.edited]
     distinct = len(data.distinct(labels))
     edits = f"{len(labels)} edits" if distinct == len(labels) else (
         f"{distinct} distinct edits (of {len(labels)} plans, some of which do exactly the same)"
     )  # fmt: skip
-    engine = f" by {_cited(ENGINES, [config['engine']])}" if _keys(ENGINES, config["engine"]) else ""
+    engine = f" by {cited(ENGINES, config['engine'])}" if works_behind(ENGINES, config["engine"]) else ""
     said = [
         f"Under each of {edits} and without one, up to {config['max_new_tokens']} tokens are generated greedily"
-        f"{engine} for every test prompt: {on_test_prompts(data, lambda name: _keys(DATASETS, name))}."
+        f"{engine} for every test prompt: {on_test_prompts(data, lambda name: works_behind(DATASETS, name))}."
     ]
-    guard = _named(config["guard"])
-    judged = [f"{MEASURES[name].format(guard=guard)}{_keys(EVALUATORS, name)}" for name in evals if name in MEASURES]
+    by = {"guard": _named(config["guard"]), "phrases": _refusal_phrases(config["phrases"])}
+    judged = [f"{MEASURES[name].format(**by)}{works_behind(EVALUATORS, name)}" for name in evals if name in MEASURES]
     if judged:
         said.append(f"Of each completion we ask {sentence_list(judged)}.")
     costs = []
     if "perplexity" in evals:
-        texts = [f"{tt(name)}{_keys(TEXTS, name)}" for name in config["texts"] if name != ON_DISTRIBUTION]
+        texts = [
+            f"{tt(public_name(name))}{works_behind(TEXTS, name)}" for name in config["texts"] if name != ON_DISTRIBUTION
+        ]
         texts += ["the unedited model's own answers"] if ON_DISTRIBUTION in config["texts"] else []
         costs.append(f"the loss on {sentence_list(texts)}")
     if "capability" in evals:
-        costs.append(f"accuracy on {sentence_list(list(map(_named, config['tasks'])))} \\citep{{{HARNESS}}}")
+        tasks = [f"{tt(name)}{citation(works_named(name))}" for name in config["tasks"]]
+        costs.append(f"accuracy on {sentence_list(tasks)}{citation([HARNESS])}")
     if "kl" in evals:
         costs.append("the KL to the unedited model's next token on harmless test prompts")
     if costs:
         said.append(f"As costs we measure {sentence_list(costs)}.")
-    said.append(
-        "Intervals are of 95\\,\\%, Wilson's for shares; differences to the unedited model are paired, and their "
-        "p-values are after Holm's correction over all plans."
+    return [*said, _intervals(data, runs)]
+
+
+def _intervals(data: RunData, runs: Sequence[RunData]) -> str:
+    if len(runs) > 1:
+        return (
+            "Numbers are means over the seeds, with the standard deviation between seeds; intervals are of 95\\,\\% "
+            "and hierarchical, of seeds and prompts."
+        )
+    tested = data.comparisons is not None
+    paired = (
+        "; differences to the unedited model are paired, and their p-values are after Holm's correction over all plans"
     )
-    return said
+    return f"Intervals are of 95\\,\\%, Wilson's for shares of completions{paired if tested else ''}."
 
 
-def _kept(data: RunData, split: str) -> int:
-    return len(data.prompts["prompts"][split])
-
-
-def _cited(registry: Registry[Any], specs: Sequence[str]) -> str:
-    """Plugins by name, each with the works that it rests on."""
-    return sentence_list([f"{tt(spec)}{_keys(registry, parse_spec(spec)[0])}" for spec in specs])
-
-
-def _keys(registry: Registry[Any], name: str) -> str:
-    return _citation(cited_by(registry.get(name)) if name in registry else [])
+def _kept(runs: Sequence[RunData], split: str) -> str:
+    """How many prompts of a split there are; from the fewest to the most, where seeds differ in that."""
+    found = {len(run.prompts["prompts"][split]) for run in runs}
+    return str(min(found)) if len(found) == 1 else f"{min(found)} to {max(found)}"
 
 
 def _named(name: str) -> str:
-    """A model or a task, with the works that it is from."""
-    return f"{tt(name)}{_citation(works_named(name))}"
+    """A model, with the works that it is from."""
+    return f"{tt(public_name(name))}{citation(works_named(name))}"
 
 
-def _citation(keys: Sequence[str]) -> str:
-    return f" \\citep{{{','.join(keys)}}}" if keys else ""
+def _refusal_phrases(phrases: str) -> str:
+    """Whose phrases say what refuses."""
+    known = {
+        "published": f"the phrases of Arditi et al.{citation([PHRASES['published']])}",
+        "extended": f"the extended phrases of {tt(OURS)}, which are not the published ones",
+    }
+    return known.get(phrases) or f"phrases of our own ({tt(public_name(phrases))})"
 
 
 def _in_percent(share: float) -> str:

@@ -52,8 +52,9 @@ def infer_stage(session: Session) -> None:
     for plan in distinct:
         _write_plan(session, plan)
     run.write_json(PLANS, [{"label": plan.label, "same_as": originals[plan.label], **plan.facts()} for plan in plans])
-    if len(distinct) < len(plans):
-        session.say(f"{len(plans)} plans, {len(distinct)} of them distinct; the others do exactly the same as one.")
+    edits = [originals[plan.label] for plan in plans if plan.label != BASELINE]
+    if len(set(edits)) < len(edits):
+        session.say(f"{len(edits)} plans, {len(set(edits))} of them distinct; the others do exactly the same as one.")
     with session.progress("plans × test sets", len(missing)) as advance:
         for plan, dataset in missing:
             name, sources = answers_file(plan.label, dataset), _sources(session, plan, dataset)

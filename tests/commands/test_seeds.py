@@ -17,6 +17,7 @@ from refusal_cmp.config import STAGES, load_config
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.plan import FACTS
 from refusal_cmp.report.latex import seeds_tables
+from refusal_cmp.report.method_text import method_text_over_seeds
 from refusal_cmp.report.page.seeds import seeds_answer
 from refusal_cmp.report.seeds import pooled, read_seeds
 from refusal_cmp.run.contents import read_results
@@ -124,6 +125,7 @@ def test_latex_has_mean_spread_and_interval(data):
     assert r"$\pm$" in found["plans"]
     assert "Means over the seeds 1, 2 and 3" in found["plans"]
     assert found["selection"].count("seed ") >= 3
+    assert "dev split (seeds 1, 2 and 3)" in method_text_over_seeds(data)
 
 
 def test_what_is_finished_is_not_done_again(home, tiny, monkeypatch):

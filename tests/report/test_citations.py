@@ -21,11 +21,16 @@ def test_every_published_method_and_intervention_cites_what_it_is_from():
     assert uncited <= {"given", "random", "shuffled", "clamp"}, "these are ours"
     assert cited_by(EXTRACTORS.get("inlp"))[0] == "ravfogel2020null"
     assert "rocchetti2026refusal" in cited_by(INTERVENTIONS.get("reflection"))
+    assert cited_by(INTERVENTIONS.get("actadd")) == ["arditi2024refusal"]
 
 
 def test_a_run_cites_its_own_works_and_no_others():
     small = load_config(None, {"methods": "diff-in-means", "interventions": "ablation", "evals": "refusal"})
     assert works_of(small.model_dump(mode="json")) == ["arditi2024refusal"]
+    words = {"methods": "inlp", "interventions": "nullspace", "evals": "refusal"}
+    assert "arditi2024refusal" in works_of(load_config(None, words).model_dump(mode="json")), "its phrases"
+    extended = works_of(load_config(None, words | {"phrases": "extended"}).model_dump(mode="json"))
+    assert "arditi2024refusal" not in extended
     large = load_config(None, {"model": "meta-llama/Llama-3-8B", "engine": "vllm"}).model_dump(mode="json")
     judged = {"inan2023llama", "hendrycks2021measuring", "clark2018think", "lin2022truthfulqa", "gao2024framework"}
     read = {"gao2020pile", "taori2023alpaca", "rottger2024xstest", "kwon2023efficient"}
@@ -52,7 +57,8 @@ def test_bibtex_is_whole():
 
 def test_the_paragraph_says_what_the_run_did_and_cites_what_is_in_its_bibliography(data):
     text = method_text(data)
-    known = set(works_of(data.config))
+    known = {"refusalcmp", *works_of(data.config)}
+    assert r"\texttt{refusal-cmp} \citep{refusalcmp}" in text
     cited = {key for keys in re.findall(r"\\citep\{([^}]*)\}", text) for key in keys.split(",")}
     assert cited
     assert cited <= known

@@ -7,12 +7,14 @@ import runpy
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from refusal_cmp.report.figures import FIGURES
+from refusal_cmp.report.seeds import SeedsData
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "figures.py"
 
@@ -85,6 +87,12 @@ def test_a_folder_that_is_no_run_is_refused(monkeypatch, tmp_path, capsys):
         runpy.run_path(str(SCRIPT), run_name="__main__")
     assert end.value.code == 2
     assert "is not a run directory" in capsys.readouterr().err
+
+
+def test_what_is_written_over_seeds_is_of_all_seeds(script, data, tmp_path):
+    runs = {seed: replace(data, manifest={"config": {**data.config, "seed": seed}}) for seed in (1, 2)}
+    script.write_over_seeds(SeedsData("seeds", runs), list(FIGURES), tmp_path)
+    assert "(seeds 1 and 2)" in (tmp_path / "seeds" / "method.tex").read_text(encoding="utf-8")
 
 
 def test_all_figures_at_once_as_a_stranger_types_it(finished, tmp_path):

@@ -193,7 +193,10 @@ def test_every_metric_of_every_plan_is_there(finished):
 
 
 def test_a_larger_grid_adds_only_what_is_new(copied, tiny, generated):
-    start(copied, tiny, stages=("infer",), interventions="ablation,nullspace,actadd,clamp")
+    _, said = start(copied, tiny, stages=("infer",), interventions="ablation,nullspace,actadd,clamp")
+    edits = [row for row in json.loads((copied / "infer/plans.json").read_text()) if row["label"] != "baseline"]
+    distinct = len({row["same_as"] for row in edits})
+    assert any(f"{len(edits)} plans, {distinct} of them distinct" in one for one in said), "the baseline is no choice"
     assert generated
     assert all("/clamp" in label for label in generated)
 

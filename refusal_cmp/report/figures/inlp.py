@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from refusal_cmp.config import BUDGET
+from refusal_cmp.interventions import edits_whole_subspace
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.registry import parse_spec
 from refusal_cmp.report.answer import costs
@@ -39,8 +40,6 @@ from refusal_cmp.subspace import Component, SubspaceField
 
 TITLE = "INLP: accuracy by iteration, effect by directions kept"
 METHOD = "inlp"
-WHOLE_SUBSPACE = ("nullspace", "reflection", "alterrep", "affine")
-"""Interventions that use every direction; the others use the first alone."""
 
 
 def draw(data: RunData) -> list[Outcome]:
@@ -101,9 +100,8 @@ def _selected(data: RunData, method: str) -> Component:
 
 def _by_k(data: RunData, method: str) -> list[Plan]:
     """The plans that use INLP's whole subspace, by how many directions it has; empty if that is one number only."""
-    kept = [
-        plan for plan in data.edited if data.extracted_by[plan.method] == method and plan.intervention in WHOLE_SUBSPACE
-    ]
+    of_method = [plan for plan in data.edited if data.extracted_by[plan.method] == method]
+    kept = [plan for plan in of_method if edits_whole_subspace(plan.intervention)]
     return kept if len({plan.k for plan in kept}) > 1 else []
 
 
