@@ -274,8 +274,8 @@ def draw_heat(inspection: Inspection) -> Figure:
         )
         row = len(tokens) + reading.component.position
         corner = (reading.component.layer - 0.5, row - 0.5)
-        for colour, line in ((PAPER, 2.6), (INK, 1.2)):  # seen on light and dark cells
-            frame = mpl.patches.Rectangle(corner, 1, 1, fill=False, edgecolor=colour, linewidth=line, zorder=3)
+        for colour, wide in ((PAPER, 2.6), (INK, 1.2)):  # seen on light and dark cells
+            frame = mpl.patches.Rectangle(corner, 1, 1, fill=False, edgecolor=colour, linewidth=wide, zorder=3)
             ax.add_patch(frame)
         ax.set(title=reading.method, xlabel="layer")
         ax.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))

@@ -114,8 +114,8 @@ def _across_says(runs: Sequence[RunData], scope: str) -> str:
         ]
         parts.append(f"{data.name}: {counted(sum(share > MOST for share in shares), 'plan')} of {len(shares)}")
     return (
-        "Plans under which most harmful prompts are answered in language, at the lower end of the interval, without those "
-        f"that destroy the model: {'; '.join(parts)}."
+        "Plans under which most harmful prompts are answered in language, at the lower end of the interval, without "
+        f"those that destroy the model: {'; '.join(parts)}."
     )
 
 
