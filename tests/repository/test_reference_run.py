@@ -38,7 +38,7 @@ CHEAP = {
 }
 """Parts of the grid, so that prompts, subspaces, scores and plans are those of the reference run."""
 TOLERANCE = Tolerance(numbers=0.02, completions=0.02)
-LARGEST = {"tiny-refuser": 7_700_000, "smol-refuser": 7_600_000}
+LARGEST = {"tiny-refuser": 7_700_000, "smol-refuser": 5_000_000}
 """Bytes of the committed runs: mostly completions and the page of the first, and directions of the second."""
 COMMITTED = pytest.mark.parametrize("run", [REPOSITORY / "runs" / name for name in LARGEST], ids=lambda run: run.name)
 TEXTS = {".json", ".jsonl", ".csv", ".yaml", ".html", ".svg", ".tex"}

@@ -63,6 +63,6 @@ def test_every_refusal_is_one_by_either_set_of_phrases_and_no_opening_is():
 
 @pytest.mark.parametrize(("name", "split"), [*HELD_OUT, *PUBLIC])
 def test_nothing_held_out_is_learned_from(name, split, learned):
-    if name.startswith("published") and not (folder() / PUBLISHED.name).is_dir():
+    if name.startswith("published") and not (folder() / PUBLISHED.name / "dataset/splits/harmless_val.json").is_file():
         pytest.skip("the published splits are not in $REFUSAL_CMP_DATA")
     assert {prompt.lower() for prompt in load_prompts(name, split)} & {prompt.lower() for prompt in learned} == set()

@@ -49,14 +49,15 @@ def inline_svg(svg: str, name: str, title: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)
     svg = re.sub(r'(id="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    svg = re.sub(r'(?<= )(d|x|y)="[^"]*"', lambda match: _rounded(match[0]), svg)
+    svg = re.sub(r'(?<= )(d|x|y)="[^"]*"|translate\([^)]*\)', lambda match: _rounded(match[0]), svg)
     svg = svg.replace(INK, "currentColor").replace(PAPER, "var(--paper)").replace(FAINT, "var(--line)")
     size = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', svg)
     width = float(size[1]) if size else 0
     head = f'role="img" aria-label="{html.escape(title)}" style="--width:{width:.0f}pt"'
     svg = re.sub(r'width="[\d.]+pt" height="[\d.]+pt"', head, svg, count=1)
+    svg = re.sub(r'style="[^"]*"', lambda match: match[0].replace(": ", ":").replace("; ", ";"), svg)
     return re.sub(r"\n\s*", "\n", svg)
 
 
 def _rounded(attribute: str) -> str:
-    return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", attribute)
+    return re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), attribute)
