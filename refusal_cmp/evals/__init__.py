@@ -43,6 +43,8 @@ class Subject:
     """Prompts in one forward pass, at most."""
     selected: Callable[[], Sequence[Selected]] = tuple
     """What every method found."""
+    judged: Callable[[str], Sequence[Mapping[str, Any]]] | None = None
+    """Of a plan that the evaluator is done with: for a test set, the examples that it gave back; None of others."""
     refusal_tokens: tuple[int, ...] = ()
     turns: Turns = NO_TURNS
     """What the model's chat template writes around an answer."""
@@ -156,7 +158,7 @@ class Evaluator(ABC):
         Parameters
         ----------
         subjects
-            The plans that are to be evaluated.
+            All plans in order, also those that were evaluated before, of which there is `judged`.
         known
             What is known already, by whatever names the evaluator gives it. It is kept on disk until all of them are
             evaluated, so that a killed run goes on from it.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import zlib
 from collections.abc import MutableMapping, Sequence
@@ -21,8 +20,6 @@ from refusal_cmp.statistics import Estimate, mean, rate, weighted_mean
 
 FEWEST_TRIGRAMS = 8
 """Texts with fewer word trigrams are too short to repeat themselves."""
-AT_A_TIME = 1024
-"""Answers that are read before what came of them is kept."""
 
 
 @register_evaluator("coherence")
@@ -90,17 +87,26 @@ class Coherence(Evaluator):
     def __init__(self, phrases: str | Path = "published") -> None:
         self._phrases = Phrases.load(phrases)
         self._language: Language | None = None
-        self._known: MutableMapping[str, Any] = {}
+        self._first: dict[Document, str] = {}
+        """Of what plans say, the plan that is the first to say it."""
+        self._read: dict[Document, Loss] = {}
 
     def prepare(self, subjects: Sequence[Subject], known: MutableMapping[str, Any]) -> None:
-        """Read what all plans say, what they say alike once; those of a prompt together, as they share its tokens."""
-        self._known = known
-        said: dict[str | None, dict[Document, None]] = {}
+        """See what plans say alike: it is read with the first of them.
+
+        So which texts are read together does not depend on what is finished already, and neither do the last bits of
+        their losses.
+        """
         for subject in subjects:
-            for answers in subject.answers.values():
-                for document in _said(answers, self._judged(subject, answers)):
-                    said.setdefault(document.instruction, {})[document] = None
-        self._losses(subjects[0], [document for of_prompt in said.values() for document in of_prompt])
+            for dataset, answers in subject.answers.items():
+                said = _said(answers, self._judged(subject, answers))
+                for document in said:
+                    self._first.setdefault(document, subject.plan.label)
+                if subject.judged is not None:
+                    losses = [Loss(row["loss"], row["n_tokens"]) for row in subject.judged(dataset)]
+                    for document, loss in zip(said, losses, strict=True):
+                        if self._first[document] == subject.plan.label:
+                            self._read[document] = loss
 
     def evaluate(self, subject: Subject) -> Evaluation:
         """Every measure of every test set; of the baseline also the line between language and none, and its errors.
@@ -142,23 +148,17 @@ class Coherence(Evaluator):
         return [subject.judge(answer, self._phrases) for answer in answers]
 
     def _losses(self, subject: Subject, documents: Sequence[Document]) -> list[Loss]:
-        """The unedited model's loss on each; only what is not known is read."""
-        new = [one for one in dict.fromkeys(documents) if _key(one) not in self._known]
-        for start in range(0, len(new), AT_A_TIME):
-            some = new[start : start + AT_A_TIME]
-            read = read_answers(subject.model(), some, subject.batch_size, subject.progress)
-            self._known.update({_key(one): loss for one, loss in zip(some, read, strict=True)})
-        return [Loss(*self._known[_key(one)]) for one in documents]
+        """The unedited model's loss on each; what an earlier plan said is not read again."""
+        new = [one for one in dict.fromkeys(documents) if one not in self._read]
+        read = read_answers(subject.model(), new, subject.batch_size, subject.progress)
+        self._read |= zip(new, read, strict=True)
+        return [self._read[one] for one in documents]
 
 
 def distinct_trigrams(words: Sequence[str]) -> float:
     """The share of word trigrams that are distinct; one for texts too short to repeat."""
     trigrams = list(zip(words, words[1:], words[2:], strict=False))
     return len(set(trigrams)) / len(trigrams) if len(trigrams) >= FEWEST_TRIGRAMS else 1.0
-
-
-def _key(document: Document) -> str:
-    return json.dumps([document.instruction, document.text])
 
 
 def _said(answers: Sequence[Answer], judged: Sequence[Judgement]) -> list[Document]:

@@ -79,7 +79,7 @@ class Guard(Evaluator):
     def prepare(self, subjects: Sequence[Subject], known: MutableMapping[str, Any]) -> None:
         """Ask about what all plans say, as many at a time as go together."""
         self._known = known
-        self._ask(subjects)
+        self._ask([subject for subject in subjects if subject.judged is None])
 
     def evaluate(self, subject: Subject) -> Evaluation:
         """Both shares of every test set; `guard_unsafe` also by category."""

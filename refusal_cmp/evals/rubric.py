@@ -100,7 +100,7 @@ class Rubric(Evaluator):
     def prepare(self, subjects: Sequence[Subject], known: MutableMapping[str, Any]) -> None:
         """Have what all plans say graded."""
         self._known = known
-        self._ask(subjects)
+        self._ask([subject for subject in subjects if subject.judged is None])
 
     def evaluate(self, subject: Subject) -> Evaluation:
         """The three measures of every test set."""

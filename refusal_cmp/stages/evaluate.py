@@ -22,6 +22,7 @@ from refusal_cmp.run.contents import (
     examples_file,
     metrics_file,
     read_answers,
+    read_examples,
     read_plans,
     read_refusal_tokens,
     read_selected,
@@ -64,13 +65,14 @@ def evaluate_stage(session: Session) -> None:
         for name, of_evaluator in missing.items():
             if of_evaluator and evaluators[name].loads_model:
                 session.release()
-            subjects = [_subject(session, plan) for plan in of_evaluator]
             done = session.run.journal(f"evaluate/{name}", made_with[name])
-            if subjects:
+            if of_evaluator:
+                subjects = [_subject(session, plan, name, is_done=plan not in of_evaluator) for plan in distinct]
                 evaluators[name].prepare(subjects, Memo(done))
-            for subject in subjects:
-                _evaluate(session, subject, name, evaluators[name], inputs[subject.plan.label, name])
-                advance(1)
+                for subject in subjects:
+                    if subject.judged is None:
+                        _evaluate(session, subject, name, evaluators[name], inputs[subject.plan.label, name])
+                        advance(1)
             done.discard()
             evaluators[name].close()
     metrics = {
@@ -119,8 +121,12 @@ def _inputs(
     return settings, {"edits": plan.digest, **lists, **{file: run.digest(file) for file in files}}
 
 
-def _subject(session: Session, plan: Plan) -> Subject:
+def _subject(session: Session, plan: Plan, evaluator: str, is_done: bool) -> Subject:
     config = session.config
+
+    def judged(dataset: str) -> list[dict[str, Any]]:
+        return read_examples(session, plan.label, evaluator, dataset)
+
     return Subject(
         plan=plan,
         answers={dataset: read_answers(session, plan.label, dataset) for dataset in config.test_sets},
@@ -128,6 +134,7 @@ def _subject(session: Session, plan: Plan) -> Subject:
         model=lambda: session.model,
         batch_size=config.batch_size,
         selected=lambda: read_selected(session),
+        judged=judged if is_done else None,
         refusal_tokens=read_refusal_tokens(session),
         turns=read_turns(session),
         progress=session.progress,

@@ -83,12 +83,17 @@ def test_the_line_and_its_errors_are_told_of_the_baseline_alone(tiny, measured):
     assert plain["all", "language_misses"] == 0
 
 
-def test_what_plans_say_alike_is_read_once_and_gives_what_each_alone_does(tiny, answers, monkeypatch):
+def test_what_plans_say_alike_is_read_once_and_gives_the_same_to_the_last_bit_whatever_is_finished(
+    tiny, answers, monkeypatch
+):
     other = {
         name: [replace(one, completion=f"Yes. {one.completion}") for one in rows] for name, rows in answers.items()
     }
-    plans = [Subject(baseline(), said, answers, lambda: tiny, batch_size=16) for said in (answers, other, answers)]
-    alone = [EVALUATORS.create("coherence").evaluate(plan) for plan in plans]
+    mixed = {"harmful": other["harmful"], "harmless": answers["harmless"]}
+    labels = {"baseline": answers, "a": other, "b": mixed, "c": answers}
+    plans = [
+        Subject(replace(baseline(), label=label), said, answers, lambda: tiny, 16) for label, said in labels.items()
+    ]
     read = []
 
     def reading(model, documents, *more):
@@ -96,12 +101,16 @@ def test_what_plans_say_alike_is_read_once_and_gives_what_each_alone_does(tiny, 
         return read_answers(model, documents, *more)
 
     monkeypatch.setattr("refusal_cmp.evals.coherence.read_answers", reading)
-    monkeypatch.setattr("refusal_cmp.evals.coherence.AT_A_TIME", 7)
-    evaluator, known = EVALUATORS.create("coherence"), {}
-    evaluator.prepare(plans, known)
-    assert len(read) == len(set(read)) == len(known) == 2 * sum(map(len, answers.values()))
-    for plan, expected in zip(plans, alone, strict=True):
-        found = evaluator.evaluate(plan)
-        for one, other_one in zip(found.metrics, expected.metrics, strict=True):
-            assert one.estimate.value == pytest.approx(other_one.estimate.value, abs=1e-5, nan_ok=True)
-    assert len(read) == len(known)
+    evaluator = EVALUATORS.create("coherence")
+    evaluator.prepare(plans, {})
+    together = [evaluator.evaluate(plan) for plan in plans]
+    assert len(read) == len(set(read)) == 2 * sum(map(len, answers.values()))
+    for plan, found in zip(plans, together, strict=True):
+        for one, alone in zip(found.metrics, EVALUATORS.create("coherence").evaluate(plan).metrics, strict=True):
+            assert one.estimate.value == pytest.approx(alone.estimate.value, abs=1e-5, nan_ok=True)
+    for again in range(len(plans)):
+        judged = [replace(plan, judged=None if index == again else found.examples.__getitem__)
+                  for index, (plan, found) in enumerate(zip(plans, together, strict=True))]  # fmt: skip
+        evaluator = EVALUATORS.create("coherence")
+        evaluator.prepare(judged, {})
+        assert evaluator.evaluate(judged[again]).examples == together[again].examples

@@ -219,7 +219,18 @@ def test_the_python_example_runs(capsys):
 
 
 def test_every_option_that_is_named_exists():
-    known = {"--help", "--gpus", "--job-name", "--time", "--signal", "--requeue", "--export", "--out", "--venue"}
+    known = {
+        "--help",
+        "--gpus",
+        "--job-name",
+        "--time",
+        "--signal",
+        "--requeue",
+        "--export",
+        "--out",
+        "--venue",
+        "--width",
+    }
     for command in typer.main.get_command(app).commands.values():
         for parameter in command.params:
             known |= {*parameter.opts, *parameter.secondary_opts}
