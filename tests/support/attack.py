@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import torch
 from hypothesis import settings
 
 from refusal_cmp.errors import RefusalCmpError
@@ -68,9 +69,15 @@ def outcome(work: Callable[[], Any]) -> str:
 
 def begun(work: Callable[..., Any], *args: Any) -> multiprocessing.process.BaseProcess:
     """The work in a process of its own, with what is loaded here."""
-    process = FORK.Process(target=work, args=args, daemon=True)
+    process = FORK.Process(target=_forked, args=(work, *args), daemon=True)
     process.start()
     return process
+
+
+def _forked(work: Callable[..., Any], *args: Any) -> None:
+    """torch makes its pool of threads anew after a fork, and not safely where several threads ask for it at once."""
+    torch.set_num_threads(torch.get_num_threads())
+    work(*args)
 
 
 def exit_code(process: multiprocessing.process.BaseProcess) -> int:
