@@ -13,6 +13,7 @@ from rich.text import Text
 from refusal_cmp.config import BUDGET
 from refusal_cmp.methods import configured
 from refusal_cmp.plan import number
+from refusal_cmp.report.wording import counted
 from refusal_cmp.run.contents import SCORES, budget_file, budgeted, read_fields
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Rule, Selection, outcome
@@ -110,7 +111,7 @@ def print_what_if(console: Console, session: Session) -> None:
 def _cell(one: WhatIf, own: WhatIf) -> Text:
     """What would be chosen, dimmed where it is what was chosen."""
     if one.others:
-        return line(f"open: other directions at {one.others} components")
+        return line(f"open: other directions at {counted(one.others, 'component')}")
     at, is_same = one.selection.selected, bool(one.setting) and one.selection.selected == own.selection.selected
     kept = "none kept, fallback" if one.selection.fallback else f"{len(one.selection.kept)} kept"
     where = "the same" if is_same else f"({at.position}, {at.layer})"

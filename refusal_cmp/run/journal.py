@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections import UserDict
+from collections.abc import Callable, Iterator, MutableMapping
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -109,34 +110,17 @@ class Journal(MutableMapping[int, T], Generic[T]):
             self._end += len(line)
 
 
-class Memo(MutableMapping[str, Any]):
-    """What is known by name, kept in a journal; what comes in one `update` is there as a whole or not at all."""
+class Memo(UserDict[str, Any]):
+    """What is known by name, kept in a journal as it comes."""
 
-    def __init__(self, journal: Journal[dict[str, Any]]) -> None:
+    def __init__(self, journal: Journal[list[Any]]) -> None:
+        super().__init__()
         self._journal = journal
-        self._known: dict[str, Any] = {}
-        for part in journal.values():
-            self._known |= part
-
-    def update(self, new: Mapping[str, Any]) -> None:  # type: ignore[override]
-        """Note all of these."""
-        self._journal[len(self._journal)] = dict(new)
-        self._known |= new
+        self.data = dict(journal.values())
 
     def __setitem__(self, name: str, value: Any) -> None:
-        self.update({name: value})
-
-    def __getitem__(self, name: str) -> Any:
-        return self._known[name]
-
-    def __delitem__(self, name: str) -> None:
-        raise TypeError("a memo only grows")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._known)
-
-    def __len__(self) -> int:
-        return len(self._known)
+        self._journal[len(self._journal)] = [name, value]
+        self.data[name] = value
 
 
 def _line(value: Any) -> bytes:

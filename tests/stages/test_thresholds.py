@@ -10,6 +10,7 @@ import pytest
 from refusal_cmp.commands.what_if import print_what_if, what_if
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.report.data import read_run
+from refusal_cmp.report.wording import counted
 from refusal_cmp.run.contents import read_choices, read_scores
 from refusal_cmp.run.directory import RunDir
 from refusal_cmp.selection.scoring import Scorer
@@ -143,7 +144,8 @@ def test_a_budget_for_other_directions_leaves_the_choice_open_and_no_other_thres
     assert {one.others for one in found.values() if not one.setting.startswith("--kl-threshold")} == {0}
     console = Terminal(file=io.StringIO(), width=200)
     print_what_if(console, session)
-    assert f"open: other directions at {found['--kl-threshold 0.5'].others} components" in console.file.getvalue()
+    n = counted(found["--kl-threshold 0.5"].others, "component")
+    assert f"open: other directions at {n}" in console.file.getvalue()
     assert "are not scored yet" in " ".join(console.file.getvalue().split())
 
 

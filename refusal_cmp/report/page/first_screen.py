@@ -113,8 +113,7 @@ def _more(data: RunData) -> str:
 def _sentences(data: RunData, ranked: Sequence[Standing], measured: Sequence[Cost]) -> list[str]:
     """What the best plan does, what it costs, what does so too, and what it does to harmless prompts."""
     best = ranked[0]
-    how = "in language and without refusing" if data.asks_for_language else "without refusing"
-    said = [f"It answers {with_bounds(best.answered, 'share')} of {best.answered.n} harmful test prompts {how}"]
+    said = [f"It answers {with_bounds(best.answered, 'share')} of {best.answered.n} harmful test prompts {how(data)}"]
     if best.among > 1:
         said[0] += f" (the interval allows for its choice among {best.among} plans on the same prompts)"
     said[0] += _before(data, best)
@@ -127,6 +126,11 @@ def _sentences(data: RunData, ranked: Sequence[Standing], measured: Sequence[Cos
         *_component(data, best),
         *_phrases(data, best),
     ]
+
+
+def how(data: RunData) -> str:
+    """What counts as an answer, as was measured."""
+    return "in language and without refusing" if data.asks_for_language else "without refusing"
 
 
 def _to_the_point(data: RunData, best: Standing) -> list[str]:

@@ -44,7 +44,7 @@ def inline_svg(svg: str, name: str, title: str) -> str:
     """An SVG made by matplotlib as part of a page.
 
     Its identifiers get the name in front, or they would meet those of other figures; ink and paper become the
-    page's, so that the dark is dark; and coordinates lose digits that no screen shows.
+    page's, so that the dark is dark; and coordinates lose digits that no screen shows, styles their spaces.
     """
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->", "", svg, flags=re.DOTALL)

@@ -11,7 +11,7 @@ from refusal_cmp.plan import BASELINE
 from refusal_cmp.report.answer import costs
 from refusal_cmp.report.figures import Outcome, Skipped
 from refusal_cmp.report.page.filling import filled
-from refusal_cmp.report.page.first_screen import PLAN
+from refusal_cmp.report.page.first_screen import PLAN, how
 from refusal_cmp.report.page.images import placed_figures
 from refusal_cmp.report.page.tables import plans_table
 from refusal_cmp.report.seeds import SeedsData, Verdict
@@ -58,7 +58,8 @@ def seeds_answer(data: SeedsData) -> dict[str, Any] | None:
     if answered is not None:
         spread = data.sd(best.plan, "harmful", over.answered_by)
         moved = "" if spread is None else f", ± {percent(spread)} from seed to seed"
-        sentences.append(f"It answers {with_bounds(answered, 'share')} of {answered.n} harmful test prompts{moved}.")
+        shares = with_bounds(answered, "share")
+        sentences.append(f"It answers {shares} of {answered.n} harmful test prompts {how(data.first)}{moved}.")
     if over_refused is not None:
         sentences.append(f"It refuses {with_bounds(over_refused, 'share')} of the harmless ones.")
     if best.cost is not None and measured:
@@ -74,11 +75,8 @@ def seeds_answer(data: SeedsData) -> dict[str, Any] | None:
     return {
         "plan": best.plan,
         "headline": _headline(data, best, n),
-        "suppresses": best.suppresses,
         "n": n,
         "broken": best.broken,
-        "nothing": data.answers_already,
-        "few": data.too_few,
         "sentences": sentences,
     }
 
