@@ -13,6 +13,8 @@ from torch import Tensor
 
 from refusal_cmp.errors import NoSubspaceError, RefusalCmpError
 
+BIORTHOGONAL = 1e-4
+"""How far a dual's products with its basis may be from the identity, for each unit of its largest number."""
 VANISHING = 1e-6
 """Class means closer than this, relative to the activations' size, are the same: rounding, not a direction."""
 
@@ -41,15 +43,43 @@ class Subspace:
     """Natural norm: how far apart the class means are along `direction`."""
     evidence: Float[Tensor, " k"]
     """Balanced accuracy on the dev split of the classifier behind each row; NaN for rows without one."""
+    oblique: Float[Tensor, "k d"] | None = None
+    """Rows that coordinates are read by, where they are not the basis itself: oblique · basisᵀ = I; float64."""
+
+    def __post_init__(self) -> None:
+        if self.oblique is None:
+            return
+        if self.oblique.shape != self.basis.shape:
+            raise ValueError(
+                f"the dual has to have the shape of the basis, {tuple(self.basis.shape)}, and has "
+                f"{tuple(self.oblique.shape)}"
+            )
+        off = float((self.oblique @ self.basis.mT - torch.eye(self.k).to(self.basis)).abs().max())
+        if not off <= BIORTHOGONAL * max(1.0, float(self.oblique.abs().max())):
+            raise ValueError(f"the dual's products with the basis have to be the identity, and are off by {off:.1e}")
 
     @property
     def k(self) -> int:
         """Number of directions."""
         return self.basis.shape[0]
 
+    @property
+    def dual(self) -> Float[Tensor, "k d"]:
+        """Rows that coordinates are read by: dual · basisᵀ = I. The projection onto the basis is x ↦ basisᵀ dual x."""
+        return self.basis if self.oblique is None else self.oblique
+
+    @property
+    def reading(self) -> Float[Tensor, " d"]:
+        """The row that the coordinate along `direction` is read by: its product with the direction is 1."""
+        if self.oblique is None:
+            return self.direction
+        coordinates = self.oblique @ self.direction
+        return coordinates @ self.oblique / (coordinates @ coordinates)
+
     def leading(self, k: int) -> Subspace:
         """The first k directions, or all if there are fewer."""
-        return replace(self, basis=self.basis[:k], evidence=self.evidence[:k])
+        oblique = None if self.oblique is None else self.oblique[:k]
+        return replace(self, basis=self.basis[:k], evidence=self.evidence[:k], oblique=oblique)
 
 
 def leading_k(policy: str, evidence: Float[Tensor, " k"]) -> int:
@@ -153,7 +183,8 @@ class SubspaceField:
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """The subspaces as float32 tensors, rows of all components one after the other, and metadata.
 
-        `direction` is there if it is not everywhere the first row of `basis`. The means are written by themselves.
+        `direction` is there if it is not everywhere the first row of `basis`, and `dual` if some subspace is oblique.
+        The means are written by themselves.
         """
         found = list(self.subspaces.values())
         d = self.means.harmful.shape[-1]
@@ -166,6 +197,8 @@ class SubspaceField:
         }
         if not all(torch.equal(one.direction, one.basis[0]) for one in found):
             tensors["direction"] = torch.stack([one.direction for one in found]).float()
+        if any(one.oblique is not None for one in found):
+            tensors["dual"] = torch.cat([one.dual for one in found]).float()
         missing = [[*component, reason] for component, reason in self.missing.items()]
         return tensors, {"method": self.method, "missing": json.dumps(missing)}
 
@@ -183,7 +216,8 @@ def subspaces_of(tensors: Mapping[str, Tensor]) -> dict[Component, Subspace]:
     sizes = tensors["k"].tolist()
     bases = tensors["basis"].double().split(sizes)
     directions = tensors["direction"].double() if "direction" in tensors else [basis[0] for basis in bases]
-    columns = (bases, directions, tensors["norm"].tolist(), tensors["evidence"].double().split(sizes))
+    duals = tensors["dual"].double().split(sizes) if "dual" in tensors else [None] * len(sizes)
+    columns = (bases, directions, tensors["norm"].tolist(), tensors["evidence"].double().split(sizes), duals)
     found = [Subspace(*column) for column in zip(*columns, strict=True)]
     return dict(zip([Component(*at) for at in tensors["components"].tolist()], found, strict=True))
 

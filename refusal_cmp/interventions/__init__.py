@@ -1,6 +1,8 @@
 """Interventions: a subspace and a scope → the edits of a plan. One file each; see `Intervention`.
 
-In the equations of the files x is a column vector, V the orthonormal basis (k, d), û the unit direction.
+In the equations of the files x is a column vector, V the orthonormal basis (k, d), û the unit direction. Where a
+subspace is oblique, the V and the û that stand next to x, those that read, are its dual D (D Vᵀ = I) and the row of
+it that reads û; those that write stay.
 """
 
 from __future__ import annotations
@@ -8,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import fields
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -26,6 +29,8 @@ __all__ = [
     "Scope",
     "Setting",
     "Target",
+    "along_basis",
+    "along_direction",
     "edits_whole_subspace",
     "register_intervention",
     "remove",
@@ -69,25 +74,42 @@ def edits_whole_subspace(name: str) -> bool:
     return name in INTERVENTIONS and INTERVENTIONS.get(name).whole_subspace
 
 
+class Rows(NamedTuple):
+    """Rows that read a vector's coordinates, and rows that write along them; the same unless oblique."""
+
+    read: Float[Tensor, "k d"]
+    written: Float[Tensor, "k d"]
+
+
+def along_direction(subspace: Subspace) -> Rows:
+    """The one direction of a subspace."""
+    return Rows(subspace.reading[None], subspace.direction[None])
+
+
+def along_basis(subspace: Subspace) -> Rows:
+    """All directions of a subspace."""
+    return Rows(subspace.dual, subspace.basis)
+
+
 def remove(
     targets: Sequence[Target],
     setting: Setting,
-    rows: Callable[[Target], Float[Tensor, "k d"]],
+    rows: Callable[[Subspace], Rows],
     towards: Callable[[Target], Float[Tensor, " d"]] | None = None,
 ) -> Edits:
-    """x ↦ x − Rᵀ R x at every site of every layer in scope, R = rows(target); with `towards`, + Rᵀ R μ.
+    """x ↦ x − Wᵀ R x at every site of every layer in scope, (R, W) = rows(subspace); with `towards`, + Wᵀ R μ.
 
     The offset acts at `resid_pre` only, whatever the sites are, or it would be added three times.
     """
     edits: Edits = {}
     projections: dict[int, LowRankEdit] = {}  # by subspace: layers that share one share the tensors
     for target in targets:
-        basis = rows(target)
-        edit = projections.setdefault(id(target.subspace), LowRankEdit(V=basis, A=-basis))
+        read, written = rows(target.subspace)
+        edit = projections.setdefault(id(target.subspace), LowRankEdit(V=read, A=-written))
         edits |= {Place(target.layer, site): edit for site in setting.sites}
         if towards is not None:
-            offset = (basis @ towards(target)) @ basis
-            edits[Place(target.layer, "resid_pre")] = LowRankEdit(V=basis, A=-basis, b=offset)
+            offset = (read @ towards(target)) @ written
+            edits[Place(target.layer, "resid_pre")] = LowRankEdit(V=read, A=-written, b=offset)
     return edits
 
 

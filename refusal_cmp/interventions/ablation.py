@@ -7,7 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from refusal_cmp.interventions import Edits, Intervention, Setting, Target, register_intervention, remove
+from refusal_cmp.interventions import (
+    Edits,
+    Intervention,
+    Setting,
+    Target,
+    along_direction,
+    register_intervention,
+    remove,
+)
 
 
 @register_intervention("ablation")
@@ -18,4 +26,4 @@ class Ablation(Intervention):
 
     def edits(self, targets: Sequence[Target], strength: float | None, setting: Setting) -> Edits:
         """At every site of every layer in scope."""
-        return remove(targets, setting, lambda target: target.subspace.direction[None])
+        return remove(targets, setting, along_direction)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from refusal_cmp.interventions import Edits, Intervention, Setting, Target, register_intervention, remove
+from refusal_cmp.interventions import Edits, Intervention, Setting, Target, along_basis, register_intervention, remove
 
 
 @register_intervention("affine")
@@ -19,4 +19,4 @@ class AffineAblation(Intervention):
 
     def edits(self, targets: Sequence[Target], strength: float | None, setting: Setting) -> Edits:
         """The subspace is removed at every site of every layer in scope, and Vᵀ V μ added at `resid_pre`."""
-        return remove(targets, setting, lambda target: target.subspace.basis, lambda target: target.harmless_mean)
+        return remove(targets, setting, along_basis, lambda target: target.harmless_mean)

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from refusal_cmp.edit import LowRankEdit
-from refusal_cmp.interventions import Edits, Intervention, Setting, Target, register_intervention
+from refusal_cmp.interventions import Edits, Intervention, Setting, Target, along_basis, register_intervention
 from refusal_cmp.plan import Place
 
 
@@ -31,8 +31,8 @@ class AlterRep(Intervention):
 
 
 def _forced(target: Target, alpha: float, about: str) -> LowRankEdit:
-    V = target.subspace.basis
+    read, written = along_basis(target.subspace)
     if about == "zero":
-        return LowRankEdit(V=V, A=-V, B=-alpha * V)
-    t = V @ (target.harmful_mean + target.harmless_mean) / 2
-    return LowRankEdit(V=V, A=-V, B=-alpha * V, t=t, b=t @ V)
+        return LowRankEdit(V=read, A=-written, B=-alpha * written)
+    t = read @ (target.harmful_mean + target.harmless_mean) / 2
+    return LowRankEdit(V=read, A=-written, B=-alpha * written, t=t, b=t @ written)

@@ -10,7 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from refusal_cmp.interventions import Edits, Intervention, Setting, Target, register_intervention, remove
+from refusal_cmp.interventions import (
+    Edits,
+    Intervention,
+    Setting,
+    Target,
+    along_direction,
+    register_intervention,
+    remove,
+)
 
 
 @register_intervention("clamp")
@@ -26,6 +34,6 @@ class Clamp(Intervention):
         return remove(
             targets,
             setting,
-            lambda target: target.subspace.direction[None],
+            along_direction,
             lambda target: harmful * target.harmful_mean + (1 - harmful) * target.harmless_mean,
         )

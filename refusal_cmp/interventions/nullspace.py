@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from refusal_cmp.interventions import Edits, Intervention, Setting, Target, register_intervention, remove
+from refusal_cmp.interventions import Edits, Intervention, Setting, Target, along_basis, register_intervention, remove
 
 
 @register_intervention("nullspace")
@@ -19,4 +19,4 @@ class NullspaceProjection(Intervention):
 
     def edits(self, targets: Sequence[Target], strength: float | None, setting: Setting) -> Edits:
         """At every site of every layer in scope."""
-        return remove(targets, setting, lambda target: target.subspace.basis)
+        return remove(targets, setting, along_basis)

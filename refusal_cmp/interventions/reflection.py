@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from refusal_cmp.edit import LowRankEdit
-from refusal_cmp.interventions import Edits, Intervention, Setting, Target, register_intervention
+from refusal_cmp.interventions import Edits, Intervention, Setting, Target, along_basis, register_intervention
 from refusal_cmp.plan import Place
 
 
@@ -33,7 +33,8 @@ class Reflection(Intervention):
         edits: Edits = {}
         for target in targets:
             share = _of_power(alpha, target.n_components) if setting.compose == "component" else alpha
-            edit = LowRankEdit(V=target.subspace.basis, A=-share * target.subspace.basis)
+            read, written = along_basis(target.subspace)
+            edit = LowRankEdit(V=read, A=-share * written)
             edits |= {
                 Place(target.layer, site): edit
                 for site in setting.sites

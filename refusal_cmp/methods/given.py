@@ -66,14 +66,14 @@ class GivenDirection(Method):
         means = activations.means()
         self.check(means.positions, means.n_layers, means.harmful.shape[-1])
         found = {
-            component: _placed(basis, direction, *activations.moments_at(component))
-            for component, (basis, direction) in self.rows().items()
+            component: _placed(basis, direction, dual, *activations.moments_at(component))
+            for component, (basis, direction, dual) in self.rows().items()
         }
         return SubspaceField(method, means, found)
 
     def check(self, positions: Sequence[int], n_layers: int, d_model: int) -> None:
         """RefusalCmpError if the file is not of a model with these positions, layers and width."""
-        for component, (basis, _) in self.rows().items():
+        for component, (basis, _, _) in self.rows().items():
             if component.position not in positions or not 0 <= component.layer < n_layers:
                 raise RefusalCmpError(
                     f"{self.path} is for component {component}, and the model has positions "
@@ -86,15 +86,16 @@ class GivenDirection(Method):
                     f"{d_model}; give one of this model."
                 )
 
-    def rows(self) -> dict[Component, tuple[Float[Tensor, "k d"], Float[Tensor, " d"]]]:
-        """The orthonormal basis and the unit direction at each component that the file has; float64."""
+    def rows(self) -> dict[Component, tuple[Tensor, Tensor, Tensor | None]]:
+        """At each component that the file has: the orthonormal basis, the unit direction, and a dual; float64."""
         tensors, metadata = _read(self.path)
         if METADATA in metadata and "components" in tensors:
             return self._of_run(tensors)
         basis, direction = _basis_and_direction(self.path, tensors)
-        return {self._component(metadata): (orthonormal(basis, self.path), orthonormal(direction[None], self.path)[0])}
+        rows = orthonormal(basis, self.path), orthonormal(direction[None], self.path)[0], None
+        return {self._component(metadata): rows}
 
-    def _of_run(self, tensors: Mapping[str, Tensor]) -> dict[Component, tuple[Tensor, Tensor]]:
+    def _of_run(self, tensors: Mapping[str, Tensor]) -> dict[Component, tuple[Tensor, Tensor, Tensor | None]]:
         try:
             found = subspaces_of(tensors)
         except (KeyError, ValueError, RuntimeError, TypeError) as error:
@@ -103,11 +104,13 @@ class GivenDirection(Method):
             raise RefusalCmpError(
                 f"{self.path} has no subspace at component {Component(*self.at)}; give another place."
             )
-        return {
-            at: (orthonormal(one.basis, self.path), orthonormal(one.direction[None], self.path)[0])
-            for at, one in found.items()
-            if self.at in (None, at)
-        }
+        rows = {}
+        for at, one in found.items():
+            if self.at in (None, at):
+                basis, direction = orthonormal(one.basis, self.path), orthonormal(one.direction[None], self.path)[0]
+                dual = None if one.oblique is None else torch.linalg.solve(one.oblique @ basis.mT, one.oblique)
+                rows[at] = basis, direction, dual
+        return rows
 
     def _component(self, metadata: Mapping[str, str]) -> Component:
         if self.at is not None:
@@ -168,18 +171,25 @@ def _basis_and_direction(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Flo
     return basis, direction
 
 
-def _placed(basis: Float[Tensor, "k d"], direction: Float[Tensor, " d"], train: Moments, dev: Labelled) -> Subspace:
+def _placed(
+    basis: Float[Tensor, "k d"],
+    direction: Float[Tensor, " d"],
+    dual: Float[Tensor, "k d"] | None,
+    train: Moments,
+    dev: Labelled,
+) -> Subspace:
     """The subspace with what this run's activations say of it: orientation, norm, evidence."""
     harmful, harmless = train.means()
     difference = harmful - harmless
     least = VANISHING * train.scale
-    basis = torch.stack([_towards(row, difference, least) for row in basis])
-    direction = _towards(direction, difference, least)
+    sign = _towards(basis, difference, least)
+    basis, dual = sign * basis, None if dual is None else sign * dual
+    direction = _towards(direction[None], difference, least)[0] * direction
     midpoint = basis @ (harmful + harmless) / 2
     accuracy = balanced_accuracy((dev.x @ basis.mT > midpoint).mT, dev.y)
-    return Subspace(basis, direction, float(direction @ difference), accuracy)
+    return Subspace(basis, direction, float(direction @ difference), accuracy, dual)
 
 
-def _towards(row: Float[Tensor, " d"], difference: Float[Tensor, " d"], least: float) -> Float[Tensor, " d"]:
-    """The row, turned if it points away from harmful by more than rounding."""
-    return -row if float(row @ difference) < -least else row
+def _towards(rows: Float[Tensor, "k d"], difference: Float[Tensor, " d"], least: float) -> Float[Tensor, "k 1"]:
+    """−1 for each row that points away from harmful by more than rounding, 1 for the others."""
+    return 1.0 - 2.0 * (rows @ difference < -least).to(rows.dtype)[:, None]

@@ -461,7 +461,7 @@ class ChatModel(Chat):
             yield before(block.module, placed)
             return
         writers = block.writers(place.site)
-        if len(writers) > 1 and (edit.B is not None or edit.b is not None):
+        if len(writers) > 1 and not (edit.affine and edit.b is None):
             raise RefusalCmpError(
                 f"Several modules of layer {place.layer} of {self.name} write {place.site} ({', '.join(block.names)}), "
                 "where only a linear edit can act; edit resid_pre instead."

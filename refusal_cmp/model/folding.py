@@ -71,8 +71,8 @@ def fold(plan: Plan, n_layers: int) -> Folding:
     for layer in range(n_layers):
         at_entry, *at_writers = (edits.get(Place(layer, site), LowRankEdit()) for site in SITES)
         for edit in (at_entry, *at_writers):
-            if edit.B is not None:
-                raise InexactError(f"at layer {layer} it reads absolute values, which no linear map does")
+            if not edit.affine:
+                raise InexactError(f"at layer {layer} it {_beyond_linear(edit)}, which no linear map does")
         if not all(_keeps(at_entry, earlier) for earlier in written):
             raise InexactError(
                 f"on entry to layer {layer} it changes what earlier layers have already read unchanged, and weights "
@@ -127,6 +127,14 @@ def folded_weights(model: ChatModel, folding: Folding) -> tuple[Any, dict[str, T
             writer = writers[Place(layer - 1, "mlp_out")]
             _add_bias(model, config, state, names[writer.module], shift / writer.scale)
     return config, state
+
+
+def _beyond_linear(edit: LowRankEdit) -> str:
+    if edit.c is not None:
+        return "acts on some vectors and not on others"
+    if edit.keep is not None:
+        return "keeps the norm of what it edits"
+    return "reads absolute values" if edit.B is not None else "reads lengths"
 
 
 def _linear(edit: LowRankEdit) -> LowRankEdit:
