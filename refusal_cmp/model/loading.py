@@ -19,6 +19,7 @@ from refusal_cmp.model.files import ADAPTER, CONFIG, ModelFiles, check_pickles, 
 from refusal_cmp.model.foreign import reason
 from refusal_cmp.model.gguf_file import read_rope, unpacking, whole
 from refusal_cmp.model.identity import content
+from refusal_cmp.model.linear import use_onednn
 from refusal_cmp.model.source import ModelSource
 from refusal_cmp.progress import Progress, silent
 
@@ -68,6 +69,7 @@ def load_pretrained(source: ModelSource, device: str) -> tuple[Any, Any]:
         with _loading(source, "adapter"):
             model = merged(model, files)
     model.generation_config = generation_config
+    use_onednn(model)
     return model, tokenizer
 
 
