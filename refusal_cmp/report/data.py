@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from refusal_cmp.config import STAGES, file_label, is_path
-from refusal_cmp.errors import RefusalCmpError, unknown_name
+from refusal_cmp.config import file_label, is_path
+from refusal_cmp.errors import unknown_name
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.planning import Setting
 from refusal_cmp.report.landings import Landings, read_landings
@@ -223,14 +223,7 @@ def read_run(session: Session) -> RunData:
         If a part of it is missing, or of a stage that is to be run again: selections would be new, and results old.
     """
     run, config = session.run, session.config
-    states = {name: one["state"] for name, one in run.manifest.get("stages", {}).items()}
-    unfinished = [name for name in STAGES if name != "report" and states.get(name, "done") != "done"]
-    if unfinished:
-        why = ", ".join(f"{name} is {states[name]}" for name in unfinished)
-        raise RefusalCmpError(
-            f"{run.path} holds results of different choices or settings ({why}); run `refusal-cmp {unfinished[0]}` and "
-            "the stages after it first."
-        )
+    run.require_finished()
     results, plans = read_results(run), read_plan_facts(session)
     fields = {name: read_field(session, name) for name in config.methods}
     means = fields[config.methods[0]].means

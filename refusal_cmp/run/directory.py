@@ -119,6 +119,17 @@ class RunDir:
                 "`refusal-cmp run` for everything."
             )
 
+    def require_finished(self) -> None:
+        """An error where a stage is to be run again: what later stages hold is then of other choices."""
+        states = {name: one["state"] for name, one in self.manifest.get("stages", {}).items()}
+        unfinished = [name for name in STAGES if name != "report" and states.get(name, "done") != "done"]
+        if unfinished:
+            why = ", ".join(f"{name} is {states[name]}" for name in unfinished)
+            raise RefusalCmpError(
+                f"{self.path} holds results of different choices or settings ({why}); run `refusal-cmp "
+                f"{unfinished[0]}` and the stages after it first."
+            )
+
     def read_json(self, name: str) -> Json:
         """The content of a JSON file."""
         return self._read(name, lambda path: json.loads(path.read_bytes()))

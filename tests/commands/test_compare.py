@@ -167,6 +167,15 @@ def test_folders_are_compared_run_by_run(original, copy, refusal_cmp):
     assert "only in B second" in shown
 
 
+def test_results_of_other_choices_are_not_compared(original, copy, refusal_cmp):
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["stages"]["evaluate"]["state"] = "outdated"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    code, said = refusal_cmp("compare", original, copy)
+    assert code == 2
+    assert "holds results of different choices or settings (evaluate is outdated); run `refusal-cmp evaluate`" in said
+
+
 def test_a_mistake_is_one_sentence_and_exit_code_2(original, copy, refusal_cmp, tmp_path):
     for args, says in (
         ([original, tmp_path], f"{tmp_path} is not a run directory"),

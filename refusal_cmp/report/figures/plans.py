@@ -38,7 +38,6 @@ from refusal_cmp.report.figures._style import (
 )
 from refusal_cmp.report.wording import counted, does, percent, scope_name, sentence_list
 
-TITLE = "Refusal and safety under every plan"
 PANELS = (
     ("harmful", "refusal"),
     ("harmless", "refusal"),
@@ -58,7 +57,7 @@ def draw(data: RunData) -> list[Outcome]:
     """A row per intervention and strength, a dot per method, a panel per measurement."""
     panels = [panel for panel in PANELS if data.get(BASELINE, *panel)]
     if not panels:
-        return [Skipped("plans", TITLE, "no share of refusals was measured; run with --evals refusal")]
+        return [Skipped("plans", _title(panels), "no share of refusals was measured; run with --evals refusal")]
     figures: list[Outcome] = []
     for scope in data.scopes:
         plans = [plan for plan in data.edited if plan.scope == scope]
@@ -66,8 +65,14 @@ def draw(data: RunData) -> list[Outcome]:
         for index, start in enumerate(range(0, len(panels), size)):
             name = numbered(f"plans-{scope.replace(':', '')}", index)
             figure = _figure(data, plans, panels[start : start + size])
-            figures.append(Drawn(name, f"{TITLE}: {scope_name(scope)}", figure, _says(data, plans, scope)))
+            figures.append(Drawn(name, f"{_title(panels)}: {scope_name(scope)}", figure, _says(data, plans, scope)))
     return figures
+
+
+def _title(panels: Sequence[tuple[str, str]]) -> str:
+    """What the figure is of: safety where a guard judged it."""
+    safety = any(metric == "guard_unsafe" for _, metric in panels)
+    return f"Refusal{' and safety' if safety else ''} under every plan"
 
 
 def _panels_of_a_figure(data: RunData, plans: Sequence[Plan], n: int) -> int:
