@@ -18,26 +18,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field
 from scipy.stats import binom
 from torch import Tensor
 
 from refusal_cmp.activations import MIN_PROMPTS, Labelled, balanced_accuracy
 from refusal_cmp.config import RunConfig
-from refusal_cmp.config.values import Penalty
+from refusal_cmp.config.values import AtLeastOne, Penalty
 from refusal_cmp.errors import NoSubspaceError, RefusalCmpError, unknown_name
 from refusal_cmp.methods import Extractor, register_extractor
 from refusal_cmp.methods._classifiers import CLASSIFIERS, classifier
 from refusal_cmp.subspace import VANISHING, Subspace
 
 LEVEL = 0.05
-
-AtLeastOne = Annotated[int, Field(ge=1)]
 
 
 @register_extractor("inlp")

@@ -9,10 +9,10 @@ import torch
 
 from refusal_cmp.activations import Labelled
 from refusal_cmp.config import RunConfig
-from refusal_cmp.config.values import Seed
+from refusal_cmp.config.values import AtLeastOne, Seed
 from refusal_cmp.errors import NoSubspaceError
 from refusal_cmp.methods import Extractor, register_extractor
-from refusal_cmp.methods.inlp import INLP, AtLeastOne
+from refusal_cmp.methods.inlp import INLP
 from refusal_cmp.subspace import Subspace
 
 
