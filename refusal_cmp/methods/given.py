@@ -6,6 +6,9 @@ component, which is then scored and selected from like any method's.
 
 Nothing is fitted. The rows are made orthonormal in their order, and each is turned to point to harmful, as class
 means of this run's training prompts say; these also give the norm, and the dev split the evidence.
+
+Cost: class means alone, O(n d).
+Use it for a published direction, one of another tool, or one that another run of ours found.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""A control: random subspaces of the rank that INLP finds. What any edit of that size does."""
+"""A control: random subspaces of the rank that INLP finds. What any edit of that size does.
+
+Cost: INLP's, which says the ranks.
+Use it to tell an effect of refusal from that of editing the stream at all.
+"""
 
 from __future__ import annotations
 
