@@ -110,8 +110,7 @@ class Labelled:
         return len(self.y)
 
     def __add__(self, other: Labelled) -> Labelled:
-        known = self.group is not None and other.group is not None
-        group = torch.cat([self.group, other.group]) if known else None
+        group = None if self.group is None or other.group is None else torch.cat([self.group, other.group])
         return Labelled(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]), group)
 
 

@@ -1,4 +1,4 @@
-"""LEACE, least-squares concept erasure: Belrose et al. 2023, arXiv:2306.03819, theorem 4.2, for two classes.
+"""LEACE, least-squares concept erasure: Belrose et al. 2023, arXiv:2306.03819, section 4, for two classes.
 
     x ↦ x − δ δᵀ Σ⁻¹ (x − μ) / (δᵀ Σ⁻¹ δ)          δ: harmful − harmless mean;  Σ, μ: of all activations
 

@@ -4,7 +4,7 @@
 
 At INLP's c it is INLP's first classifier, without the dev split's say in whether it counts.
 
-Cost: a few Newton steps in the span of the prompts, O(n² d + n³) (see `_newton`).
+Cost: a few Newton steps in the span of the prompts, O(n² d + n³).
 Use it to tell what one probe does from what INLP's repetition adds: it has rank one under every intervention.
 """
 

@@ -4,7 +4,7 @@
 
 Each is turned to the harmful side by the class means. With `pairs`, a row of D is a harmful activation minus a
 harmless one, drawn without return. With `classes`, it is an activation minus the mean of the other class: what many
-draws of pairs come to, without a draw, but with the difference in means counted twice,
+draws of pairs come to, without a draw, but with the difference in means counted twice: of n prompts of each class,
 
     Dᵀ D = n (Σ_harmful + Σ_harmless + 2 δ δᵀ)          in place of    n (Σ_harmful + Σ_harmless + δ δᵀ)
 

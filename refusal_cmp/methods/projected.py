@@ -6,7 +6,7 @@ What of the difference is along the harmless mean says that harmful activations 
 are elsewhere; removing it would take from every harmless prompt what all of them share.
 
 Cost: class means alone, O(n d).
-Use it in place of difference in means where that costs too much on harmless prompts: an edit along r leaves the
+Use it in place of difference in means where that costs too much on harmless prompts: ablating r leaves the
 harmless mean where it is.
 """
 
