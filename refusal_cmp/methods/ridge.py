@@ -31,7 +31,7 @@ from refusal_cmp.subspace import Subspace, unit
 class RidgeResidual(Extractor):
     """The difference in means without what harmless prompts vary along (Cristofano 2026)."""
 
-    penalty: Annotated[float, Field(gt=0)] = 1.0
+    penalty: Annotated[float, Field(gt=0)] = 10.0
     """λ beside the mean squared length of C's columns: the larger, the nearer to the difference in means."""
 
     def fit(self, train: Labelled, dev: Labelled) -> Subspace:
