@@ -19,7 +19,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from numpy.lib.format import open_memmap
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -74,6 +74,8 @@ class Labelled:
     """float64"""
     y: Bool[Tensor, " n"]
     """True for harmful."""
+    group: Int[Tensor, " n"] | None = None
+    """The number of each prompt's category, −1 for one without; None where nobody says."""
 
     def __post_init__(self) -> None:
         if self.x.ndim != 2 or self.x.shape[:1] != self.y.shape:
@@ -108,7 +110,8 @@ class Labelled:
         return len(self.y)
 
     def __add__(self, other: Labelled) -> Labelled:
-        return Labelled(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]))
+        group = None if self.group is None or other.group is None else torch.cat([self.group, other.group])
+        return Labelled(torch.cat([self.x, other.x]), torch.cat([self.y, other.y]), group)
 
 
 def balanced_accuracy(said: Bool[Tensor, "*m n"], y: Bool[Tensor, " n"]) -> Float[Tensor, "*m"]:
@@ -119,6 +122,12 @@ def balanced_accuracy(said: Bool[Tensor, "*m n"], y: Bool[Tensor, " n"]) -> Floa
     harmful, harmless = int(y.sum()), int((~y).sum())
     right = (said == y) * torch.where(y, harmless, harmful)
     return right.sum(-1).double() / (2 * harmful * harmless)
+
+
+def numbered(categories: Sequence[str]) -> Int[Tensor, " n"]:
+    """A number for each category, in the order of their names; −1 for a prompt without one."""
+    numbers = {name: number for number, name in enumerate(sorted({*categories} - {""}))}
+    return torch.tensor([numbers.get(name, -1) for name in categories])
 
 
 def dev_split(harmful: Bool[Tensor, " n"], share: float, seed: int) -> Bool[Tensor, " n"]:
@@ -144,6 +153,8 @@ class Activations:
         (n,) which prompts are harmful, and which are held out.
     needs
         With `means`, activations of the training part are not kept, only their sums.
+    group
+        (n,) the number of each prompt's category, as `Labelled` has it.
     folder
         Where activations are stored; by default the system's folder for temporary files.
     """
@@ -157,10 +168,11 @@ class Activations:
         dev: Bool[Tensor, " n"],
         *,
         needs: Needs = "activations",
+        group: Int[Tensor, " n"] | None = None,
         folder: Path | None = None,
     ) -> None:
         self.positions, self.n_layers = positions, n_layers
-        self.harmful, self.dev = harmful, dev
+        self.harmful, self.dev, self.group = harmful, dev, group
         self.kept = dev if needs == "means" else torch.ones_like(dev)
         self._sums = torch.zeros(2, len(positions), n_layers, d_model, dtype=torch.float64)
         self._squares = torch.zeros(len(positions), n_layers, dtype=torch.float64)
@@ -201,19 +213,22 @@ class Activations:
         if not self.kept.all():
             raise RefusalCmpError("These activations were collected as means; collect them with needs='activations'.")
         x, dev = self._read(component), self.dev if dev is None else dev
-        return Labelled(x[~dev], self.harmful[~dev]), Labelled(x[dev], self.harmful[dev])
+        return self._labelled(x, ~dev), self._labelled(x, dev)
 
     def moments_at(self, component: Component) -> tuple[Moments, Labelled]:
         """The sums of the training part, and the dev part, of a component's activations."""
         position, layer = self.positions.index(component.position), component.layer
         squares = float(self._squares[position, layer])
         moments = Moments(self._sums[:, position, layer], self._counts(), squares)
-        return moments, Labelled(self._read(component)[self.dev], self.harmful[self.dev])
+        return moments, self._labelled(self._read(component), self.dev)
 
     def means(self) -> ClassMeans:
         """Class means over the training part, which every method sees."""
         harmless, harmful = self._sums / self._counts()[:, None, None, None]
         return ClassMeans(self.positions, harmful, harmless)
+
+    def _labelled(self, x: Float[Tensor, "n d"], among: Bool[Tensor, " n"]) -> Labelled:
+        return Labelled(x[among], self.harmful[among], None if self.group is None else self.group[among])
 
     def _read(self, component: Component) -> Float[Tensor, "n d"]:
         """The stored activations in the prompts' order; NaN where none is stored."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -55,6 +55,7 @@ def extract(
     *,
     dev_share: float = 0.2,
     seed: int = 42,
+    categories: Mapping[str, str] | None = None,
     **options: Any,
 ) -> SubspaceField:
     """The subspaces of one method at every component of a model.
@@ -67,11 +68,15 @@ def extract(
         Of the instructions, held out as the stratified dev split.
     seed
         Of that split.
+    categories
+        What the instructions are about, by instruction; for methods that look at that.
     options
         Hyper-parameters of the method.
     """
     extractor = EXTRACTORS.create(method, **options)
-    activations = collect(model, harmful, harmless, needs=extractor.needs, dev_share=dev_share, seed=seed)
+    activations = collect(
+        model, harmful, harmless, needs=extractor.needs, dev_share=dev_share, seed=seed, categories=categories
+    )
     return extractor.fit_field(activations, method)
 
 

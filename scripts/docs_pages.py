@@ -8,18 +8,23 @@ the pages from falling behind.
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
 import re
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SIMULATED = ("means", "losses", "differences", "best", "kappa", "rho", "inlp", "seeds")
 """Questions of benchmarks/simulations.py."""
+ARXIV = re.compile(r"arXiv:(\d{4}\.\d{5})")
+PARAMETER = re.compile(r"^(\w+)\n((?: {4}.+\n?)+)", re.MULTILINE)
 INSERT = re.compile(r"^<!-- insert: ([a-z-]+)(?: ([a-z-]+))? -->$.*?^<!-- inserted -->$", re.MULTILINE | re.DOTALL)
 
 
@@ -61,6 +66,19 @@ def methods() -> str:
     from refusal_cmp.methods import EXTRACTORS
 
     return _registered(EXTRACTORS)
+
+
+def methods_in_full() -> str:
+    """Of every extractor: what its module says of it, and its options."""
+    from refusal_cmp.methods import EXTRACTORS
+
+    sections = []
+    for name, about, module in EXTRACTORS.describe():
+        text = inspect.getdoc(sys.modules[module]) or ""
+        text = ARXIV.sub(r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+        text = re.sub(r"^Cost:", "**Cost:**", re.sub(r"^Use it", "\n**Use it**", text, flags=re.M), flags=re.M)
+        sections += [f"## `{name}`", f"*{about}*", text, _options(EXTRACTORS.get(name))]
+    return "\n\n".join(part for part in sections if part)
 
 
 def interventions() -> str:
@@ -143,6 +161,7 @@ INSERTS = {
     "commands": commands,
     "file-settings": file_settings,
     "methods": methods,
+    "methods-in-full": methods_in_full,
     "interventions": interventions,
     "evals": evals,
     "measures": measures,
@@ -180,6 +199,28 @@ def _parameters(command: Any) -> str:
         default = f" (default: {parameter.default})" if parameter.default else ""
         panels.setdefault(panel, []).append((label, f"{parameter.help or ''}{default}"))
     return "\n\n".join(f"**{panel}**\n\n{_table(('option', 'what it is'), rows)}" for panel, rows in panels.items())
+
+
+def _options(plugin: type) -> str:
+    """A table of a plugin's options, its default for each, and what the class says of them."""
+    said = dict(PARAMETER.findall(inspect.getdoc(plugin) or ""))
+    (body,) = [
+        node.body
+        for node in ast.parse(inspect.getsource(sys.modules[plugin.__module__])).body
+        if isinstance(node, ast.ClassDef) and node.name == plugin.__name__
+    ]
+    for field, text in pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            said[ast.unparse(field.target)] = str(text.value.value)
+    rows = [
+        (
+            f"`{name.replace('_', '-')}`",
+            "" if option.default in (option.empty, None) else f"`{option.default}`",
+            " ".join(said.get(name, "").split()),
+        )
+        for name, option in inspect.signature(plugin).parameters.items()
+    ]
+    return _table(("option", "default", "what it is"), rows) if rows else ""
 
 
 def _registered(registry: Any) -> str:

@@ -17,7 +17,7 @@ from refusal_cmp.subspace import VANISHING, Subspace
 @register_extractor("pca-of-differences")
 @dataclass(frozen=True)
 class PCAOfDifferences(Extractor):
-    """The first principal components of paired differences (Zou et al. 2023).
+    """The first principal components of paired differences (Zou et al. 2023b).
 
     D (n, d): the i-th harmful activation − the i-th harmless one. The right singular vectors of D are the principal
     components of the differences in both orders, D and −D, whose mean is zero (representation engineering,

@@ -42,6 +42,8 @@ class Intervention(ABC):
 
     strengths: tuple[float, ...] | None = None
     """Default strengths, one plan each; None: the intervention has no strength."""
+    neutral: float | None = None
+    """The strength at which it changes nothing, to the last bit; None where there is none."""
     uses: tuple[str, ...] = tuple(field.name for field in fields(Setting))
     """The fields of `Setting` that matter to it; where one differs from its default, the label says so."""
 

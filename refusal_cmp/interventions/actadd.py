@@ -21,6 +21,7 @@ class ActivationAddition(Intervention):
     """Add the direction, at the class means' distance: x + c û (Arditi et al. 2024)."""
 
     strengths = (-1.0, 1.0)
+    neutral = 0.0
     uses = ("spread", "norm", "layers")
 
     def reach(self, scope: Scope, setting: Setting) -> Scope:

@@ -23,6 +23,7 @@ class Reflection(Intervention):
     """Mirror the stream in the subspace: x − α Vᵀ V x (Rocchetti & Ferrara 2026)."""
 
     strengths = (2.0,)
+    neutral = 0.0
     uses = ("sites", "compose")
     whole_subspace = True
 

@@ -6,6 +6,9 @@ component, which is then scored and selected from like any method's.
 
 Nothing is fitted. The rows are made orthonormal in their order, and each is turned to point to harmful, as class
 means of this run's training prompts say; these also give the norm, and the dev split the evidence.
+
+Cost: class means alone, O(n d).
+Use it for a published direction, one of another tool, or one that another run of ours found.
 """
 
 from __future__ import annotations
@@ -21,12 +24,13 @@ from jaxtyping import Float
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from refusal_cmp.activations import Activations, Labelled, Moments, Needs, balanced_accuracy
+from refusal_cmp.activations import Activations, Needs
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.files import check_regular
 from refusal_cmp.methods import Method, register_extractor
+from refusal_cmp.methods._rows import placed
 from refusal_cmp.progress import Progress, silent
-from refusal_cmp.subspace import METADATA, VANISHING, Component, Subspace, SubspaceField, subspaces_of
+from refusal_cmp.subspace import METADATA, VANISHING, Component, SubspaceField, subspaces_of
 
 LAST = -1
 """The position of a direction that names only its layer: the last token of the prompt."""
@@ -66,8 +70,9 @@ class GivenDirection(Method):
         means = activations.means()
         self.check(means.positions, means.n_layers, means.harmful.shape[-1])
         found = {
-            component: _placed(basis, direction, dual, *activations.moments_at(component))
+            component: placed(basis, train.means(), train.scale, dev, direction=direction, dual=dual)
             for component, (basis, direction, dual) in self.rows().items()
+            for train, dev in [activations.moments_at(component)]
         }
         return SubspaceField(method, means, found)
 
@@ -169,27 +174,3 @@ def _basis_and_direction(path: Path, tensors: Mapping[str, Tensor]) -> tuple[Flo
             f"The direction of {path} has {direction.shape[0]} numbers and its basis {basis.shape[1]}; give one width."
         )
     return basis, direction
-
-
-def _placed(
-    basis: Float[Tensor, "k d"],
-    direction: Float[Tensor, " d"],
-    dual: Float[Tensor, "k d"] | None,
-    train: Moments,
-    dev: Labelled,
-) -> Subspace:
-    """The subspace with what this run's activations say of it: orientation, norm, evidence."""
-    harmful, harmless = train.means()
-    difference = harmful - harmless
-    least = VANISHING * train.scale
-    sign = _towards(basis, difference, least)
-    basis, dual = sign * basis, None if dual is None else sign * dual
-    direction = _towards(direction[None], difference, least)[0] * direction
-    midpoint = basis @ (harmful + harmless) / 2
-    accuracy = balanced_accuracy((dev.x @ basis.mT > midpoint).mT, dev.y)
-    return Subspace(basis, direction, float(direction @ difference), accuracy, dual)
-
-
-def _towards(rows: Float[Tensor, "k d"], difference: Float[Tensor, " d"], least: float) -> Float[Tensor, "k 1"]:
-    """−1 for each row that points away from harmful by more than rounding, 1 for the others."""
-    return 1.0 - 2.0 * (rows @ difference < -least).to(rows.dtype)[:, None]

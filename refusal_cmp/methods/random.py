@@ -1,4 +1,8 @@
-"""A control: random subspaces of the rank that INLP finds. What any edit of that size does."""
+"""A control: random subspaces of the rank that INLP finds. What any edit of that size does.
+
+Cost: INLP's, which says the ranks.
+Use it to tell an effect of refusal from that of editing the stream at all.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,10 @@ import torch
 
 from refusal_cmp.activations import Labelled
 from refusal_cmp.config import RunConfig
-from refusal_cmp.config.values import Seed
+from refusal_cmp.config.values import AtLeastOne, Seed
 from refusal_cmp.errors import NoSubspaceError
 from refusal_cmp.methods import Extractor, register_extractor
-from refusal_cmp.methods.inlp import INLP, AtLeastOne
+from refusal_cmp.methods.inlp import INLP
 from refusal_cmp.subspace import Subspace
 
 

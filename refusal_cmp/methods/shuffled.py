@@ -2,6 +2,9 @@
 
 Labels permuted without that balance would not do: the halves then differ by chance in their share of harmful
 prompts, and where the classes are far apart, the difference of their means still points from one to the other.
+
+Cost: two means, O(n d).
+Use it to tell what labels bring from what any difference of two halves of the prompts does.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ logits are computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal_cmp.activations import MIN_PROMPTS, Activations, Needs, dev_split
+from refusal_cmp.activations import MIN_PROMPTS, Activations, Needs, dev_split, numbered
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.chat_model import Batch, ChatModel
 from refusal_cmp.model.hooks import before, installed
@@ -32,12 +32,18 @@ def collect(
     dev_share: float = 0.2,
     seed: int = 42,
     batch_size: int | None = None,
+    categories: Mapping[str, str] | None = None,
     folder: Path | None = None,
     progress: Progress = silent,
 ) -> Activations:
     """Activations of both classes with a stratified dev split, drawn with `seed`, from one set of forward passes.
 
     A prompt that is repeated counts once: copies in both parts of the split would make the evidence worthless.
+
+    Parameters
+    ----------
+    categories
+        What prompts are about, by prompt; for methods that look at that.
 
     Raises
     ------
@@ -49,7 +55,10 @@ def collect(
     prompts = [*harmful, *harmless]
     labels = torch.arange(len(prompts)) < len(harmful)
     dev = dev_split(labels, dev_share, seed)
-    activations = Activations(model.positions, model.n_layers, model.d_model, labels, dev, needs=needs, folder=folder)
+    group = None if categories is None else numbered([categories.get(prompt, "") for prompt in prompts])
+    activations = Activations(
+        model.positions, model.n_layers, model.d_model, labels, dev, needs=needs, group=group, folder=folder
+    )
     with progress("reading activations", len(prompts)) as advance:
 
         def read(rows: list[int], batch: Batch) -> None:

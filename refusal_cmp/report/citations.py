@@ -116,7 +116,9 @@ def _entry(key: str, work: Work) -> str:
 
 
 def _named(work: Work) -> str:
-    """A work as texts name it: `Lin et al. 2022`, `Rocchetti & Ferrara 2026`."""
+    """A work as texts name it: `Lin et al. 2022`, `Rocchetti & Ferrara 2026`, `Zou et al. 2023b`."""
+    if "named" in work:
+        return str(work["named"])
     families = [name.split()[-1] for name in work["author"]]
     who = families[0] if len(families) == 1 else f"{families[0]} & {families[1]}"
     return f"{who if len(families) < 3 else f'{families[0]} et al.'} {work['year']}"

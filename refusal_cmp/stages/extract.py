@@ -53,6 +53,7 @@ def extract_stage(session: Session) -> None:
         dev_share=config.dev_share,
         seed=config.seed,
         batch_size=config.batch_size,
+        categories={prompt.instruction: prompt.category for prompts in train for prompt in prompts},
         folder=run.path,
         progress=session.progress,
     )

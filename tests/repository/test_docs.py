@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -22,6 +23,7 @@ import yaml
 from refusal_cmp.cli import app
 from refusal_cmp.config import load_config
 from refusal_cmp.evals import all_measures, measure_of
+from refusal_cmp.methods import EXTRACTORS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -210,6 +212,16 @@ def test_what_a_metric_is_stands_in_the_documentation_as_at_its_evaluator(site):
     for measure in all_measures():
         row = f"<td><code>{measure.name}</code></td>\n<td>{measure.meaning}</td>\n<td>{measure.unit}</td>"
         assert row in page, measure.name
+
+
+@pytest.mark.parametrize("name", sorted(EXTRACTORS))
+def test_a_method_says_what_it_costs_and_when_to_use_it(name):
+    """At the end of its module's docstring, from where the page on methods has it."""
+    text = inspect.getdoc(sys.modules[EXTRACTORS.get(name).__module__]) or ""
+    cost, use = (re.search(rf"^{word}.+", text, re.MULTILINE) for word in ("Cost:", "Use it"))
+    assert cost is not None
+    assert use is not None
+    assert cost.start() < use.start()
 
 
 def test_the_python_example_runs(capsys):
