@@ -19,7 +19,7 @@ from refusal_cmp.config import RunConfig, Site
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.plan import Place, Plan, number
-from refusal_cmp.registry import Registry
+from refusal_cmp.registry import Registry, parse_spec, spelled
 from refusal_cmp.subspace import Component, Subspace, SubspaceField
 
 Edits = dict[Place, LowRankEdit]
@@ -183,6 +183,8 @@ def make_plan(
 
     Parameters
     ----------
+    intervention
+        Its name, with options in brackets, if any: `ablation[keep-norm=true]`.
     direction
         `best`: the selected component's subspace at every layer in scope; `own`: each layer's best-ranked own,
         and layers without one are left as they are.
@@ -193,7 +195,7 @@ def make_plan(
     """
     setting = setting or Setting()
     pool = len(chosen.ranking) if pool is None else pool
-    maker = INTERVENTIONS.create(intervention)
+    maker, (name, options) = INTERVENTIONS.create(intervention), parse_spec(intervention)
     reach = maker.reach(scope, setting)
     components = reach.components(chosen.selected, chosen.ranking, pool)
     in_scope = Counter(component.layer for component in components)
@@ -212,15 +214,15 @@ def make_plan(
     return Plan(
         label=label(
             chosen.field.method,
-            intervention,
+            name,
             strength,
             scope,
-            _differing(chosen, scope, direction, setting, maker.uses),
+            _differing(chosen, scope, direction, options, setting, maker.uses),
         ),
-        edits=maker.edits(targets, strength, setting),
+        edits=maker.formed(targets, strength, setting),
         method=chosen.field.method,
         k=chosen.field[chosen.selected].k,
-        intervention=intervention,
+        intervention=spelled(name, options),
         strength=strength,
         scope=str(scope),
         n_components=len(components),
@@ -264,7 +266,7 @@ def grid(
         for one in chosen
         for name in interventions
         for scope in scopes
-        for strength in strengths.get(name) or INTERVENTIONS.create(name).strengths or (None,)
+        for strength in _strengths(strengths, name)
     ]
 
 
@@ -276,10 +278,13 @@ def strengths_of(config: RunConfig) -> dict[str, Sequence[float]]:
 def most_plans(config: RunConfig) -> int:
     """Plans of the grid, of which some may do the same; fewer where a method has no subspace at a component."""
     strengths = strengths_of(config)
-    each = [
-        len(strengths.get(name) or INTERVENTIONS.create(name).strengths or (None,)) for name in config.interventions
-    ]
+    each = [len(_strengths(strengths, name)) for name in config.interventions]
     return len(config.methods) * len(config.component) * len(config.scope) * sum(each)
+
+
+def _strengths(named: Mapping[str, Sequence[float]], spec: str) -> Sequence[float | None]:
+    """Those named for an intervention with just these options, or for all of its name, or its own defaults."""
+    return named.get(spec) or named.get(parse_spec(spec)[0]) or INTERVENTIONS.create(spec).strengths or (None,)
 
 
 def label(method: str, intervention: str, strength: float | None, scope: Scope, differing: Mapping[str, object]) -> str:
@@ -294,9 +299,14 @@ def label(method: str, intervention: str, strength: float | None, scope: Scope, 
 
 
 def _differing(
-    chosen: Chosen, scope: Scope, direction: str, setting: Setting, uses: Sequence[str]
+    chosen: Chosen,
+    scope: Scope,
+    direction: str,
+    options: Mapping[str, object],
+    setting: Setting,
+    uses: Sequence[str],
 ) -> dict[str, object]:
-    """The choices that matter to a plan and are not the defaults."""
+    """The choices that matter to a plan and are not the defaults, among them the intervention's options."""
     own = direction == "own" and scope.kind != "single"
     ordered = scope.kind == "top" or own
     component = tuple(chosen.component.split(","))
@@ -304,6 +314,7 @@ def _differing(
         **({"component": component} if chosen.component != Chosen.component else {}),
         **({"direction": direction} if own else {}),
         **({"pool": chosen.pool} if ordered and chosen.pool != Chosen.pool else {}),
+        **{name.replace("_", "-"): value for name, value in options.items()},
         **{name: getattr(setting, name) for name in uses if getattr(setting, name) != getattr(Setting, name)},
     }
 

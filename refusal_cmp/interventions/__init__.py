@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from refusal_cmp.config import SITES, Site
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.plan import Place
 from refusal_cmp.planning import INTERVENTIONS, Edits, Scope, Setting, Target
+from refusal_cmp.registry import parse_spec
 from refusal_cmp.subspace import Subspace
 
 __all__ = [
@@ -38,15 +39,28 @@ __all__ = [
 
 
 class Intervention(ABC):
-    """Makes the edits of a plan. A strength is what its label has after the colon, or None."""
+    """Makes the edits of a plan. A strength is what its label has after the colon, or None.
+
+    Every intervention can be had in other forms, by options that a run gives in brackets:
+    `ablation[keep-norm=true]`. One with hyper-parameters of its own hands these on.
+
+    Parameters
+    ----------
+    keep_norm
+        Whether every edited vector is rescaled to the norm that it had: the stream, or what a site adds to it.
+    """
 
     strengths: tuple[float, ...] | None = None
     """Default strengths, one plan each; None: the intervention has no strength."""
     uses: tuple[str, ...] = tuple(field.name for field in fields(Setting))
     """The fields of `Setting` that matter to it; where one differs from its default, the label says so."""
 
+    keep_norm: bool = False
     whole_subspace: bool = False
     """Whether it edits along every direction of a subspace, and not along the one `direction` alone."""
+
+    def __init__(self, *, keep_norm: bool = False) -> None:
+        self.keep_norm = keep_norm
 
     def reach(self, scope: Scope, setting: Setting) -> Scope:
         """Where it acts in a plan of this scope: the scope itself."""
@@ -56,9 +70,16 @@ class Intervention(ABC):
     def edits(self, targets: Sequence[Target], strength: float | None, setting: Setting) -> Edits:
         """The edit for each place, given the layers in scope from the first block to the last."""
 
+    def formed(self, targets: Sequence[Target], strength: float | None, setting: Setting) -> Edits:
+        """The edits in the form that the options ask for."""
+        edits = self.edits(targets, strength, setting)
+        if self.keep_norm:
+            edits = _each(edits, lambda edit: replace(edit, keep=torch.ones((), dtype=torch.float64)))
+        return edits
+
     def sites(self, setting: Setting, n_layers: int = 1) -> list[tuple[Site, ...]]:
         """Where it acts in each of `n_layers` layers in scope, as its edits of a made-up subspace say."""
-        places = self.edits([_made_up(layer) for layer in range(n_layers)], None, setting)
+        places = self.formed([_made_up(layer) for layer in range(n_layers)], None, setting)
         return [tuple(site for site in SITES if Place(layer, site) in places) for layer in range(n_layers)]
 
 
@@ -69,8 +90,15 @@ def _made_up(layer: int) -> Target:
     return Target(layer, subspace, harmful_mean=first + other, harmless_mean=second + other, unit_norm=1.0)
 
 
-def edits_whole_subspace(name: str) -> bool:
+def _each(edits: Edits, change: Callable[[LowRankEdit], LowRankEdit]) -> Edits:
+    """The edits with each of them changed; places that share one share what it becomes."""
+    changed = {id(edit): change(edit) for edit in edits.values()}
+    return {place: changed[id(edit)] for place, edit in edits.items()}
+
+
+def edits_whole_subspace(spec: str) -> bool:
     """Whether an intervention edits along every direction of a subspace; one that is not installed does not say."""
+    name, _ = parse_spec(spec)
     return name in INTERVENTIONS and INTERVENTIONS.get(name).whole_subspace
 
 

@@ -55,7 +55,7 @@ def works_of(config: Mapping[str, Any]) -> list[str]:
     evals = [parse_spec(name)[0] for name in config["evals"]]
     used: dict[Registry[Any], Sequence[str]] = {
         EXTRACTORS: [parse_spec(name)[0] for name in config["methods"]],
-        INTERVENTIONS: config["interventions"],
+        INTERVENTIONS: [parse_spec(name)[0] for name in config["interventions"]],
         EVALUATORS: evals,
         ENGINES: [config["engine"]],
         DATASETS: [config["harmful"], config["harmless"], *(_source(config, name) for name in config["eval_datasets"])],

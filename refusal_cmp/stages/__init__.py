@@ -80,7 +80,7 @@ def _check(session: Session, stages: Sequence[str]) -> None:
     for name in (*config.method_options, *config.rank_key_of, *config.score_sites_of):
         EXTRACTORS.get(name)
     for name in config.interventions:
-        INTERVENTIONS.get(name)
+        INTERVENTIONS.create(name)
     for name in config.strengths:
         if INTERVENTIONS.create(name).strengths is None:
             raise RefusalCmpError(f"The intervention {name!r} has no strength; take it out of the setting strengths.")
