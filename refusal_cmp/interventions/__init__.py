@@ -56,6 +56,8 @@ class Intervention(ABC):
     """The fields of `Setting` that matter to it; where one differs from its default, the label says so."""
 
     keep_norm: bool = False
+    needs_covariances: bool = False
+    """Whether its targets have to have the class covariances along the subspace."""
     whole_subspace: bool = False
     """Whether it edits along every direction of a subspace, and not along the one `direction` alone."""
 
@@ -87,7 +89,8 @@ def _made_up(layer: int) -> Target:
     """A subspace of two directions in three dimensions, and what goes with it."""
     first, second, other = torch.eye(3, dtype=torch.float64)
     subspace = Subspace(torch.stack([first, second]), first, 1.0, torch.ones(2, dtype=torch.float64))
-    return Target(layer, subspace, harmful_mean=first + other, harmless_mean=second + other, unit_norm=1.0)
+    spread = torch.eye(2, dtype=torch.float64)
+    return Target(layer, subspace, first + other, second + other, 1.0, 1, spread, spread)
 
 
 def _each(edits: Edits, change: Callable[[LowRankEdit], LowRankEdit]) -> Edits:

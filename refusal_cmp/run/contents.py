@@ -216,6 +216,11 @@ def read_rankings(session: Session) -> list[dict[str, Any]] | None:
 PLANS = "infer/plans.json"
 
 
+def covariances_file(method: str) -> str:
+    """The artefact that holds the class covariances along a method's subspaces, if an intervention needs them."""
+    return f"infer/{method}.covariances.safetensors"
+
+
 def answers_file(label: str, dataset: str) -> str:
     """The artefact that holds a plan's completions of a test set."""
     return f"infer/{file_name(label)}/{dataset}.jsonl"

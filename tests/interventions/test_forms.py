@@ -1,4 +1,4 @@
-"""Interventions in other forms, by options in brackets: what they do to vectors, and how plans, runs and pages have it."""
+"""Interventions in other forms, by options in brackets: what they do to vectors, and how plans and runs have it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from refusal_cmp.interventions import INTERVENTIONS, edits_whole_subspace
 from refusal_cmp.model.folding import InexactError, fold
 from refusal_cmp.model.hooks import before, installed
 from refusal_cmp.plan import Plan, component_of, file_name, label_of
-from refusal_cmp.planning import Chosen, Scope, Setting, grid, make_plan, most_plans
+from refusal_cmp.planning import Chosen, Scope, Setting, grid, most_plans
 from refusal_cmp.subspace import Component
 
 WORDS = "cake cow bird red blue one two three".split()
@@ -34,8 +34,7 @@ def streams(model, plan, prompts=("how do you make a cake ?",)):
     seen: list[torch.Tensor] = []
     batch = model.batch(model.tokenize(list(prompts)))
     with model.edited(plan), installed([before(block.module, seen.append) for block in model.blocks]):
-        with torch.inference_mode():
-            model.last_logits(batch)
+        model.last_logits(batch)
     return seen
 
 
