@@ -10,10 +10,12 @@ from refusal_cmp.plan import component_of, number
 from refusal_cmp.planning import UNIT_METHOD
 from refusal_cmp.registry import parse_spec
 from refusal_cmp.report.data import RunData
-from refusal_cmp.report.latex_phrases import at_component, cited, tt
+from refusal_cmp.report.latex_phrases import at_component, citation, cited, tt
 from refusal_cmp.report.wording import does, sentence_list
 
 ADDITION = "actadd"
+GATE = ("lee2025programming",)
+"""What gates are from."""
 SITES = {
     "resid_pre": "the input of the block",
     "attn_out": "the output of its attention",
@@ -60,6 +62,7 @@ def edits_text(data: RunData) -> list[str]:
         *_sites(data, names),
         *_nearer(data, names),
         *_kept_norms(names),
+        *_gates(names),
         *([_unit(data)] if ADDITION in map(_base, names) else []),
     ]
 
@@ -160,6 +163,23 @@ def _kept_norms(names: Sequence[str]) -> list[str]:
     return [
         f"What {sentence_list(those)} {does(len(those), 'edit')} is rescaled to the norm that it had, at every token "
         "and site."
+    ]
+
+
+def _gates(names: Sequence[str]) -> list[str]:
+    """Which edits are behind a gate, and with what thresholds."""
+    found: dict[str, list[str]] = {}
+    for name in _installed(names):
+        when = INTERVENTIONS.create(name).when
+        if when is not None:
+            middle = "the middle between the cosines of the two means"
+            found.setdefault(middle if when == "midpoint" else f"${number(when)}$", []).append(tt(name))
+    said = [f"{sentence_list(those)} where it is above {threshold}" for threshold, those in found.items()]
+    if not said:
+        return []
+    return [
+        "Some edits act on the stream alone, at the tokens that a gate lets through, by the cosine of the stream with "
+        f"the difference of the class means of the layer{citation(GATE)}: {sentence_list(said)}."
     ]
 
 

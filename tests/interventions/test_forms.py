@@ -14,8 +14,10 @@ from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.interventions import INTERVENTIONS, edits_whole_subspace
 from refusal_cmp.model.folding import InexactError, fold
 from refusal_cmp.model.hooks import before, installed
+from refusal_cmp.model.reading import stream_at
 from refusal_cmp.plan import Plan, component_of, file_name, label_of
 from refusal_cmp.planning import Chosen, Scope, Setting, grid, most_plans
+from refusal_cmp.selection.scoring import edited_logits
 from refusal_cmp.subspace import Component
 
 WORDS = "cake cow bird red blue one two three".split()
@@ -112,3 +114,54 @@ def test_every_intervention_can_be_had_in_every_form(name):
 def test_what_keeps_norms_is_no_change_of_weights(random_model, field):
     with pytest.raises(InexactError, match="keeps the norm"):
         fold(plan_intervention("ablation[keep-norm=true]", field, **AT), random_model.n_layers)
+
+
+def test_a_gate_edits_where_the_stream_looks_harmful_and_leaves_every_bit_of_the_rest(field):
+    plain, gated = (plan_intervention(name, field, **AT) for name in ("ablation", "ablation[when=0.1]"))
+    assert {place.site for place in gated.edits} == {"resid_pre"}
+    harmful, harmless = field.means.at(Component(-1, 3))
+    condition = (harmful - harmless) / (harmful - harmless).norm()
+    x = torch.randn(200, 32, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    (place,) = (place for place in gated.edits if place.layer == 3)
+    open_ = torch.cosine_similarity(x, condition[None]) > 0.1
+    assert 20 < open_.sum() < 180
+    for dtype in (torch.float64, torch.bfloat16):
+        edited = gated.edits[place](x.to(dtype))
+        assert torch.equal(edited[~open_], x.to(dtype)[~open_])
+        torch.testing.assert_close(edited[open_], plain.edits[place](x.to(dtype))[open_])
+
+
+def test_a_gate_at_the_midpoint_lies_between_the_class_means(random_model, field):
+    plan = plan_intervention("ablation[when=midpoint,keep-norm=true]", field, **AT)
+    assert plan.label == "diff-in-means/ablation[when=midpoint,keep-norm=true]@all"
+    assert {place.layer for place in plan.edits} == {1, 2, 3}, "at layer 0 the class means coincide"
+    for place, edit in plan.edits.items():
+        harmful, harmless = field.means.at(Component(-1, place.layer))
+        assert torch.equal(edit(harmless[None])[0], harmless)
+        assert not torch.equal(edit(harmful[None])[0], harmful)
+    with pytest.raises(InexactError, match="acts on some vectors and not on others"):
+        fold(plan, random_model.n_layers)
+
+
+def test_a_gate_that_would_leave_a_layer_without_its_edit_is_refused(field):
+    with pytest.raises(RefusalCmpError, match="a gate looks at the stream"):
+        plan_intervention("reflection[when=0]", field, **AT)
+    with pytest.raises(RefusalCmpError, match="a gate looks at the stream"):
+        INTERVENTIONS.create("reflection[when=0]").check(Setting(), several=True)
+    INTERVENTIONS.create("reflection[when=0]").check(Setting(), several=False)
+    plan = plan_intervention("reflection[when=0]", field, setting=Setting(compose="repeat"), **AT)
+    assert {place.site for place in plan.edits} == {"resid_pre"}
+    with pytest.raises(RefusalCmpError, match="'when'"):
+        INTERVENTIONS.create("ablation[when=2]")
+
+
+def test_gated_edits_in_one_pass_are_those_of_a_pass_each(random_model, field):
+    """Scoring runs many edits at once: gates, kept norms and lengths are told apart there."""
+    names = ["ablation", "ablation[when=0]", "actadd[keep-norm=true]", "angular", "angular[when=midpoint]"]
+    edits = [plan_intervention(name, field, scope="single", **AT).edits for name in names]
+    batch = random_model.batch(random_model.tokenize(["how do you make a cake ?", "one cow"]))
+    stream = stream_at(random_model, batch, 2)
+    together = edited_logits(random_model, 2, edits, batch, stream)
+    for one, found in zip(edits, together, strict=True):
+        with random_model.edited(one):
+            torch.testing.assert_close(found, random_model.last_logits(batch), atol=1e-5, rtol=1e-5)
