@@ -245,6 +245,7 @@ def make_plan(
         direction=direction,
         position=chosen.selected.position,
         layer=chosen.selected.layer,
+        tokens=maker.tokens,
     )
 
 

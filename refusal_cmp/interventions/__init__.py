@@ -20,7 +20,7 @@ from torch import Tensor
 from refusal_cmp.config import SITES, Site
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.plan import Place
+from refusal_cmp.plan import Place, Tokens
 from refusal_cmp.planning import INTERVENTIONS, Edits, Scope, Setting, Target
 from refusal_cmp.registry import parse_spec
 from refusal_cmp.subspace import VANISHING, Subspace, unit
@@ -58,6 +58,8 @@ class Intervention(ABC):
         Edit where the cosine of the stream with the harmful minus the harmless mean of the layer is above this
         threshold; `midpoint`: the middle between the cosines of the two means. It acts on the stream alone, at
         `resid_pre`, and not in a layer where the means coincide (conditional steering, Lee et al. 2025).
+    tokens
+        Which tokens it acts on: `all`, those of the `prompt`, or those `generated` after it.
     """
 
     strengths: tuple[float, ...] | None = None
@@ -67,13 +69,14 @@ class Intervention(ABC):
 
     keep_norm: bool = False
     when: Threshold | None = None
+    tokens: Tokens = "all"
     needs_covariances: bool = False
     """Whether its targets have to have the class covariances along the subspace."""
     whole_subspace: bool = False
     """Whether it edits along every direction of a subspace, and not along the one `direction` alone."""
 
-    def __init__(self, *, keep_norm: bool = False, when: Threshold | None = None) -> None:
-        self.keep_norm, self.when = keep_norm, when
+    def __init__(self, *, keep_norm: bool = False, when: Threshold | None = None, tokens: Tokens = "all") -> None:
+        self.keep_norm, self.when, self.tokens = keep_norm, when, tokens
 
     def reach(self, scope: Scope, setting: Setting) -> Scope:
         """Where it acts in a plan of this scope: the scope itself."""

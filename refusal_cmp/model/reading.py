@@ -120,7 +120,6 @@ def class_covariances(
 
         model.over_batches(prompts, batch_size, read)
 
-
     def of_class(x: Float[Tensor, "n k"], rows: Bool[Tensor, " n"]) -> Float[Tensor, "k k"]:
         return shrunk(covariance(x[rows]), int(rows.sum()))
 

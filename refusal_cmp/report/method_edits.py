@@ -14,6 +14,7 @@ from refusal_cmp.report.latex_phrases import at_component, citation, cited, tt
 from refusal_cmp.report.wording import does, sentence_list
 
 ADDITION = "actadd"
+TOKENS = {"prompt": "those of the prompt alone", "generated": "those alone that are generated after the prompt"}
 GATE = ("lee2025programming",)
 """What gates are from."""
 SITES = {
@@ -63,6 +64,8 @@ def edits_text(data: RunData) -> list[str]:
         *_nearer(data, names),
         *_kept_norms(names),
         *_gates(names),
+        *_tokens(names),
+        *_shares(data, names),
         *([_unit(data)] if ADDITION in map(_base, names) else []),
     ]
 
@@ -180,6 +183,26 @@ def _gates(names: Sequence[str]) -> list[str]:
     return [
         "Some edits act on the stream alone, at the tokens that a gate lets through, by the cosine of the stream with "
         f"the difference of the class means of the layer{citation(GATE)}: {sentence_list(said)}."
+    ]
+
+
+def _tokens(names: Sequence[str]) -> list[str]:
+    """Which edits act on a part of the tokens alone."""
+    found: dict[str, list[str]] = {}
+    for name in _installed(names):
+        found.setdefault(TOKENS.get(INTERVENTIONS.create(name).tokens, ""), []).append(tt(name))
+    said = [f"{sentence_list(those)} {does(len(those), 'edit')} {which}" for which, those in found.items() if which]
+    return [f"Not all tokens are edited throughout: {'; '.join(said)}."] if said else []
+
+
+def _shares(data: RunData, names: Sequence[str]) -> list[str]:
+    """What a transport over several layers is divided by."""
+    those = [tt(name) for name in names if _base(name) == "transport"]
+    if not those or not data.setting.spread or not _edits_several(data):
+        return []
+    return [
+        f"Where several layers are edited, {sentence_list(those)} {does(len(those), 'move')} the stream in each by its "
+        "share of the way, one by the number of layers."
     ]
 
 

@@ -94,7 +94,10 @@ def _check(session: Session, stages: Sequence[str]) -> None:
         check_name(name)
     for scope in config.scope:
         Scope.parse(scope)
-    ENGINES.get(config.engine).check()
+    engine = ENGINES.get(config.engine)
+    engine.check()
+    for name in config.interventions:
+        engine.check_tokens(INTERVENTIONS.create(name).tokens)
 
 
 def _check_upstream(session: Session, upstream: Sequence[str]) -> None:

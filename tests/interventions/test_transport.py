@@ -90,7 +90,7 @@ def test_of_one_direction_it_is_the_affine_map_of_means_and_standard_deviations(
 
 def test_several_layers_go_the_way_together():
     """Layers with the same distributions: each moves the mean by its share."""
-    harmful, harmless, target = classes(4, 2)
+    harmful, _, target = classes(4, 2)
     targets = [replace(target, layer=layer) for layer in range(4)]
     quarter = moved(targets, harmful)
     torch.testing.assert_close(quarter, harmful + (moved([target], harmful) - harmful) / 4)
