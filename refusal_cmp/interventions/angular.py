@@ -5,8 +5,9 @@
 m̂ is the unit vector along what the harmless mean of the edited layer has across û, and the strength is φ in degrees. In
 the plane of the two every vector is turned to the angle φ: 0 is all along û, 90 nothing along it, 180 all against it.
 The published second axis is the first principal component of the directions of all layers; along m̂ activations of both
-classes are long and much the same, so that turning there costs little else. A rotation is orthogonal: û reads itself,
-whatever a subspace's dual is.
+classes are long and much the same, so that turning there costs little else: 90 bypasses refusal, as ablation does, and
+75, near the harmful mean of smol-refuser, induces it. A rotation is orthogonal: û reads itself, whatever a subspace's
+dual is.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from refusal_cmp.subspace import unit
 class AngularSteering(Intervention):
     """Turn the stream to an angle from the direction, at constant norm (Vu & Nguyen 2025)."""
 
-    strengths = (90.0, 60.0)
+    strengths = (90.0, 75.0)
     uses = ()
 
     def edits(self, targets: Sequence[Target], strength: float | None, setting: Setting) -> Edits:

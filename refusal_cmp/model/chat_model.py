@@ -503,7 +503,7 @@ class ChatModel(Chat):
         """One hook for each module that writes at the place.
 
         Where several add up to what is written, each is edited by itself: the edited terms of a linear edit add up
-        to the edited sum. Ours are all linear at these sites.
+        to the edited sum. Ours are all linear at these sites, unless they keep norms.
         """
         block = self.blocks[place.layer]
         if place.site == "resid_pre":

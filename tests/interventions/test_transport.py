@@ -14,12 +14,12 @@ from sklearn.covariance import oas
 
 from refusal_cmp.api import class_covariances, extract, plan_intervention
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.interventions import INTERVENTIONS
 from refusal_cmp.interventions.transport import transport_map
 from refusal_cmp.model.folding import InexactError, fold
 from refusal_cmp.model.reading import collect
 from refusal_cmp.plan import Place
 from refusal_cmp.planning import Setting, Target
-from refusal_cmp.interventions import INTERVENTIONS
 from refusal_cmp.statistics.shrinkage import covariance, shrunk
 from refusal_cmp.subspace import ClassCovariances, Component, Subspace
 
