@@ -6,7 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refusal_cmp.api import extract, load_prompts, plan_intervention, rank_components
+    from refusal_cmp.api import class_covariances, extract, load_prompts, plan_intervention, rank_components
     from refusal_cmp.data import register_dataset, register_text
     from refusal_cmp.evals import register_evaluator
     from refusal_cmp.interventions import register_intervention
@@ -19,6 +19,7 @@ _HOME = {
     "Component": "subspace",
     "Subspace": "subspace",
     "SubspaceField": "subspace",
+    "class_covariances": "api",
     "extract": "api",
     "load_prompts": "api",
     "plan_intervention": "api",
@@ -35,6 +36,7 @@ __all__ = [
     "Component",
     "Subspace",
     "SubspaceField",
+    "class_covariances",
     "extract",
     "load_prompts",
     "plan_intervention",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -14,12 +15,13 @@ from refusal_cmp.errors import RefusalCmpError, unknown_name
 from refusal_cmp.judges.first_tokens import refusal_tokens as find_refusal_tokens
 from refusal_cmp.methods import EXTRACTORS
 from refusal_cmp.model import ChatModel
+from refusal_cmp.model.reading import class_covariances as read_covariances
 from refusal_cmp.model.reading import collect
 from refusal_cmp.plan import Plan
-from refusal_cmp.planning import Chosen, Scope, Setting, make_plan
+from refusal_cmp.planning import Chosen, Scope, Setting, make_plan, where_read
 from refusal_cmp.selection import Rule, ranked_table
 from refusal_cmp.selection.scoring import Reach, Scorer
-from refusal_cmp.subspace import Component, SubspaceField
+from refusal_cmp.subspace import ClassCovariances, Component, SubspaceField
 
 
 def load_prompts(name: str, split: Split = "test", n: int | None = None, *, column: str | None = None) -> list[str]:
@@ -110,6 +112,33 @@ def rank_components(
     return ranked_table(subspaces, scores, rule).sort_values("rank", ignore_index=True)
 
 
+def class_covariances(
+    model: ChatModel,
+    harmful: Sequence[str],
+    harmless: Sequence[str],
+    subspaces: SubspaceField,
+    *,
+    layer: int,
+    position: int = -1,
+    direction: str = "best",
+    ranking: Sequence[Component] = (),
+    dev_share: float = 0.2,
+    seed: int = 42,
+) -> ClassCovariances:
+    """The class covariances along the subspace of one component, at all layers, for interventions that need them.
+
+    Parameters
+    ----------
+    harmful, harmless, dev_share, seed
+        As `extract` was given them.
+    direction, ranking
+        As `plan_intervention` will be given them: with `own`, along the best of each layer's own.
+    """
+    chosen = _chosen(subspaces, Component(position, layer), ranking)
+    along = {(at, subspaces[at].k, to): subspaces[at].dual for at, to in where_read(chosen, direction)}
+    return read_covariances(model, harmful, harmless, along, dev_share=dev_share, seed=seed)
+
+
 def plan_intervention(
     intervention: str,
     subspaces: SubspaceField,
@@ -121,6 +150,7 @@ def plan_intervention(
     direction: str = "best",
     ranking: Sequence[Component] = (),
     setting: Setting | None = None,
+    covariances: ClassCovariances | None = None,
 ) -> Plan:
     """One intervention with the subspace of one component, at a scope.
 
@@ -129,15 +159,21 @@ def plan_intervention(
     ranking
         Components from best to worst, which a `top:p` scope is taken from; by default the field's own order
         with the given component first.
+    covariances
+        What `class_covariances` reads, for interventions that need it: `transport`.
     """
-    selected = Component(position, layer)
-    subspaces[selected]  # an error that says why, if it has none
-    order = tuple(ranking) or (selected, *(component for component in subspaces if component != selected))
     return make_plan(
         intervention,
-        Chosen(subspaces, selected, order),
+        replace(_chosen(subspaces, Component(position, layer), ranking), covariances=covariances),
         Scope.parse(scope),
         strength=strength,
         direction=direction,
         setting=setting,
     )
+
+
+def _chosen(subspaces: SubspaceField, selected: Component, ranking: Sequence[Component]) -> Chosen:
+    """The choice of one component; an error that says why, if it has no subspace."""
+    subspaces[selected]
+    order = tuple(ranking) or (selected, *(component for component in subspaces if component != selected))
+    return Chosen(subspaces, selected, order)

@@ -108,7 +108,7 @@ def stack(edits: Sequence[LowRankEdit | None]) -> LowRankEdit:
 
     An edit without a gate has one that is always open.
     """
-    present = [edit for edit in edits if edit is not None]
+    present = [edit for edit in edits if edit is not None and edit.tensors()]
     names = {name for edit in present for name in edit.tensors()}
     if not names:
         return LowRankEdit()

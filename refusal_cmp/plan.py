@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from refusal_cmp.config import Site
 from refusal_cmp.edit import LowRankEdit
 
 BASELINE = "baseline"
+Tokens = Literal["all", "prompt", "generated"]
 
 
 class Place(NamedTuple):
@@ -28,7 +29,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """The same edits on every prompt, on all its tokens, prompt and generated, for every evaluator."""
+    """The same edits on every prompt, for every evaluator: on all its tokens, or on one part of them."""
 
     label: str
     """`method/intervention:strength@scope`, with what differs from the defaults in brackets."""
@@ -46,11 +47,15 @@ class Plan:
     """`best`: the selected component's subspace everywhere; `own`: each layer's own."""
     position: int | None = None
     layer: int | None = None
+    tokens: Tokens = "all"
+    """Which tokens are edited: `all`, those of the `prompt`, or those `generated` after it."""
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the edits alone: plans with the same digest do exactly the same."""
+        """A hash of the edits and of where they act: plans with the same digest do exactly the same."""
         digest = hashlib.sha256()
+        if self.edits and self.tokens != "all":
+            digest.update(self.tokens.encode())
         for place in sorted(self.edits):
             for name, term in sorted(self.edits[place].tensors().items()):
                 digest.update(f"{place.layer}.{place.site}.{name}.{tuple(term.shape)}".encode())
@@ -72,7 +77,8 @@ class Plan:
                 name = names.setdefault(repr(values.shape).encode() + values.numpy().tobytes(), str(len(names)))
                 tensors[name] = values
                 places.setdefault(f"{place.layer}.{place.site}", {})[term] = name
-        return tensors, {"label": self.label, "places": json.dumps(places)}
+        tokens = {} if self.tokens == "all" else {"tokens": self.tokens}
+        return tensors, {"label": self.label, "places": json.dumps(places), **tokens}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Plan:
@@ -85,7 +91,8 @@ class Plan:
             if key not in shared:
                 shared[key] = LowRankEdit(**{term: tensors[name] for term, name in key})
             edits[Place(int(layer), site)] = shared[key]
-        return cls(metadata["label"], edits)
+        tokens: Any = metadata.get("tokens", "all")
+        return cls(metadata["label"], edits, tokens=tokens)
 
 
 FACTS = [

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Float
@@ -19,8 +19,8 @@ from refusal_cmp.config import RunConfig, Site
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.plan import Place, Plan, number
-from refusal_cmp.registry import Registry
-from refusal_cmp.subspace import Component, Subspace, SubspaceField
+from refusal_cmp.registry import Registry, parse_spec, spelled
+from refusal_cmp.subspace import ClassCovariances, Component, Subspace, SubspaceField
 
 Edits = dict[Place, LowRankEdit]
 
@@ -144,6 +144,18 @@ class Target:
     """What multiplier 1 of an activation addition is: the difference-in-means norm of this layer."""
     n_components: int = 1
     """Components of this layer in scope."""
+    harmful_covariance: Float[Tensor, "k k"] | None = None
+    """Of the coordinates that the subspace reads of harmful activations there; for interventions that need it."""
+    harmless_covariance: Float[Tensor, "k k"] | None = None
+
+    @property
+    def covariances(self) -> tuple[Float[Tensor, "k k"], Float[Tensor, "k k"]]:
+        """The harmful and the harmless covariance, for an intervention that says that it needs them."""
+        if self.harmful_covariance is None or self.harmless_covariance is None:
+            raise RefusalCmpError(
+                "An intervention asks for class covariances and does not say that it needs them; set needs_covariances."
+            )
+        return self.harmful_covariance, self.harmless_covariance
 
 
 @dataclass(frozen=True)
@@ -166,6 +178,8 @@ class Chosen:
     """What that order is: those that the filters keep come first, or `all`: best first, as published."""
     component: str = "best"
     """Why that component: it is the method's `best`, or `shared` by all methods, or was asked for, `-1,8`."""
+    covariances: ClassCovariances | None = None
+    """Along what `where_read` says, for interventions that need them."""
 
 
 def make_plan(
@@ -183,6 +197,8 @@ def make_plan(
 
     Parameters
     ----------
+    intervention
+        Its name, with options in brackets, if any: `ablation[keep-norm=true]`.
     direction
         `best`: the selected component's subspace at every layer in scope; `own`: each layer's best-ranked own,
         and layers without one are left as they are.
@@ -193,7 +209,7 @@ def make_plan(
     """
     setting = setting or Setting()
     pool = len(chosen.ranking) if pool is None else pool
-    maker = INTERVENTIONS.create(intervention)
+    maker, (name, options) = INTERVENTIONS.create(intervention), parse_spec(intervention)
     reach = maker.reach(scope, setting)
     components = reach.components(chosen.selected, chosen.ranking, pool)
     in_scope = Counter(component.layer for component in components)
@@ -202,7 +218,8 @@ def make_plan(
         if direction == "best":
             own = chosen.selected
         if own is not None:
-            targets.append(_target(chosen.field, own, layer, setting, selected_norm, in_scope[layer]))
+            target = _target(chosen.field, own, layer, setting, selected_norm, in_scope[layer])
+            targets.append(_with_covariances(name, chosen, own, target) if maker.needs_covariances else target)
     if maker.strengths is None and strength is not None:
         raise RefusalCmpError(f"The intervention {intervention!r} has no strength, and {number(strength)} was given.")
     if maker.strengths is not None and strength is None:
@@ -212,15 +229,15 @@ def make_plan(
     return Plan(
         label=label(
             chosen.field.method,
-            intervention,
+            name,
             strength,
             scope,
-            _differing(chosen, scope, direction, setting, maker.uses),
+            _differing(chosen, scope, direction, options, setting, maker.uses),
         ),
-        edits=maker.edits(targets, strength, setting),
+        edits=maker.formed(targets, strength, setting),
         method=chosen.field.method,
         k=chosen.field[chosen.selected].k,
-        intervention=intervention,
+        intervention=spelled(name, options),
         strength=strength,
         scope=str(scope),
         n_components=len(components),
@@ -228,6 +245,7 @@ def make_plan(
         direction=direction,
         position=chosen.selected.position,
         layer=chosen.selected.layer,
+        tokens=maker.tokens,
     )
 
 
@@ -264,7 +282,7 @@ def grid(
         for one in chosen
         for name in interventions
         for scope in scopes
-        for strength in strengths.get(name) or INTERVENTIONS.create(name).strengths or (None,)
+        for strength in _strengths(strengths, name)
     ]
 
 
@@ -276,10 +294,13 @@ def strengths_of(config: RunConfig) -> dict[str, Sequence[float]]:
 def most_plans(config: RunConfig) -> int:
     """Plans of the grid, of which some may do the same; fewer where a method has no subspace at a component."""
     strengths = strengths_of(config)
-    each = [
-        len(strengths.get(name) or INTERVENTIONS.create(name).strengths or (None,)) for name in config.interventions
-    ]
+    each = [len(_strengths(strengths, name)) for name in config.interventions]
     return len(config.methods) * len(config.component) * len(config.scope) * sum(each)
+
+
+def _strengths(named: Mapping[str, Sequence[float]], spec: str) -> Sequence[float | None]:
+    """Those named for an intervention with just these options, or for all of its name, or its own defaults."""
+    return named.get(spec) or named.get(parse_spec(spec)[0]) or INTERVENTIONS.create(spec).strengths or (None,)
 
 
 def label(method: str, intervention: str, strength: float | None, scope: Scope, differing: Mapping[str, object]) -> str:
@@ -294,9 +315,14 @@ def label(method: str, intervention: str, strength: float | None, scope: Scope, 
 
 
 def _differing(
-    chosen: Chosen, scope: Scope, direction: str, setting: Setting, uses: Sequence[str]
+    chosen: Chosen,
+    scope: Scope,
+    direction: str,
+    options: Mapping[str, object],
+    setting: Setting,
+    uses: Sequence[str],
 ) -> dict[str, object]:
-    """The choices that matter to a plan and are not the defaults."""
+    """The choices that matter to a plan and are not the defaults, among them the intervention's options."""
     own = direction == "own" and scope.kind != "single"
     ordered = scope.kind == "top" or own
     component = tuple(chosen.component.split(","))
@@ -304,6 +330,7 @@ def _differing(
         **({"component": component} if chosen.component != Chosen.component else {}),
         **({"direction": direction} if own else {}),
         **({"pool": chosen.pool} if ordered and chosen.pool != Chosen.pool else {}),
+        **{name.replace("_", "-"): value for name, value in options.items()},
         **{name: getattr(setting, name) for name in uses if getattr(setting, name) != getattr(Setting, name)},
     }
 
@@ -328,6 +355,33 @@ def _target(
     if setting.norm == "selected":
         unit_norm = field.means.distance(source) if selected_norm is None else selected_norm
     return Target(layer, field[source], harmful_mean, harmless_mean, unit_norm, n_components)
+
+
+def where_read(chosen: Chosen, direction: str) -> list[tuple[Component, int]]:
+    """Whose subspaces plans may apply, each with a layer: the selected one's at all, or each layer's own there."""
+    if direction == "best":
+        return [(chosen.selected, layer) for layer in range(chosen.field.means.n_layers)]
+    by_layer = Scope("all").best_by_layer(chosen.ranking, chosen.field.means.n_layers)
+    own = dict.fromkeys([chosen.selected, *(one for one in by_layer.values() if one is not None)])
+    return [(component, component.layer) for component in own]
+
+
+def _with_covariances(intervention: str, chosen: Chosen, source: Component, target: Target) -> Target:
+    """The target with the class covariances along its subspace."""
+    if chosen.covariances is None:
+        raise RefusalCmpError(
+            f"The intervention {intervention!r} needs the class covariances along the subspace, and none are given; "
+            "read them by class_covariances, and give them as covariances."
+        )
+    key = source, target.subspace.k, target.layer
+    if key not in chosen.covariances.of:
+        raise RefusalCmpError(
+            f"The intervention {intervention!r} needs the class covariances along the {target.subspace.k} directions "
+            f"of {chosen.field.method} at {source} in layer {target.layer}, and they are not among those given; "
+            "read them by class_covariances with this component."
+        )
+    harmful, harmless = chosen.covariances.of[key]
+    return replace(target, harmful_covariance=harmful, harmless_covariance=harmless)
 
 
 def _selected_norm(chosen: Sequence[Chosen]) -> float | None:

@@ -14,7 +14,7 @@ import inspect
 import pkgutil
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
@@ -47,6 +47,12 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
         for key, _, value in pairs
     }
     return parts["name"], options
+
+
+def spelled(name: str, options: Mapping[str, Any]) -> str:
+    """A plugin with its options as labels have it, which `parse_spec` reads: `angular[keep-norm=true]`."""
+    pairs = ",".join(f"{key.replace('_', '-')}={str(value).lower()}" for key, value in options.items())
+    return f"{name}[{pairs}]" if pairs else name
 
 
 class Registry(Generic[T]):

@@ -131,6 +131,34 @@ class ClassMeans:
         return cls(positions, tensors["harmful_mean"].double(), tensors["harmless_mean"].double())
 
 
+Along = tuple[Component, int, int]
+"""Along what coordinates are read, and where: the first k directions of a component's subspace, at a layer."""
+
+
+@dataclass(frozen=True)
+class ClassCovariances:
+    """Covariances of the two classes' coordinates along subspaces, of training activations; float64."""
+
+    of: Mapping[Along, tuple[Float[Tensor, "k k"], Float[Tensor, "k k"]]]
+    """The harmful and the harmless one, on entry to that layer, at the component's position."""
+
+    def __or__(self, other: ClassCovariances) -> ClassCovariances:
+        return ClassCovariances({**self.of, **other.of})
+
+    def to_tensors(self) -> dict[str, Tensor]:
+        """Both covariances as one tensor, by what they are along, as in `-1.8.2.11`."""
+        return {".".join(map(str, (*at, k, layer))): torch.stack(both) for (at, k, layer), both in self.of.items()}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> ClassCovariances:
+        """The covariances that `to_tensors` wrote."""
+        found = {}
+        for name, (harmful, harmless) in tensors.items():
+            position, layer, k, at = map(int, name.split("."))
+            found[Component(position, layer), k, at] = harmful, harmless
+        return cls(found)
+
+
 @dataclass(frozen=True)
 class SubspaceField:
     """One method's subspaces over the components of a model, with what interventions need beside them."""

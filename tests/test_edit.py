@@ -27,7 +27,8 @@ def make_target(seed: int, k: int, d: int, layer: int = 0, oblique: bool = False
         away = torch.randn(k, d, generator=generator, dtype=torch.float64) / d**0.5
         dual = basis + away - (away @ basis.mT) @ basis
     subspace = Subspace(basis, basis[0], 1.0, torch.ones(k), dual)
-    return Target(layer, subspace, harmful, harmless, unit_norm=3.0)
+    spread = torch.randn(2, k, 3 * k, generator=generator, dtype=torch.float64)
+    return Target(layer, subspace, harmful, harmless, 3.0, 1, *(spread @ spread.mT))
 
 
 def edit_of(intervention: str, target: Target, strength: float | None = None, **setting: str) -> LowRankEdit:
@@ -155,7 +156,12 @@ def test_reflection_projects_at_one_and_two_mirrors_are_none(shape, oblique):
 @pytest.mark.parametrize("name", sorted(INTERVENTIONS))
 def test_an_intervention_says_whether_it_edits_along_the_whole_subspace(name):
     target, x = make_target(0, 3, 8), vectors(0, 8)
-    one = replace(target, subspace=target.subspace.leading(1))
+    one = replace(
+        target,
+        subspace=target.subspace.leading(1),
+        harmful_covariance=target.harmful_covariance[:1, :1],
+        harmless_covariance=target.harmless_covariance[:1, :1],
+    )
     same = torch.allclose(edit_of(name, target)(x), edit_of(name, one)(x))
     assert same != edits_whole_subspace(name)
 

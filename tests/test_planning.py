@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from refusal_cmp.api import extract, plan_intervention
+from refusal_cmp.api import class_covariances, extract, plan_intervention
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.interventions import INTERVENTIONS
@@ -274,12 +274,15 @@ def test_a_layer_is_edited_once_with_its_best_component(field):
     assert (plan.n_components, plan.n_layers) == (3, 2)
 
 
-def test_grid_is_full_and_labels_differ(fields):
-    chosen = [Chosen(one, Component(-1, 2), tuple(one)) for one in fields.values()]
+def test_grid_is_full_and_labels_differ(random_model, fields):
+    read = [class_covariances(random_model, HARMFUL, HARMLESS, one, **AT) for one in fields.values()]
+    pairs = zip(fields.values(), read, strict=True)
+    chosen = [Chosen(one, Component(-1, 2), tuple(one), covariances=covariances) for one, covariances in pairs]
     scopes = [Scope.parse(text) for text in ("single", "top:50", "all")]
     plans = grid(chosen, sorted(INTERVENTIONS), scopes, strengths={"actadd": (-1, 1), "reflection": (1, 2)})
     labels = [plan.label for plan in plans]
-    assert len(set(labels)) == len(labels) == 2 * 3 * (len(list(INTERVENTIONS)) + 3)
+    each = [2 if name == "reflection" else len(INTERVENTIONS.get(name).strengths or (None,)) for name in INTERVENTIONS]
+    assert len(set(labels)) == len(labels) == 2 * 3 * sum(each)
     assert {"inlp/reflection:2@single", "diff-in-means/actadd:-1@single", "inlp/nullspace@top50"} <= set(labels)
     assert all(label_of(file_name(label)) == label for label in labels)
     digests = {plan.label: plan.digest for plan in plans}

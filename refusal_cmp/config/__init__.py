@@ -374,9 +374,10 @@ class SelectSettings(BaseModel):
 class InferSettings(BaseModel):
     """What decides the plans and their completions."""
 
-    interventions: Names = Field(
+    interventions: Specs = Field(
         ("ablation", "nullspace", "actadd", "reflection", "alterrep", "clamp"),
-        description="every method goes with every intervention",
+        description="every method goes with every intervention; one may have options in brackets: "
+        "ablation[keep-norm=true]",
         json_schema_extra=GRID,
     )
     scope: Scopes = Field(("single", "top:50", "all"), description="single, top:PERCENT, all", json_schema_extra=GRID)
@@ -639,7 +640,8 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
     @model_validator(mode="after")
     def _one_mirror_has_all_its_sites(self) -> RunConfig:
         several = any(scope != "single" for scope in self.scope)
-        if "reflection" in self.interventions and self.compose == "once" and several and set(self.sites) != set(SITES):
+        mirrors = any(re.fullmatch(r"reflection(\[.*)?", name) for name in self.interventions)
+        if mirrors and self.compose == "once" and several and set(self.sites) != set(SITES):
             raise ValueError(
                 "reflection composed once over several layers mirrors what each of the sites "
                 f"{', '.join(SITES)} adds, so give them all, compose: repeat, scope: single, or leave it out"

@@ -60,14 +60,14 @@ def _scopes_once(values: Sequence[str]) -> tuple[str, ...]:
 
 
 def _spec(value: str) -> str:
-    """A method as labels of plans and names of files have it: `inlp[c=1, max_k=5]` is `inlp[c=1,max-k=5]`."""
+    """A plugin as labels of plans and names of files have it: `inlp[c=1, max_k=5]` is `inlp[c=1,max-k=5]`."""
     if "[" not in value:
         return value
     plain = re.sub(r"\w+(?==)", lambda option: option[0].replace("_", "-"), re.sub(r"\s+", "", value))
     plain = re.sub(r"^([^\[]+)\[\]$", r"\1", plain)
     if not re.fullmatch(r"[a-z0-9.,=\[\]+-]{1,80}", plain):
         raise ValueError(
-            "a method with its options is a part of the names of files, so it may have 80 characters: lower-case "
+            "a name with its options is a part of the names of files, so it may have 80 characters: lower-case "
             "letters, digits and . , = + - [ ]"
         )
     return plain

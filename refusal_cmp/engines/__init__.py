@@ -7,9 +7,10 @@ from collections.abc import Callable, MutableMapping, Sequence
 from typing import ClassVar, Protocol
 
 from refusal_cmp.config import RunConfig
+from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model import ChatModel, ModelSource
 from refusal_cmp.model.generation import Completion
-from refusal_cmp.plan import Plan
+from refusal_cmp.plan import Plan, Tokens
 from refusal_cmp.progress import Progress, silent
 from refusal_cmp.registry import Registry
 
@@ -42,6 +43,8 @@ class Engine(ABC):
 
     shares_model: ClassVar[bool] = False
     """Whether it runs the model of this process; otherwise it and that model are not in memory at the same time."""
+    tells_tokens: ClassVar[bool] = False
+    """Whether it can edit the tokens of prompts, or those that are generated, alone."""
 
     @classmethod  # noqa: B027
     def check(cls) -> None:
@@ -51,6 +54,17 @@ class Engine(ABC):
     @abstractmethod
     def start(cls, host: Host) -> Engine:
         """The engine for a run."""
+
+    @classmethod
+    def check_tokens(cls, tokens: Tokens) -> None:
+        """RefusalCmpError if it cannot edit these tokens alone: asked before any work, and for every plan."""
+        if tokens != "all" and not cls.tells_tokens:
+            raise RefusalCmpError(
+                f"A plan edits {tokens} tokens alone, and this engine edits all tokens alike; take hf, or leave out "
+                "interventions with tokens in brackets.",
+                engine="hf",
+                interventions="",
+            )
 
     def versions(self) -> dict[str, str]:
         """Versions of packages that its completions may depend on, for the manifest."""

@@ -23,6 +23,7 @@ class HFEngine(Engine):
     """
 
     shares_model = True
+    tells_tokens = True
 
     def __init__(self, model: ChatModel, batch_size: int | None = None) -> None:
         self.model = model

@@ -140,6 +140,7 @@ class VLLMEngine(Engine):
 
     def install(self, plan: Plan) -> None:
         """Swap the plan in, in all workers, and forget the keys and values of the one before."""
+        self.check_tokens(plan.tokens)
         if plan.digest == self._installed:
             return
         tensors, metadata = plan.to_tensors()

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import fields
-from typing import NamedTuple
+from dataclasses import fields, replace
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
 
 from refusal_cmp.config import SITES, Site
 from refusal_cmp.edit import LowRankEdit
-from refusal_cmp.plan import Place
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.plan import Place, Tokens
 from refusal_cmp.planning import INTERVENTIONS, Edits, Scope, Setting, Target
-from refusal_cmp.subspace import Subspace
+from refusal_cmp.registry import parse_spec
+from refusal_cmp.subspace import VANISHING, Subspace, unit
 
 __all__ = [
     "INTERVENTIONS",
@@ -37,8 +40,27 @@ __all__ = [
 ]
 
 
+Threshold = Annotated[float, Field(ge=-1, le=1)] | Literal["midpoint"]
+"""Of a gate: a cosine."""
+
+
 class Intervention(ABC):
-    """Makes the edits of a plan. A strength is what its label has after the colon, or None."""
+    """Makes the edits of a plan. A strength is what its label has after the colon, or None.
+
+    Every intervention can be had in other forms, by options that a run gives in brackets:
+    `ablation[keep-norm=true]`. One with hyper-parameters of its own hands these on.
+
+    Parameters
+    ----------
+    keep_norm
+        Whether every edited vector is rescaled to the norm that it had: the stream, or what a site adds to it.
+    when
+        Edit where the cosine of the stream with the harmful minus the harmless mean of the layer is above this
+        threshold; `midpoint`: the middle between the cosines of the two means. It acts on the stream alone, at
+        `resid_pre`, and not in a layer where the means coincide (conditional steering, Lee et al. 2025).
+    tokens
+        Which tokens it acts on: `all`, those of the `prompt`, or those `generated` after it.
+    """
 
     strengths: tuple[float, ...] | None = None
     """Default strengths, one plan each; None: the intervention has no strength."""
@@ -47,8 +69,16 @@ class Intervention(ABC):
     uses: tuple[str, ...] = tuple(field.name for field in fields(Setting))
     """The fields of `Setting` that matter to it; where one differs from its default, the label says so."""
 
+    keep_norm: bool = False
+    when: Threshold | None = None
+    tokens: Tokens = "all"
+    needs_covariances: bool = False
+    """Whether its targets have to have the class covariances along the subspace."""
     whole_subspace: bool = False
     """Whether it edits along every direction of a subspace, and not along the one `direction` alone."""
+
+    def __init__(self, *, keep_norm: bool = False, when: Threshold | None = None, tokens: Tokens = "all") -> None:
+        self.keep_norm, self.when, self.tokens = keep_norm, when, tokens
 
     def reach(self, scope: Scope, setting: Setting) -> Scope:
         """Where it acts in a plan of this scope: the scope itself."""
@@ -58,9 +88,23 @@ class Intervention(ABC):
     def edits(self, targets: Sequence[Target], strength: float | None, setting: Setting) -> Edits:
         """The edit for each place, given the layers in scope from the first block to the last."""
 
+    def formed(self, targets: Sequence[Target], strength: float | None, setting: Setting) -> Edits:
+        """The edits in the form that the options ask for."""
+        edits = self.edits(targets, strength, setting)
+        if self.when is not None:
+            edits = _gated(edits, targets, self.when)
+        if self.keep_norm:
+            edits = _each(edits, lambda edit: replace(edit, keep=torch.ones((), dtype=torch.float64)))
+        return edits
+
+    def check(self, setting: Setting, *, several: bool) -> None:
+        """RefusalCmpError if there is no such form over several layers, or in one; asked before any work."""
+        if self.when is not None:
+            self.sites(setting, 2 if several else 1)
+
     def sites(self, setting: Setting, n_layers: int = 1) -> list[tuple[Site, ...]]:
         """Where it acts in each of `n_layers` layers in scope, as its edits of a made-up subspace say."""
-        places = self.edits([_made_up(layer) for layer in range(n_layers)], None, setting)
+        places = self.formed([_made_up(layer) for layer in range(n_layers)], None, setting)
         return [tuple(site for site in SITES if Place(layer, site) in places) for layer in range(n_layers)]
 
 
@@ -68,11 +112,44 @@ def _made_up(layer: int) -> Target:
     """A subspace of two directions in three dimensions, and what goes with it."""
     first, second, other = torch.eye(3, dtype=torch.float64)
     subspace = Subspace(torch.stack([first, second]), first, 1.0, torch.ones(2, dtype=torch.float64))
-    return Target(layer, subspace, harmful_mean=first + other, harmless_mean=second + other, unit_norm=1.0)
+    spread = torch.eye(2, dtype=torch.float64)
+    return Target(layer, subspace, first + other, second + other, 1.0, 1, spread, spread)
 
 
-def edits_whole_subspace(name: str) -> bool:
+def _gated(edits: Edits, targets: Sequence[Target], when: Threshold) -> Edits:
+    """The edits of the stream behind a gate; a layer whose class means coincide is left as it is."""
+    gated = {}
+    for target in targets:
+        sites = [site for site in SITES if Place(target.layer, site) in edits]
+        if sites and "resid_pre" not in sites:
+            raise RefusalCmpError(
+                f"Layer {target.layer} would be edited at {' and '.join(sites)} alone, and a gate looks at the stream, "
+                "at resid_pre; have resid_pre among the sites, and for a reflection compose repeat or scope single."
+            )
+        apart = target.harmful_mean - target.harmless_mean
+        scale = float(torch.linalg.vector_norm(target.harmless_mean))
+        if sites and float(torch.linalg.vector_norm(apart)) > VANISHING * scale:
+            condition, at = unit(apart), Place(target.layer, "resid_pre")
+            gated[at] = replace(edits[at], c=condition, tau=_threshold(target, condition, when))
+    return gated
+
+
+def _threshold(target: Target, condition: Float[Tensor, " d"], when: Threshold) -> Float[Tensor, ""]:
+    if when != "midpoint":
+        return condition.new_tensor(when)
+    means = torch.stack([target.harmful_mean, target.harmless_mean])
+    return torch.cosine_similarity(means, condition[None]).mean()
+
+
+def _each(edits: Edits, change: Callable[[LowRankEdit], LowRankEdit]) -> Edits:
+    """The edits with each of them changed; places that share one share what it becomes."""
+    changed = {id(edit): change(edit) for edit in edits.values()}
+    return {place: changed[id(edit)] for place, edit in edits.items()}
+
+
+def edits_whole_subspace(spec: str) -> bool:
     """Whether an intervention edits along every direction of a subspace; one that is not installed does not say."""
+    name, _ = parse_spec(spec)
     return name in INTERVENTIONS and INTERVENTIONS.get(name).whole_subspace
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from refusal_cmp.config import DATE, EMBEDDED
@@ -26,7 +26,7 @@ from refusal_cmp.model.hooks import after, before, installed
 from refusal_cmp.model.kv_cache import is_plain
 from refusal_cmp.model.packing import MOST_TOKENS, Pack, PackedBatch, packs
 from refusal_cmp.model.source import ModelSource
-from refusal_cmp.plan import Place, Plan
+from refusal_cmp.plan import Place, Plan, Tokens
 from refusal_cmp.progress import Progress, silent
 
 MIN_REFUSAL_MASS = 0.01
@@ -71,6 +71,10 @@ class ChatModel(Chat):
         self.revision = revision
         check_code(model, name)
         self.blocks: tuple[Block, ...] = find_blocks(model)
+        self.edits_some_tokens = False
+        """Whether a plan is in force that edits the tokens of prompts, or those that are generated, alone."""
+        self._told: Bool[Tensor, "n s"] | None = None
+        self._written: Bool[Tensor, "n s"] | bool = False
         self.shares_rows, self.shares_cache = False, False
         self.shares_rows, self.shares_cache = self._sharing()
 
@@ -443,18 +447,63 @@ class ChatModel(Chat):
 
     @contextmanager
     def edited(self, plan: Plan | Mapping[Place, LowRankEdit]) -> Iterator[ChatModel]:
-        """Inside the block the model runs under the plan; after it, the model is what it was before."""
-        edits = plan.edits if isinstance(plan, Plan) else plan
+        """Inside the block the model runs under the plan; after it, the model is what it was before.
+
+        A plan may edit tokens of the prompt, or generated ones, alone. Generated are those that a pass reads one by
+        one after what is cached, and those that `writing` names; all others are the prompt's.
+        """
+        edits, tokens = (plan.edits, plan.tokens) if isinstance(plan, Plan) else (plan, "all")
         dtype = torch.promote_types(self.model.dtype, torch.float32)
-        placed = {id(edit): _on_its_device(edit, dtype) for edit in edits.values()}  # places may share one
-        with installed(hook for at, edit in edits.items() for hook in self._hooks(at, edit, placed[id(edit)])):
-            yield self
+        placed = {id(edit): self._on_tokens(_on_its_device(edit, dtype), tokens) for edit in edits.values()}  # shared
+        was, self.edits_some_tokens = self.edits_some_tokens, self.edits_some_tokens or tokens != "all"
+        hooks = (hook for at, edit in edits.items() for hook in self._hooks(at, edit, placed[id(edit)]))
+        try:
+            with installed(self._watch(tokens)), installed(hooks):
+                yield self
+        finally:
+            self.edits_some_tokens = was
+
+    @contextmanager
+    def writing(self, written: Bool[Tensor, "n s"]) -> Iterator[None]:
+        """Inside the block passes over a batch of this shape count these tokens as generated, the others as prompts."""
+        self._told = written
+        try:
+            yield
+        finally:
+            self._told = None
+
+    def _on_tokens(self, edit: Callable[[Tensor], Tensor], tokens: Tokens) -> Callable[[Tensor], Tensor]:
+        """The edit, on some of the tokens of a pass alone."""
+        if tokens == "all":
+            return edit
+
+        def apply(x: Float[Tensor, "n s d"]) -> Float[Tensor, "n s d"]:
+            written = self._written
+            if isinstance(written, bool):
+                return edit(x) if written == (tokens == "generated") else x
+            there = written if tokens == "generated" else ~written
+            return torch.where(there.to(x.device).reshape(*x.shape[:-1], 1), edit(x), x)
+
+        return apply
+
+    def _watch(self, tokens: Tokens) -> Iterator[Any]:
+        """The hook that tells edits of some tokens which those are."""
+        if tokens != "all":
+            yield self.model.register_forward_pre_hook(self._note_written, with_kwargs=True)
+
+    def _note_written(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        """Before a pass: which of its tokens are generated."""
+        if self._told is not None:
+            self._written = self._told
+        else:
+            ids = args[0] if args else kwargs["input_ids"]
+            self._written = kwargs.get("past_key_values") is not None and ids.shape[-1] == 1
 
     def _hooks(self, place: Place, edit: LowRankEdit, placed: Callable[[Tensor], Tensor]) -> Iterator[Any]:
         """One hook for each module that writes at the place.
 
         Where several add up to what is written, each is edited by itself: the edited terms of a linear edit add up
-        to the edited sum. Ours are all linear at these sites.
+        to the edited sum. Ours are all linear at these sites, unless they keep norms.
         """
         block = self.blocks[place.layer]
         if place.site == "resid_pre":

@@ -33,6 +33,7 @@ from refusal_cmp.plan import Place, Plan
 SAME = 1e-5
 """Relative size below which a term is rounding."""
 PROBE = "Name a colour."
+_WHERE = {"prompt": "of the prompt", "generated": "that were generated"}
 
 
 class InexactError(Exception):
@@ -65,6 +66,8 @@ def fold(plan: Plan, n_layers: int) -> Folding:
     some = next((term for edit in edits.values() for term in edit.tensors().values()), None)
     if some is None:
         raise InexactError("it edits nothing")
+    if plan.tokens != "all":
+        raise InexactError(f"it acts on tokens {_WHERE[plan.tokens]} alone, and weights are the same for all")
     offset = torch.zeros(some.shape[-1], dtype=torch.float64)  # what the plan has added to the stream so far
     written: list[LowRankEdit] = []  # the distinct linear maps of what is in the stream
     embedding, shifts = LowRankEdit(), {}

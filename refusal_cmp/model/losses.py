@@ -5,10 +5,11 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from refusal_cmp.data import Document
@@ -58,6 +59,8 @@ class _Row(NamedTuple):
 
     ids: tuple[int, ...]
     n: int
+    written: int = 0
+    """How many of its last tokens count as generated, where a plan edits some tokens alone."""
 
 
 def losses(
@@ -66,12 +69,14 @@ def losses(
     """Cross-entropy of each document; those that begin alike share a row, and those of like length a pass.
 
     A document whose logits are more than a pass may take is scored in pieces, each read after all that precedes it.
+    For a plan that edits the tokens of prompts or generated ones alone, what is scored counts as generated, and what
+    precedes it as the prompt: of an answer, its question; of a plain text, its first token.
     """
     budget = RowBudget(model.device, batch_size or PASS_ROWS)
     rows: dict[_Row, list[tuple[int, list[int]]]] = defaultdict(list)
     for index, document in enumerate(documents):
         for row, targets in _pieces(document, most_scored(model, budget)):
-            rows[row].append((index, targets))
+            rows[row if model.edits_some_tokens else row._replace(written=0)].append((index, targets))
     found = [Loss(0.0, document.n) for document in documents]
     distinct = list(rows)
 
@@ -83,13 +88,15 @@ def losses(
         def measure(indices: list[int], batch: Batch) -> None:
             some = [distinct[index] for index in indices]
             wanted = torch.cat([path[len(path) - row.n :] for path, row in zip(batch.paths, some, strict=True)])
-            logits = model.forward_at(batch, wanted, use_cache=False).logits
+            with model.writing(_written(batch, some)) if model.edits_some_tokens else nullcontext():
+                logits = model.forward_at(batch, wanted, use_cache=False).logits
             for row, of_row in zip(some, logits.split([row.n for row in some]), strict=True):
                 for index, targets in rows[row]:
                     found[index] = _added(found[index], of_row, targets)
             advance(len(some))
 
-        model.over_packs([row.ids for row in distinct], budget, row_bytes, measure)
+        shared = not model.edits_some_tokens  # of what two begin with alike, one may be a prompt and one an answer
+        model.over_packs([row.ids for row in distinct], budget, row_bytes, measure, shared=shared)
     return found
 
 
@@ -108,9 +115,16 @@ def next_token_loss(logits: Float[Tensor, "s vocab"], targets: Int[Tensor, " s"]
 def _pieces(document: Scored, most: int) -> Iterator[tuple[_Row, list[int]]]:
     """The rows that the scored tokens of a document are foreseen by, and the tokens."""
     ids, n = document
-    for start in range(len(ids) - n, len(ids), most):
+    first = len(ids) - n
+    for start in range(first, len(ids), most):
         end = min(start + most, len(ids))
-        yield _Row(tuple(ids[: end - 1]), end - start), ids[start:end]
+        yield _Row(tuple(ids[: end - 1]), end - start, end - 1 - first), ids[start:end]
+
+
+def _written(batch: Batch, rows: Sequence[_Row]) -> Bool[Tensor, "n s"]:
+    """Which tokens of rows that are padded on the left count as generated."""
+    from_the_end = torch.arange(batch.ids.shape[1], 0, -1, device=batch.ids.device)
+    return from_the_end <= torch.tensor([[row.written] for row in rows], device=batch.ids.device)
 
 
 def _added(loss: Loss, logits: Float[Tensor, "n vocab"], targets: Sequence[int]) -> Loss:

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from refusal_cmp.activations import MIN_PROMPTS, Activations, Needs, dev_split, numbered
@@ -20,7 +20,8 @@ from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.chat_model import Batch, ChatModel
 from refusal_cmp.model.hooks import before, installed
 from refusal_cmp.progress import Progress, silent
-from refusal_cmp.subspace import Component
+from refusal_cmp.statistics.shrinkage import covariance, shrunk
+from refusal_cmp.subspace import Along, ClassCovariances, Component
 
 
 def collect(
@@ -88,6 +89,52 @@ def _distinct(harmful: Sequence[str], harmless: Sequence[str]) -> tuple[list[str
             f"harmful and {len(kinds[1])} harmless ones; give more."
         )
     return kinds
+
+
+def class_covariances(
+    model: ChatModel,
+    harmful: Sequence[str],
+    harmless: Sequence[str],
+    along: Mapping[Along, Float[Tensor, "k d"]],
+    *,
+    dev_share: float = 0.2,
+    seed: int = 42,
+    batch_size: int | None = None,
+    progress: Progress = silent,
+) -> ClassCovariances:
+    """Covariances of the coordinates that rows read, over the prompts that the class means of `collect` are of.
+
+    They are shrunk (`refusal_cmp.statistics.shrinkage`), as there may be no more prompts than directions.
+
+    Parameters
+    ----------
+    along
+        The rows, by the component and the layer that they read at.
+    """
+    kinds = _distinct(harmful, harmless)
+    prompts = [*kinds[0], *kinds[1]]
+    labels = torch.arange(len(prompts)) < len(kinds[0])
+    train = ~dev_split(labels, dev_share, seed)
+    found = {key: torch.zeros(len(prompts), len(rows), dtype=torch.float64) for key, rows in along.items()}
+    at_layer = {layer: [key for key in along if key[2] == layer] for *_, layer in along}
+    with progress("reading covariances", len(prompts)) as advance:
+
+        def read(indices: list[int], batch: Batch) -> None:
+            def keep(layer: int, x: Float[Tensor, "b p d"]) -> None:
+                for key in at_layer.get(layer, ()):
+                    found[key][indices] = x[:, key[0].position].double().cpu() @ along[key].mT
+
+            read_streams(model, batch, keep, len(model.positions))
+            advance(len(indices))
+
+        model.over_batches(prompts, batch_size, read)
+
+    def of_class(x: Float[Tensor, "n k"], rows: Bool[Tensor, " n"]) -> Float[Tensor, "k k"]:
+        return shrunk(covariance(x[rows]), int(rows.sum()))
+
+    return ClassCovariances(
+        {key: (of_class(x, labels & train), of_class(x, ~labels & train)) for key, x in found.items()}
+    )
 
 
 class _EnoughReadError(Exception):

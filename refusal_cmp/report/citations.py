@@ -20,7 +20,7 @@ from refusal_cmp.data import DATASETS, TEXTS
 from refusal_cmp.engines import ENGINES
 from refusal_cmp.evals import EVALUATORS
 from refusal_cmp.files import plain_yaml
-from refusal_cmp.interventions import INTERVENTIONS
+from refusal_cmp.interventions import INTERVENTIONS, Intervention
 from refusal_cmp.methods import EXTRACTORS
 from refusal_cmp.registry import Registry, parse_spec
 
@@ -55,7 +55,7 @@ def works_of(config: Mapping[str, Any]) -> list[str]:
     evals = [parse_spec(name)[0] for name in config["evals"]]
     used: dict[Registry[Any], Sequence[str]] = {
         EXTRACTORS: [parse_spec(name)[0] for name in config["methods"]],
-        INTERVENTIONS: config["interventions"],
+        INTERVENTIONS: [parse_spec(name)[0] for name in config["interventions"]],
         EVALUATORS: evals,
         ENGINES: [config["engine"]],
         DATASETS: [config["harmful"], config["harmless"], *(_source(config, name) for name in config["eval_datasets"])],
@@ -68,6 +68,8 @@ def works_of(config: Mapping[str, Any]) -> list[str]:
         if name in registry
         for key in cited_by(registry.get(name))
     }
+    if any(INTERVENTIONS.create(name).when is not None for name in config["interventions"] if _known(name)):
+        found |= set(cited_by(Intervention))
     if "refusal" in evals and config["phrases"] in PHRASES:
         found.add(PHRASES[config["phrases"]])
     names = [config["model"]]
@@ -113,6 +115,10 @@ def _entry(key: str, work: Work) -> str:
         f"  {name} = {{{str(value).translate(ESCAPES) if name != 'url' else value}}}," for name, value in fields.items()
     ]
     return "\n".join([f"@{work['type']}{{{key},", *lines, "}"])
+
+
+def _known(intervention: str) -> bool:
+    return parse_spec(intervention)[0] in INTERVENTIONS
 
 
 def _named(work: Work) -> str:

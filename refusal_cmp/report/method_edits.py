@@ -8,11 +8,15 @@ from refusal_cmp.config import BUDGET, Site
 from refusal_cmp.interventions import INTERVENTIONS, Scope, edits_whole_subspace
 from refusal_cmp.plan import component_of, number
 from refusal_cmp.planning import UNIT_METHOD
+from refusal_cmp.registry import parse_spec
 from refusal_cmp.report.data import RunData
-from refusal_cmp.report.latex_phrases import at_component, cited, tt
+from refusal_cmp.report.latex_phrases import at_component, citation, cited, tt
 from refusal_cmp.report.wording import does, sentence_list
 
 ADDITION = "actadd"
+TOKENS = {"prompt": "those of the prompt alone", "generated": "those alone that are generated after the prompt"}
+GATE = ("lee2025programming",)
+"""What gates are from."""
 SITES = {
     "resid_pre": "the input of the block",
     "attn_out": "the output of its attention",
@@ -58,8 +62,22 @@ def edits_text(data: RunData) -> list[str]:
         f"layer as a whole.{_directions(data)}",
         *_sites(data, names),
         *_nearer(data, names),
-        *([_unit(data)] if ADDITION in names else []),
+        *_kept_norms(names),
+        *_gates(names),
+        *_tokens(names),
+        *_shares(data, names),
+        *([_unit(data)] if ADDITION in map(_base, names) else []),
     ]
+
+
+def _base(spec: str) -> str:
+    """An intervention without its options."""
+    return parse_spec(spec)[0]
+
+
+def _installed(names: Sequence[str]) -> list[str]:
+    """Those of the interventions that can be asked."""
+    return [name for name in names if _base(name) in INTERVENTIONS]
 
 
 def _interventions(data: RunData) -> list[str]:
@@ -108,14 +126,13 @@ def _edits_several(data: RunData) -> bool:
 def _sites(data: RunData, names: Sequence[str]) -> list[str]:
     """Where in a layer interventions act; nothing of those that are not installed."""
     found: dict[tuple[tuple[Site, ...], ...], list[str]] = {}
-    for name in names:
-        if name in INTERVENTIONS:
-            layers = INTERVENTIONS.create(name).sites(data.setting, 2 if _edits_several(data) else 1)
-            found.setdefault(tuple(layers), []).append(name)
+    for name in _installed(names):
+        layers = INTERVENTIONS.create(name).sites(data.setting, 2 if _edits_several(data) else 1)
+        found.setdefault(tuple(layers), []).append(name)
     if not found:
         return []
     said = [f"{sentence_list(list(map(tt, those)))} {_act(sites, len(those))}" for sites, those in found.items()]
-    repeated = data.setting.compose == "component" and "reflection" in names
+    repeated = data.setting.compose == "component" and "reflection" in map(_base, names)
     often = f"; {tt('reflection')} acts there as often as the layer has components in scope" if repeated else ""
     return [f"In a layer {'; '.join(said)}{often}."]
 
@@ -131,11 +148,62 @@ def _nearer(data: RunData, names: Sequence[str]) -> list[str]:
     """Which interventions act in one layer although several are in scope."""
     if data.scopes == ["single"]:
         return []
-    here = [name for name in names if name in INTERVENTIONS]
-    one = [tt(name) for name in here if INTERVENTIONS.create(name).reach(Scope("all"), data.setting).kind == "single"]
+    one = [
+        tt(name)
+        for name in _installed(names)
+        if INTERVENTIONS.create(name).reach(Scope("all"), data.setting).kind == "single"
+    ]
     if not one:
         return []
     return [f"Whatever the scope, {sentence_list(one)} {does(len(one), 'edit')} the layer of the component alone."]
+
+
+def _kept_norms(names: Sequence[str]) -> list[str]:
+    """Which edits keep norms."""
+    those = [tt(name) for name in _installed(names) if INTERVENTIONS.create(name).keep_norm]
+    if not those:
+        return []
+    return [
+        f"What {sentence_list(those)} {does(len(those), 'edit')} is rescaled to the norm that it had, at every token "
+        "and site."
+    ]
+
+
+def _gates(names: Sequence[str]) -> list[str]:
+    """Which edits are behind a gate, and with what thresholds."""
+    found: dict[str, list[str]] = {}
+    for name in _installed(names):
+        when = INTERVENTIONS.create(name).when
+        if when is not None:
+            middle = "the middle between the cosines of the two means"
+            found.setdefault(middle if when == "midpoint" else f"${number(when)}$", []).append(tt(name))
+    said = [f"{sentence_list(those)} where it is above {threshold}" for threshold, those in found.items()]
+    if not said:
+        return []
+    return [
+        "Some edits act on the stream alone, at the tokens that a gate lets through, by the cosine of the stream with "
+        f"the difference of the class means of the layer{citation(GATE)}: {sentence_list(said)}."
+    ]
+
+
+def _tokens(names: Sequence[str]) -> list[str]:
+    """Which edits act on a part of the tokens alone."""
+    found: dict[str, list[str]] = {}
+    for name in _installed(names):
+        found.setdefault(TOKENS.get(INTERVENTIONS.create(name).tokens, ""), []).append(tt(name))
+    said = [f"{sentence_list(those)} {does(len(those), 'edit')} {which}" for which, those in found.items() if which]
+    return [f"Not all tokens are edited throughout: {'; '.join(said)}."] if said else []
+
+
+def _shares(data: RunData, names: Sequence[str]) -> list[str]:
+    """What a transport over several layers is divided by."""
+    those = [tt(name) for name in names if _base(name) == "transport"]
+    if not those or not data.setting.spread or not _edits_several(data):
+        return []
+    return [
+        f"Where several layers are edited, {sentence_list(those)} {does(len(those), 'move')} the stream in each by its "
+        "share of the way, one by the number of layers."
+    ]
 
 
 def _unit(data: RunData) -> str:
@@ -144,7 +212,7 @@ def _unit(data: RunData) -> str:
     if data.setting.norm == "selected":
         has_unit = UNIT_METHOD in data.config["methods"]
         where = _unit_component(data) if has_unit else "at the component that the direction is from"
-    several = any((plan.n_layers or 0) > 1 for plan in data.edited if plan.intervention == ADDITION)
+    several = any((plan.n_layers or 0) > 1 for plan in data.edited if _base(plan.intervention) == ADDITION)
     share = ", divided by the number of layers that are edited together" if data.setting.spread else ""
     return (
         f"{tt(ADDITION)} adds the unit direction, which points to harmful, times its strength; the unit is the "

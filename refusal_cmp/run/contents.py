@@ -15,12 +15,11 @@ import torch
 
 from refusal_cmp.config import BUDGET, RunConfig
 from refusal_cmp.data import Prompt
-from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.methods import configured
 from refusal_cmp.model.chat import Turns
 from refusal_cmp.model.generation import Answer
-from refusal_cmp.plan import BASELINE, FACTS, Place, Plan, file_name
+from refusal_cmp.plan import BASELINE, FACTS, Plan, baseline, file_name
 from refusal_cmp.planning import Selected
 from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import Session
@@ -216,6 +215,11 @@ def read_rankings(session: Session) -> list[dict[str, Any]] | None:
 PLANS = "infer/plans.json"
 
 
+def covariances_file(method: str) -> str:
+    """The artefact that holds the class covariances along a method's subspaces, if an intervention needs them."""
+    return f"infer/{method}.covariances.safetensors"
+
+
 def answers_file(label: str, dataset: str) -> str:
     """The artefact that holds a plan's completions of a test set."""
     return f"infer/{file_name(label)}/{dataset}.jsonl"
@@ -236,7 +240,8 @@ def read_plan_facts(session: Session) -> list[tuple[Plan, str]]:
 
 def read_plans(session: Session) -> list[tuple[Plan, str]]:
     """The plans of the run, each with the label of the plan that was run for it: itself or an identical one."""
-    return [(replace(plan, edits=_read_edits(session, same_as)), same_as) for plan, same_as in read_plan_facts(session)]
+    found = [(plan, _read_plan(session, same_as), same_as) for plan, same_as in read_plan_facts(session)]
+    return [(replace(plan, edits=read.edits, tokens=read.tokens), same_as) for plan, read, same_as in found]
 
 
 def read_answers(session: Session, label: str, dataset: str) -> list[Answer]:
@@ -245,10 +250,9 @@ def read_answers(session: Session, label: str, dataset: str) -> list[Answer]:
     return [Answer(**row) for row in session.run.read_lines(name)]
 
 
-def _read_edits(session: Session, label: str) -> Mapping[Place, LowRankEdit]:
-    if label == BASELINE:
-        return {}
-    return Plan.from_tensors(*session.run.read_tensors(plan_file(label))).edits
+def _read_plan(session: Session, label: str) -> Plan:
+    """The edits of a plan, without its facts."""
+    return baseline() if label == BASELINE else Plan.from_tensors(*session.run.read_tensors(plan_file(label)))
 
 
 # evaluate

@@ -64,7 +64,7 @@ def _check(session: Session, stages: Sequence[str]) -> None:
     from refusal_cmp.interventions import INTERVENTIONS
     from refusal_cmp.methods import EXTRACTORS
     from refusal_cmp.model.loading import load_chat
-    from refusal_cmp.planning import Scope
+    from refusal_cmp.planning import Scope, Setting
     from refusal_cmp.stages.pinned import pinned_config
 
     model = Path(config.model)
@@ -80,7 +80,7 @@ def _check(session: Session, stages: Sequence[str]) -> None:
     for name in (*config.method_options, *config.rank_key_of, *config.score_sites_of):
         EXTRACTORS.get(name)
     for name in config.interventions:
-        INTERVENTIONS.get(name)
+        INTERVENTIONS.create(name).check(Setting.of(config), several=any(scope != "single" for scope in config.scope))
     for name in config.strengths:
         if INTERVENTIONS.create(name).strengths is None:
             raise RefusalCmpError(f"The intervention {name!r} has no strength; take it out of the setting strengths.")
@@ -94,7 +94,10 @@ def _check(session: Session, stages: Sequence[str]) -> None:
         check_name(name)
     for scope in config.scope:
         Scope.parse(scope)
-    ENGINES.get(config.engine).check()
+    engine = ENGINES.get(config.engine)
+    engine.check()
+    for name in config.interventions:
+        engine.check_tokens(INTERVENTIONS.create(name).tokens)
 
 
 def _check_upstream(session: Session, upstream: Sequence[str]) -> None:

@@ -27,6 +27,7 @@ from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Selection
 from refusal_cmp.selection.among import among, named
 from refusal_cmp.selection.shared import shared
+from refusal_cmp.stages.covariances import with_covariances
 from refusal_cmp.stages.prompts import read_test_prompts
 from refusal_cmp.subspace import SubspaceField
 
@@ -97,7 +98,7 @@ def _grid(session: Session) -> list[Plan]:
             chosen.append(Chosen(field, at or one.selected, pool, config.pool, which))
     scopes = [Scope.parse(scope) for scope in config.scope]
     return grid(
-        chosen,
+        with_covariances(session, chosen),
         config.interventions,
         scopes,
         strengths=strengths_of(config),

@@ -53,7 +53,7 @@ INTERVENTIONS = {
     "clamp": "X",
     "affine": "v",
 }
-MARKERS = ("o", "s", "^", "D", "P", "X", "v", "<", ">", "p")
+MARKERS = ("o", "s", "^", "D", "P", "X", "v", "<", ">", "p", "*", "h", "d", "8")
 LINES = ("-", "--", ":", "-.")
 
 STYLE: dict[Any, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from refusal_cmp.plan import BASELINE, Plan, component_of, number
+from refusal_cmp.registry import parse_spec
 from refusal_cmp.report.answer import Cost, cost_of, costs, destroyed
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._style import (
@@ -52,7 +54,7 @@ def draw(data: RunData) -> list[Outcome]:
         return [Skipped("strengths", TITLE, "neither refusal nor a cost was measured")]
     return [
         Drawn(
-            f"strengths-{name}",
+            f"strengths-{re.sub('[^a-z0-9]+', '-', name).strip('-')}",
             f"{TITLE}: {name}",
             _figure(data, name, rows),
             _says(data, name, _strengths(data, name)),
@@ -64,12 +66,16 @@ def draw(data: RunData) -> list[Outcome]:
 def _tried(data: RunData, intervention: str) -> set[float]:
     """The strengths of an intervention's plans, but one that leaves the model as it is."""
     found = {one.strength for one in data.edited if one.intervention == intervention and one.strength is not None}
-    return found - {0.0} if intervention in UNEDITED_AT_ZERO else found
+    return found - {0.0} if _is_unedited_at_zero(intervention) else found
 
 
 def _strengths(data: RunData, intervention: str) -> list[float]:
     """The strengths of a sweep, with that of the baseline where it has one."""
-    return sorted(_tried(data, intervention) | ({0.0} if intervention in UNEDITED_AT_ZERO else set()))
+    return sorted(_tried(data, intervention) | ({0.0} if _is_unedited_at_zero(intervention) else set()))
+
+
+def _is_unedited_at_zero(intervention: str) -> bool:
+    return parse_spec(intervention)[0] in UNEDITED_AT_ZERO
 
 
 def _rows(data: RunData) -> list[tuple[str, Read]]:
@@ -102,7 +108,7 @@ def _figure(data: RunData, intervention: str, rows: Sequence[tuple[str, Read]]) 
                 points = _points([one for one in plans if one.method == method], strengths)
                 _line(ax, data, points, read, colour, 0.1 * shift * (strengths[-1] - strengths[0]))
         column[-1].set_xticks(strengths, [number(one) for one in strengths])
-        column[-1].set_xlabel(STRENGTHS.get(intervention, "strength α"))
+        column[-1].set_xlabel(STRENGTHS.get(parse_spec(intervention)[0], "strength α"))
     for (label, _), row in zip(rows, axes, strict=True):
         row[0].set_ylabel(label)
         if "nats" in label:
