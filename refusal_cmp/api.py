@@ -71,7 +71,10 @@ def extract(
         Hyper-parameters of the method.
     """
     extractor = EXTRACTORS.create(method, **options)
-    activations = collect(model, harmful, harmless, needs=extractor.needs, dev_share=dev_share, seed=seed)
+    positions = extractor.positions(model.positions)
+    activations = collect(
+        model, harmful, harmless, positions=positions, needs=extractor.needs, dev_share=dev_share, seed=seed
+    )
     return extractor.fit_field(activations, method)
 
 

@@ -31,6 +31,19 @@ class Method(ABC):
         """What the field is made from beside activations and hyper-parameters, such as a file's digest."""
         return {}
 
+    def positions(self, post_instruction: tuple[int, ...]) -> tuple[int, ...]:
+        """The positions of the components that it has: by default the post-instruction tokens.
+
+        One that reads elsewhere, such as the last token of the instruction, says it here, and is given activations of
+        these positions alone.
+
+        Parameters
+        ----------
+        post_instruction
+            Of the model, first to last: (-4, -3, -2, -1).
+        """
+        return post_instruction
+
     def check(self, positions: Sequence[int], n_layers: int, d_model: int) -> None:  # noqa: B027
         """RefusalCmpError if it cannot be used with a model of this shape; asked before the long work."""
 

@@ -31,6 +31,7 @@ def collect(
     needs: Needs = "activations",
     dev_share: float = 0.2,
     seed: int = 42,
+    positions: tuple[int, ...] | None = None,
     batch_size: int | None = None,
     folder: Path | None = None,
     progress: Progress = silent,
@@ -38,6 +39,11 @@ def collect(
     """Activations of both classes with a stratified dev split, drawn with `seed`, from one set of forward passes.
 
     A prompt that is repeated counts once: copies in both parts of the split would make the evidence worthless.
+
+    Parameters
+    ----------
+    positions
+        Where they are read; by default at the post-instruction tokens. Every rendered prompt has to reach so far back.
 
     Raises
     ------
@@ -49,18 +55,23 @@ def collect(
     prompts = [*harmful, *harmless]
     labels = torch.arange(len(prompts)) < len(harmful)
     dev = dev_split(labels, dev_share, seed)
-    activations = Activations(model.positions, model.n_layers, model.d_model, labels, dev, needs=needs, folder=folder)
+    positions = positions or model.positions
+    first = -min(positions)
+    index = [first + position for position in positions]
+    if first > len(model.positions):
+        _check_reach(model, prompts, first)
+    activations = Activations(positions, model.n_layers, model.d_model, labels, dev, needs=needs, folder=folder)
     with progress("reading activations", len(prompts)) as advance:
 
         def read(rows: list[int], batch: Batch) -> None:
             read_all: dict[int, Tensor] = {}  # added only when complete: a batch may run out of memory on the way
-            read_streams(model, batch, lambda layer, x: read_all.update({layer: x.clone()}), len(model.positions))
+            read_streams(model, batch, lambda layer, x: read_all.update({layer: x[:, index]}), first)
             for layer, x in read_all.items():
                 activations.add(rows, layer, x)
             activations.done(rows)
             advance(len(rows))
 
-        kept = 4 * len(model.positions) * model.n_layers * model.d_model
+        kept = 4 * len(positions) * model.n_layers * model.d_model
         model.over_batches(prompts, batch_size, read, kept)
     return activations
 
@@ -79,6 +90,17 @@ def _distinct(harmful: Sequence[str], harmless: Sequence[str]) -> tuple[list[str
             f"harmful and {len(kinds[1])} harmless ones; give more."
         )
     return kinds
+
+
+def _check_reach(model: ChatModel, prompts: Sequence[str], n: int) -> None:
+    """RefusalCmpError where a rendered prompt has fewer than n tokens."""
+    lengths = {prompt: len(ids) for prompt, ids in zip(prompts, model.tokenize(prompts), strict=True)}
+    shortest = min(lengths, key=lambda prompt: lengths[prompt])
+    if lengths[shortest] < n:
+        raise RefusalCmpError(
+            f"A method reads position -{n}, and the prompt {shortest!r} has {lengths[shortest]} tokens with its "
+            "template; leave that prompt out."
+        )
 
 
 class _EnoughReadError(Exception):
