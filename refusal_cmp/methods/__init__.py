@@ -8,10 +8,14 @@ from typing import Any, ClassVar
 
 from refusal_cmp.activations import Activations, Labelled, Needs
 from refusal_cmp.config import RunConfig
-from refusal_cmp.errors import NoSubspaceError
+from refusal_cmp.errors import NoSubspaceError, RefusalCmpError
+from refusal_cmp.methods._sight import Foreseen, Said, Sight
 from refusal_cmp.progress import Progress, silent
 from refusal_cmp.registry import Registry, parse_spec
 from refusal_cmp.subspace import Component, Subspace, SubspaceField
+
+__all__ = ["EXTRACTORS", "Extractor", "Foreseen", "Method", "ModelMethod", "Said", "Sight", "configured"]
+__all__ += ["register_extractor"]
 
 
 class Method(ABC):
@@ -102,6 +106,18 @@ class Extractor(Method):
             return self.fit(train, dev)
         except NoSubspaceError as error:
             return error
+
+
+class ModelMethod(Method):
+    """Finds subspaces by what the model does under edits with them; `fit_seeing` is all that it has to have."""
+
+    @abstractmethod
+    def fit_seeing(self, sight: Sight, method: str, progress: Progress = silent) -> SubspaceField:
+        """The subspaces of the components that it looks at; the others are missing, with the reason."""
+
+    def fit_field(self, activations: Activations, method: str, progress: Progress = silent) -> SubspaceField:
+        """Not from activations alone."""
+        raise RefusalCmpError(f"{method} has to see the model, and there are activations alone; use fit_seeing.")
 
 
 EXTRACTORS: Registry[type[Method]] = Registry("method", __name__, Method)

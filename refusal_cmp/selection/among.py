@@ -56,9 +56,7 @@ def left_out(field: SubspaceField, config: RunConfig) -> int:
     return len(among(field, unrestricted)) - len(among(field, config))
 
 
-def chosen(
-    config: RunConfig, positions: Sequence[int], n_layers: int, beyond: Sequence[int] = ()
-) -> list[Component]:
+def chosen(config: RunConfig, positions: Sequence[int], n_layers: int, beyond: Sequence[int] = ()) -> list[Component]:
     """The components that the settings `positions` and `layers` choose of those that a model has.
 
     Parameters

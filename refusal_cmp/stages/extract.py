@@ -9,9 +9,12 @@ import pandas as pd
 
 from refusal_cmp.activations import MIN_PROMPTS, Activations, dev_split
 from refusal_cmp.config.values import LARGEST
+from refusal_cmp.data import Prompt
 from refusal_cmp.errors import NoSubspaceError, RefusalCmpError
-from refusal_cmp.methods import Extractor, configured
+from refusal_cmp.judges.completion import refuses
+from refusal_cmp.methods import Extractor, Method, ModelMethod, configured
 from refusal_cmp.model.reading import collect
+from refusal_cmp.model.sight import ModelSight
 from refusal_cmp.run.contents import MEANS, PROMPTS, means_file, ranks_file, read_prompts, subspace_file
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection.among import chosen
@@ -64,7 +67,7 @@ def extract_stage(session: Session) -> None:
         run.record(MEANS, settings, drawn)
     for name, method in methods.items():
         seen = activations.only(method.positions(post))
-        field = method.fit_field(seen, name, session.progress)
+        field = _fitted(session, method, name, seen, train)
         if not len(field):
             reasons = ", ".join(sorted(set(field.missing.values())))
             raise RefusalCmpError(f"{name} found no subspace at any component ({reasons}); give other or more prompts.")
@@ -80,6 +83,17 @@ def extract_stage(session: Session) -> None:
             also.append(ranks_file(name))
             session.say(_spread(name, ranks))
         run.record(subspace_file(name), settings, sources[name], also)
+
+
+def _fitted(
+    session: Session, method: Method, name: str, activations: Activations, train: Sequence[Sequence[Prompt]]
+) -> SubspaceField:
+    if not isinstance(method, ModelMethod):
+        return method.fit_field(activations, name, session.progress)
+    prompts = [prompt.instruction for prompts in train for prompt in prompts]
+    return method.fit_seeing(
+        ModelSight(session.model, prompts, activations, refuses, session.say), name, session.progress
+    )
 
 
 def _check_enough(session: Session) -> None:

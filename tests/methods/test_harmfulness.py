@@ -81,7 +81,13 @@ def test_choosing_among_the_templates_tokens_leaves_a_method_its_own(tiny_fields
 @pytest.fixture(scope="module")
 def run(tiny, tmp_path_factory):
     few = {"interventions": "ablation", "scope": "single", "n_test": 2, "max_new_tokens": 4}
-    few |= {"methods": "diff-in-means,harmfulness", "component": "best,-1,5", "evals": "refusal,magnitude", "n_train": 24, "n_val": 4}
+    few |= {
+        "methods": "diff-in-means,harmfulness",
+        "component": "best,-1,5",
+        "evals": "refusal,magnitude",
+        "n_train": 24,
+        "n_val": 4,
+    }
     return make_run(tmp_path_factory.mktemp("runs") / "harmfulness", tiny, **few)
 
 
