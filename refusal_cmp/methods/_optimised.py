@@ -16,13 +16,22 @@ from refusal_cmp.activations import Activations, Needs, balanced_accuracy
 from refusal_cmp.config.values import Seed
 from refusal_cmp.errors import NoSubspaceError, RefusalCmpError
 from refusal_cmp.methods import ModelMethod, Said, Sight
-from refusal_cmp.methods._optimise import Goals, Objective, ablation, cross_entropy, descend, divergence, first_sentence
+from refusal_cmp.methods._optimise import (
+    TOGETHER,
+    Goals,
+    Objective,
+    ablation,
+    cross_entropy,
+    descend,
+    divergence,
+    first_sentence,
+)
 from refusal_cmp.progress import Progress, silent
 from refusal_cmp.subspace import Component, Subspace, SubspaceField, unit
 
 BEGINNINGS = 8
-"""Bands of layers, each of which has one component that descent may begin at."""
-FEWEST = 4
+"""Layers at which descent may begin, and components at which its harm is looked at."""
+FEWEST = 2
 """Answers that do not refuse, without which there is nothing to descend to."""
 
 Count = Annotated[int, Field(ge=1)]
@@ -48,11 +57,10 @@ class Optimised(ModelMethod):
     Parameters
     ----------
     at
-        The component, POSITION+LAYER as in `-1+5`. By default one is looked for: of the layers in the first `below` of
-        the model, in 8 bands, the component of each band whose difference in means tells held-out prompts apart best
-        (the distance of the classes along it, in standard deviations); of these the one whose removal leaves the least
-        of the model's own refusals and changes the least of its answers to harmless prompts (the probability of a
-        refusal's tokens, as their geometric mean, plus the KL per token).
+        The component, POSITION+LAYER as in `-1+5`. By default one is looked for, at every position and at 8 layers
+        spread over the first `below` of the model: of the 8 components without whose difference in means the model's
+        own refusals of held-out prompts are least likely (the geometric mean of their tokens' probabilities), the one
+        where that and the KL per token of its answers to harmless prompts are least.
     below
         Share of the layers that it is looked for in.
     steps, rate, batch, patience
@@ -106,6 +114,10 @@ class Optimised(ModelMethod):
         own = [self._own(sight, part) for part in parts]
         at = self._beginning(sight, own[1]) if self.at is None else Component(*self.at)
         direction = difference(seen, at)
+        if direction is None:
+            raise RefusalCmpError(
+                f"{method} cannot begin at {at}: the difference in means vanishes there; choose another."
+            )
         goals = [self._goals(sight, part, of, direction) for part, of in zip(parts, own, strict=True)]
         least = min(len(part.answers) for part in goals)
         if least < FEWEST:
@@ -175,41 +187,39 @@ class Optimised(ModelMethod):
     @torch.no_grad()
     def _beginning(self, sight: Sight, own: tuple[list[Said], list[Said]]) -> Component:
         seen = sight.activations
-        bands = np.array_split(np.arange(max(1, int(self.below * seen.n_layers))), BEGINNINGS)
-        among = [[at for at in seen.components() if at.layer in band and separation(seen, at) > 0] for band in bands]
-        best = [max(band, key=lambda at: separation(seen, at)) for band in among if band]
-        if not best:
+        most = max(1, int(self.below * seen.n_layers)) - 1
+        layers = set(np.linspace(0, most, BEGINNINGS).round().astype(int).tolist())
+        among = {
+            at: one for at in seen.components() if at.layer in layers and (one := difference(seen, at)) is not None
+        }
+        if not among:
             raise RefusalCmpError("The difference in means vanishes at every component; give other or more prompts.")
-        refusals, kept = (some[: self.batch] for some in own)
+        refusals, kept = (some[:TOGETHER] for some in own)
         unedited = sight.foresees(kept, {})
 
         def left(at: Component) -> float:
-            """What is left of refusals, and what is lost of answers."""
-            foreseen = sight.foresees([*refusals, *kept], ablation(difference(seen, at), seen.n_layers))
-            refused = torch.stack([(-cross_entropy(*one)).exp() for one in foreseen[: len(refusals)]]).mean()
-            pairs = zip(foreseen[len(refusals) :], unedited, strict=True)
-            return float(refused + torch.stack([divergence(one.logits, was.logits) for one, was in pairs]).mean())
+            """How likely the model's own refusals still are without the direction."""
+            foreseen = sight.foresees(refusals, ablation(among[at], seen.n_layers))
+            return float(torch.stack([(-cross_entropy(*one)).exp() for one in foreseen]).mean())
 
-        return min(best, key=left)
+        def lost(at: Component) -> float:
+            """How far its answers to harmless prompts are changed."""
+            foreseen = sight.foresees(kept, ablation(among[at], seen.n_layers))
+            pairs = zip(foreseen, unedited, strict=True)
+            return float(torch.stack([divergence(one.logits, was.logits) for one, was in pairs]).mean())
+
+        refused = {at: left(at) for at in among}
+        return min(sorted(among, key=lambda at: refused[at])[:BEGINNINGS], key=lambda at: refused[at] + lost(at))
 
 
-def difference(activations: Activations, at: Component) -> Float[Tensor, " d"]:
-    """The unit difference in means; NoSubspaceError where it vanishes."""
+def difference(activations: Activations, at: Component) -> Float[Tensor, " d"] | None:
+    """The unit difference in means; None where it vanishes."""
     train, _ = activations.moments_at(at)
     harmful, harmless = train.means()
-    return unit(harmful - harmless, "difference of the class means", train.scale)
-
-
-def separation(activations: Activations, at: Component) -> float:
-    """How many standard deviations the classes of the dev split are apart along the difference in means; 0 without."""
     try:
-        direction = difference(activations, at)
+        return unit(harmful - harmless, "difference of the class means", train.scale)
     except NoSubspaceError:
-        return 0.0
-    _, dev = activations.moments_at(at)
-    harmful, harmless = (dev.x[dev.y == kind] @ direction for kind in (True, False))
-    spread = ((harmful.var() + harmless.var()) / 2).sqrt()
-    return float((harmful.mean() - harmless.mean()) / spread)
+        return None
 
 
 def _subspace(activations: Activations, at: Component, basis: Float[Tensor, "k d"]) -> Subspace:

@@ -20,7 +20,6 @@ from refusal_cmp.methods._optimise import (
     in_cone,
     orthonormal,
 )
-from refusal_cmp.methods._optimised import difference, separation
 from refusal_cmp.model.reading import collect
 from refusal_cmp.model.sight import ModelSight
 from refusal_cmp.plan import Place
@@ -228,16 +227,6 @@ def test_it_is_no_worse_than_difference_in_means_on_prompts_that_neither_has_see
 
 def tiny_activations(tiny):
     return collect(tiny, instructions("tiny-harmful", "train", 10), instructions("tiny-harmless", "train", 10))
-
-
-def test_separation_is_a_distance_in_standard_deviations(tiny):
-    activations = tiny_activations(tiny)
-    assert separation(activations, Component(-1, 0)) == 0, "the template's tokens are the same there"
-    _, dev = activations.moments_at(Component(-1, 7))
-    along = dev.x @ difference(activations, Component(-1, 7))
-    a, b = along[dev.y], along[~dev.y]
-    expected = (a.mean() - b.mean()) / ((a.var() + b.var()) / 2).sqrt()
-    assert separation(activations, Component(-1, 7)) == pytest.approx(float(expected))
 
 
 def test_a_method_that_sees_the_model_is_not_fitted_without_it(random_model):
