@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -184,6 +185,13 @@ class Activations:
         for layer in range(self.n_layers):
             for position in self.positions:
                 yield Component(position, layer)
+
+    def only(self, positions: tuple[int, ...]) -> Activations:
+        """The same activations, seen at some of the positions alone; nothing is copied on disk."""
+        index = [self.positions.index(position) for position in positions]
+        view = copy(self)
+        view.positions, view._sums, view._squares = positions, self._sums[:, index], self._squares[index]
+        return view
 
     def add(self, rows: Sequence[int], layer: int, values: Float[Tensor, "b p d"]) -> None:
         """Take the activations of some prompts at one layer."""

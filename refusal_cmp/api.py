@@ -12,11 +12,13 @@ import pandas as pd
 from refusal_cmp.data import SPLITS, Columns, Split
 from refusal_cmp.data.sets import load_split
 from refusal_cmp.errors import RefusalCmpError, unknown_name
+from refusal_cmp.judges.completion import refuses
 from refusal_cmp.judges.first_tokens import refusal_tokens as find_refusal_tokens
-from refusal_cmp.methods import EXTRACTORS
+from refusal_cmp.methods import EXTRACTORS, ModelMethod
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.reading import class_covariances as read_covariances
 from refusal_cmp.model.reading import collect
+from refusal_cmp.model.sight import ModelSight
 from refusal_cmp.plan import Plan
 from refusal_cmp.planning import Chosen, Scope, Setting, make_plan, where_read
 from refusal_cmp.selection import Rule, ranked_table
@@ -76,9 +78,20 @@ def extract(
         Hyper-parameters of the method.
     """
     extractor = EXTRACTORS.create(method, **options)
+    positions = extractor.positions(model.positions)
     activations = collect(
-        model, harmful, harmless, needs=extractor.needs, dev_share=dev_share, seed=seed, categories=categories
+        model,
+        harmful,
+        harmless,
+        positions=positions,
+        needs=extractor.needs,
+        dev_share=dev_share,
+        seed=seed,
+        categories=categories,
     )
+    if isinstance(extractor, ModelMethod):
+        prompts = [*dict.fromkeys(harmful), *dict.fromkeys(harmless)]
+        return extractor.fit_seeing(ModelSight(model, prompts, activations, refuses, lambda _: None), method)
     return extractor.fit_field(activations, method)
 
 

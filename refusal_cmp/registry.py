@@ -16,6 +16,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from importlib.metadata import EntryPoint, distributions, entry_points
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, get_type_hints
@@ -130,7 +131,9 @@ class Registry(Generic[T]):
 
     def _fitting(self, name: str, option: str, value: Any) -> Any:
         """The value as the plugin's annotations want it, or an error that says what does not hold."""
-        wanted = get_type_hints(self.get(name).__init__, include_extras=True).get(option, Any)
+        plugin: Any = self.get(name)
+        annotated = plugin if is_dataclass(plugin) else plugin.__init__  # a class's are read where each is written
+        wanted = get_type_hints(annotated, include_extras=True).get(option, Any)
         try:
             return TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
         except ValidationError as invalid:

@@ -20,7 +20,7 @@ VANISHING = 1e-6
 
 
 class Component(NamedTuple):
-    """A place where a direction is read: a post-instruction token and the input of a decoder block."""
+    """A place where a direction is read: a token near the prompt's end and the input of a decoder block."""
 
     position: int
     """Negative index into the prompt's tokens: -1 is the last token of the prompt."""

@@ -306,7 +306,7 @@ class SelectSettings(BaseModel):
     positions: Positions | None = Field(
         None,
         description="post-instruction tokens of the components that are scored and can be chosen, as in -1,-2; by "
-        "default all",
+        "default all; a method that reads another token keeps its own",
         json_schema_extra=GRID,
     )
     layers: Layers | None = Field(

@@ -85,6 +85,11 @@ def judge(
     )
 
 
+def refuses(answer: str, turns: Turns = NO_TURNS) -> bool:
+    """Whether the published phrases find a refusal in an answer."""
+    return judge(answer, turns=turns).verdict == "refused"
+
+
 def _says_something(said: str, loop: Loop | None) -> bool:
     """Whether there is a word; in a loop, a few words before it, or a whole sentence or line by its first pass."""
     if loop is None:

@@ -8,10 +8,14 @@ from typing import Any, ClassVar
 
 from refusal_cmp.activations import Activations, Labelled, Needs
 from refusal_cmp.config import RunConfig
-from refusal_cmp.errors import NoSubspaceError
+from refusal_cmp.errors import NoSubspaceError, RefusalCmpError
+from refusal_cmp.methods._sight import Foreseen, Said, Sight
 from refusal_cmp.progress import Progress, silent
 from refusal_cmp.registry import Registry, parse_spec
 from refusal_cmp.subspace import Component, Subspace, SubspaceField
+
+__all__ = ["EXTRACTORS", "Extractor", "Foreseen", "Method", "ModelMethod", "Said", "Sight", "configured"]
+__all__ += ["register_extractor"]
 
 
 class Method(ABC):
@@ -30,6 +34,19 @@ class Method(ABC):
     def inputs(self) -> dict[str, Any]:
         """What the field is made from beside activations and hyper-parameters, such as a file's digest."""
         return {}
+
+    def positions(self, post_instruction: tuple[int, ...]) -> tuple[int, ...]:
+        """The positions of the components that it has: by default the post-instruction tokens.
+
+        One that reads elsewhere, such as the last token of the instruction, says it here, and is given activations of
+        these positions alone.
+
+        Parameters
+        ----------
+        post_instruction
+            Of the model, first to last: (-4, -3, -2, -1).
+        """
+        return post_instruction
 
     def check(self, positions: Sequence[int], n_layers: int, d_model: int) -> None:  # noqa: B027
         """RefusalCmpError if it cannot be used with a model of this shape; asked before the long work."""
@@ -89,6 +106,18 @@ class Extractor(Method):
             return self.fit(train, dev)
         except NoSubspaceError as error:
             return error
+
+
+class ModelMethod(Method):
+    """Finds subspaces by what the model does under edits with them; `fit_seeing` is all that it has to have."""
+
+    @abstractmethod
+    def fit_seeing(self, sight: Sight, method: str, progress: Progress = silent) -> SubspaceField:
+        """The subspaces of the components that it looks at; the others are missing, with the reason."""
+
+    def fit_field(self, activations: Activations, method: str, progress: Progress = silent) -> SubspaceField:
+        """Not from activations alone."""
+        raise RefusalCmpError(f"{method} has to see the model, and there are activations alone; use fit_seeing.")
 
 
 EXTRACTORS: Registry[type[Method]] = Registry("method", __name__, Method)

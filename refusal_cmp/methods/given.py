@@ -54,6 +54,11 @@ class GivenDirection(Method):
     path: Path
     at: tuple[int, int] | None = None
 
+    def positions(self, post_instruction: tuple[int, ...]) -> tuple[int, ...]:
+        """Those of the file, if it is of the instruction's last token, as that of another run may be."""
+        found = tuple(sorted({component.position for component in self.rows()}))
+        return found if found[:1] == (post_instruction[0] - 1,) else post_instruction
+
     def inputs(self) -> dict[str, Any]:
         """What the field is made from beside the activations, after a look at whether it can be."""
         self.rows()
@@ -68,7 +73,7 @@ class GivenDirection(Method):
             If the file is not of this model: other width, positions or layers.
         """
         means = activations.means()
-        self.check(means.positions, means.n_layers, means.harmful.shape[-1])
+        self._check(means.positions, means.n_layers, means.harmful.shape[-1])
         found = {
             component: placed(basis, train.means(), train.scale, dev, direction=direction, dual=dual)
             for component, (basis, direction, dual) in self.rows().items()
@@ -77,7 +82,10 @@ class GivenDirection(Method):
         return SubspaceField(method, means, found)
 
     def check(self, positions: Sequence[int], n_layers: int, d_model: int) -> None:
-        """RefusalCmpError if the file is not of a model with these positions, layers and width."""
+        """RefusalCmpError if the file is not of a model with these post-instruction tokens, layers and width."""
+        self._check(self.positions(tuple(positions)), n_layers, d_model)
+
+    def _check(self, positions: Sequence[int], n_layers: int, d_model: int) -> None:
         for component, (basis, _, _) in self.rows().items():
             if component.position not in positions or not 0 <= component.layer < n_layers:
                 raise RefusalCmpError(

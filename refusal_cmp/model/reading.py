@@ -32,6 +32,7 @@ def collect(
     needs: Needs = "activations",
     dev_share: float = 0.2,
     seed: int = 42,
+    positions: tuple[int, ...] | None = None,
     batch_size: int | None = None,
     categories: Mapping[str, str] | None = None,
     folder: Path | None = None,
@@ -43,6 +44,8 @@ def collect(
 
     Parameters
     ----------
+    positions
+        Where they are read; by default at the post-instruction tokens. Every rendered prompt has to reach so far back.
     categories
         What prompts are about, by prompt; for methods that look at that.
 
@@ -57,20 +60,25 @@ def collect(
     labels = torch.arange(len(prompts)) < len(harmful)
     dev = dev_split(labels, dev_share, seed)
     group = None if categories is None else numbered([categories.get(prompt, "") for prompt in prompts])
+    positions = positions or model.positions
+    first = -min(positions)
+    index = [first + position for position in positions]
+    if first > len(model.positions):
+        _check_reach(model, prompts, first)
     activations = Activations(
-        model.positions, model.n_layers, model.d_model, labels, dev, needs=needs, group=group, folder=folder
+        positions, model.n_layers, model.d_model, labels, dev, needs=needs, group=group, folder=folder
     )
     with progress("reading activations", len(prompts)) as advance:
 
         def read(rows: list[int], batch: Batch) -> None:
             read_all: dict[int, Tensor] = {}  # added only when complete: a batch may run out of memory on the way
-            read_streams(model, batch, lambda layer, x: read_all.update({layer: x.clone()}), len(model.positions))
+            read_streams(model, batch, lambda layer, x: read_all.update({layer: x[:, index]}), first)
             for layer, x in read_all.items():
                 activations.add(rows, layer, x)
             activations.done(rows)
             advance(len(rows))
 
-        kept = 4 * len(model.positions) * model.n_layers * model.d_model
+        kept = 4 * len(positions) * model.n_layers * model.d_model
         model.over_batches(prompts, batch_size, read, kept)
     return activations
 
@@ -89,6 +97,17 @@ def _distinct(harmful: Sequence[str], harmless: Sequence[str]) -> tuple[list[str
             f"harmful and {len(kinds[1])} harmless ones; give more."
         )
     return kinds
+
+
+def _check_reach(model: ChatModel, prompts: Sequence[str], n: int) -> None:
+    """RefusalCmpError where a rendered prompt has fewer than n tokens."""
+    lengths = {prompt: len(ids) for prompt, ids in zip(prompts, model.tokenize(prompts), strict=True)}
+    shortest = min(lengths, key=lambda prompt: lengths[prompt])
+    if lengths[shortest] < n:
+        raise RefusalCmpError(
+            f"A method reads position -{n}, and the prompt {shortest!r} has {lengths[shortest]} tokens with its "
+            "template; leave that prompt out."
+        )
 
 
 def class_covariances(
@@ -117,6 +136,7 @@ def class_covariances(
     train = ~dev_split(labels, dev_share, seed)
     found = {key: torch.zeros(len(prompts), len(rows), dtype=torch.float64) for key, rows in along.items()}
     at_layer = {layer: [key for key in along if key[2] == layer] for *_, layer in along}
+    reach = max(-component.position for component, *_ in along)
     with progress("reading covariances", len(prompts)) as advance:
 
         def read(indices: list[int], batch: Batch) -> None:
@@ -124,7 +144,7 @@ def class_covariances(
                 for key in at_layer.get(layer, ()):
                     found[key][indices] = x[:, key[0].position].double().cpu() @ along[key].mT
 
-            read_streams(model, batch, keep, len(model.positions))
+            read_streams(model, batch, keep, reach)
             advance(len(indices))
 
         model.over_batches(prompts, batch_size, read)

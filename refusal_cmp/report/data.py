@@ -226,7 +226,7 @@ def read_run(session: Session) -> RunData:
     run.require_finished()
     results, plans = read_results(run), read_plan_facts(session)
     fields = {name: read_field(session, name) for name in config.methods}
-    means = fields[config.methods[0]].means
+    scored_of = {field.means.positions: field.means.n_layers for field in fields.values()}
     distinct = [plan.label for plan, same_as in plans if plan.label == same_as]
     return RunData(
         name=run.path.resolve().name,
@@ -237,7 +237,7 @@ def read_run(session: Session) -> RunData:
         scores=run.read_table(SCORES),
         selections=read_selections(session),
         choice=read_choice(run),
-        scored=scored(config, means.positions, means.n_layers),
+        scored=[at for positions, n_layers in scored_of.items() for at in scored(config, positions, n_layers)],
         baseline_metric=read_baseline_metric(session),
         rule=Rule.of(config, config.methods[0]),
         setting=Setting.of(config),

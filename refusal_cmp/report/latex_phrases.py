@@ -124,14 +124,15 @@ def where_scored(data: RunData) -> str:
 
     ` at position $-1$ in layers 8 to 23 (of 0 to 29)`, with the space before it.
     """
-    means = next(iter(data.fields.values())).means
+    read = {position for field in data.fields.values() for position in field.means.positions}
+    n_layers = next(iter(data.fields.values())).means.n_layers
     positions = sorted({component.position for component in data.scored}, reverse=True)
     layers = sorted({component.layer for component in data.scored})
     parts = []
-    if len(positions) < len(means.positions):
+    if len(positions) < len(read):
         parts.append(f" at {_plural('position', positions)} {sentence_list([f'${one}$' for one in positions])}")
-    if len(layers) < means.n_layers:
-        parts.append(f" in {_plural('layer', layers)} {_numbers(layers)} (of 0 to {means.n_layers - 1})")
+    if len(layers) < n_layers:
+        parts.append(f" in {_plural('layer', layers)} {_numbers(layers)} (of 0 to {n_layers - 1})")
     return "".join(parts)
 
 

@@ -83,6 +83,9 @@ def _extraction(data: RunData, runs: Sequence[RunData]) -> list[str]:
         f"{sentence_list(prompts)}, of which {_in_percent(config['dev_share'])} of either kind are held out as a dev "
         f"split ({'seed' if len(runs) == 1 else 'seeds'} {seeds}).",
     ]
+    for name, field in data.fields.items():
+        if field.means.positions[-1] != -1:
+            said.append(f"{tt(name)} reads the last token of the instruction itself in their place.")
     if len(runs) > 1:
         said.append(
             "With each of the seeds prompts are drawn and all that follows is done anew, on the same test prompts."

@@ -70,7 +70,18 @@ def read_turns(session: Session) -> Turns:
 
 
 MEANS = "extract/class_means.safetensors"
-"""The mean activations of the two classes at every component, which the subspaces of all methods share."""
+"""The mean activations of the two classes at the post-instruction tokens, which the methods share that read there."""
+
+
+def means_file(method: str) -> str:
+    """The artefact that holds the class means of a method that reads other positions."""
+    return f"extract/{method}.means.safetensors"
+
+
+def read_means(session: Session, method: str | None = None) -> ClassMeans:
+    """The class means at the post-instruction tokens, or at the positions that a method reads."""
+    own = method is not None and session.run.has(means_file(method))
+    return ClassMeans.from_tensors(session.run.read_tensors(means_file(str(method)) if own else MEANS)[0])
 
 
 def subspace_file(method: str) -> str:
@@ -80,8 +91,7 @@ def subspace_file(method: str) -> str:
 
 def read_field(session: Session, method: str) -> SubspaceField:
     """The subspaces that extract wrote."""
-    means = ClassMeans.from_tensors(session.run.read_tensors(MEANS)[0])
-    return SubspaceField.from_tensors(*session.run.read_tensors(subspace_file(method)), means)
+    return SubspaceField.from_tensors(*session.run.read_tensors(subspace_file(method)), read_means(session, method))
 
 
 def ranks_file(method: str) -> str:

@@ -41,7 +41,7 @@ def scored(config: RunConfig, positions: Sequence[int], n_layers: int) -> list[C
     unless the ranking itself is the question, or all components are counted over, or every layer has a direction of
     its own.
     """
-    components = chosen(config, positions, n_layers)
+    components = _components(config, positions, n_layers)
     if config.compare_rankings or config.pool == "all" or config.direction == "own":
         return components
     limit = int(config.prune_layers * n_layers)
@@ -56,18 +56,29 @@ def left_out(field: SubspaceField, config: RunConfig) -> int:
     return len(among(field, unrestricted)) - len(among(field, config))
 
 
-def chosen(config: RunConfig, positions: Sequence[int], n_layers: int) -> list[Component]:
-    """The components that the settings `positions` and `layers` choose of those that a model has."""
-    wanted = positions if config.positions is None else config.positions
-    for position in wanted:
-        if position not in positions:
+def chosen(config: RunConfig, positions: Sequence[int], n_layers: int, beyond: Sequence[int] = ()) -> list[Component]:
+    """The components that the settings `positions` and `layers` choose of those that a model has.
+
+    Parameters
+    ----------
+    positions
+        The post-instruction tokens.
+    beyond
+        Positions before those that some method reads.
+    """
+    everywhere = (*beyond, *positions)
+    for position in config.positions or ():
+        if position not in everywhere:
+            others = f" and methods that read {', '.join(map(str, beyond))}" if beyond else ""
             raise RefusalCmpError(
                 f"The setting positions holds {position}, and the model has {len(positions)} post-instruction tokens, "
-                f"{positions[0]} to -1; choose among these.",
+                f"{positions[0]} to -1{others}; choose among these.",
                 positions="",
             )
-    layers = range(n_layers) if config.layers is None else _numbers(config.layers, n_layers)
-    found = [Component(position, layer) for layer in layers for position in wanted]
+    found = _components(config, positions, n_layers)
+    for one in beyond:
+        found += _components(config, (one,), n_layers)
+    positions = everywhere
     for which in config.component:
         at = named(which)
         if at is not None and at not in found:
@@ -76,6 +87,16 @@ def chosen(config: RunConfig, positions: Sequence[int], n_layers: int) -> list[C
             why = "positions and layers leave it out" if is_there else f"the model has no such component: {has}"
             raise RefusalCmpError(f"The setting component holds {which}, and {why}; choose another.", component="")
     return found
+
+
+def _components(config: RunConfig, positions: Sequence[int], n_layers: int) -> list[Component]:
+    """Those of the positions that a method reads; all of them where the setting `positions` names none of them.
+
+    It chooses among post-instruction tokens: a method that reads another token has no other to be chosen in its place.
+    """
+    wanted = [position for position in config.positions or () if position in positions] or positions
+    layers = range(n_layers) if config.layers is None else _numbers(config.layers, n_layers)
+    return [Component(position, layer) for layer in layers for position in wanted]
 
 
 def named(which: str) -> Component | None:

@@ -9,10 +9,13 @@ import pandas as pd
 
 from refusal_cmp.activations import MIN_PROMPTS, Activations, dev_split
 from refusal_cmp.config.values import LARGEST
+from refusal_cmp.data import Prompt
 from refusal_cmp.errors import NoSubspaceError, RefusalCmpError
-from refusal_cmp.methods import Extractor, configured
+from refusal_cmp.judges.completion import refuses
+from refusal_cmp.methods import Extractor, Method, ModelMethod, configured
 from refusal_cmp.model.reading import collect
-from refusal_cmp.run.contents import MEANS, PROMPTS, ranks_file, read_prompts, subspace_file
+from refusal_cmp.model.sight import ModelSight
+from refusal_cmp.run.contents import MEANS, PROMPTS, means_file, ranks_file, read_prompts, subspace_file
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection.among import chosen
 from refusal_cmp.stages.prompts import KINDS, draw_prompts
@@ -41,14 +44,17 @@ def extract_stage(session: Session) -> None:
     }
     if has_means and not methods:
         return
-    chosen(config, session.model.positions, session.model.n_layers)  # select's choice, before there is any work
+    model, post = session.model, session.model.positions
+    beyond = {at for name in config.methods for at in configured(config, name).positions(post)} - set(post)
+    chosen(config, post, model.n_layers, sorted(beyond))  # select's choice, before there is any work
     for method in methods.values():
-        method.check(session.model.positions, session.model.n_layers, session.model.d_model)
+        method.check(post, model.n_layers, model.d_model)
     _check_enough(session)
     train = [read_prompts(session, f"{kind}_train") for kind in KINDS]
     activations = collect(
-        session.model,
+        model,
         *[[prompt.instruction for prompt in prompts] for prompts in train],
+        positions=(*sorted({at for method in methods.values() for at in method.positions(post)} - set(post)), *post),
         needs="means" if all(method.needs == "means" for method in methods.values()) else "activations",
         dev_share=config.dev_share,
         seed=config.seed,
@@ -58,22 +64,37 @@ def extract_stage(session: Session) -> None:
         progress=session.progress,
     )
     if not has_means:
-        run.write_tensors(MEANS, activations.means().to_tensors(), {})
+        run.write_tensors(MEANS, activations.only(post).means().to_tensors(), {})
         run.record(MEANS, settings, drawn)
     for name, method in methods.items():
-        field = method.fit_field(activations, name, session.progress)
+        seen = activations.only(method.positions(post))
+        field = _fitted(session, method, name, seen, train)
         if not len(field):
             reasons = ", ".join(sorted(set(field.missing.values())))
             raise RefusalCmpError(f"{name} found no subspace at any component ({reasons}); give other or more prompts.")
         run.write_tensors(subspace_file(name), *field.to_tensors())
-        session.say(_summary(field, activations))
+        session.say(_summary(field, seen))
         also = []
+        if seen.positions != post:
+            run.write_tensors(means_file(name), field.means.to_tensors(), {})
+            also.append(means_file(name))
         if isinstance(method, Extractor) and method.rank_by_dev:
-            ranks = _ranks(method, field, activations, config.dev_share, config.seed)
+            ranks = _ranks(method, field, seen, config.dev_share, config.seed)
             run.write_table(ranks_file(name), ranks)
             also.append(ranks_file(name))
             session.say(_spread(name, ranks))
         run.record(subspace_file(name), settings, sources[name], also)
+
+
+def _fitted(
+    session: Session, method: Method, name: str, activations: Activations, train: Sequence[Sequence[Prompt]]
+) -> SubspaceField:
+    if not isinstance(method, ModelMethod):
+        return method.fit_field(activations, name, session.progress)
+    prompts = [prompt.instruction for prompts in train for prompt in prompts]
+    return method.fit_seeing(
+        ModelSight(session.model, prompts, activations, refuses, session.say), name, session.progress
+    )
 
 
 def _check_enough(session: Session) -> None:

@@ -91,9 +91,11 @@ def _grid(session: Session) -> list[Plan]:
             session.say(f"Shared by all methods: the direction at {at}.")
         for field, one in zip(fields, selections, strict=True):
             if at is not None and at not in field:
-                if len(field) > 1:
+                if len(field) > 1 and at.position in field.means.positions:
                     raise RefusalCmpError(f"{field.method} has no subspace at {at}; choose another one.", component="")
-                continue  # a direction that was given for one component is there, and nowhere else
+                if len(field) > 1:
+                    session.say(f"{field.method} reads other tokens than position {at.position}: no plan with {at}.")
+                continue  # what is of one component, or of another token, is there, and nowhere else
             pool = one.pool(config.pool, everywhere=config.direction == "own")
             chosen.append(Chosen(field, at or one.selected, pool, config.pool, which))
     scopes = [Scope.parse(scope) for scope in config.scope]

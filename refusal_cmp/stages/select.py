@@ -28,6 +28,7 @@ from refusal_cmp.run.contents import (
     read_choices,
     read_field,
     read_fields,
+    read_means,
     read_prompts,
     read_refusal_tokens,
     read_scores,
@@ -36,7 +37,7 @@ from refusal_cmp.run.contents import (
 )
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Rule, Selection, outcome, ranked_table
-from refusal_cmp.selection.among import among, left_out, said
+from refusal_cmp.selection.among import among, chosen, left_out, said
 from refusal_cmp.selection.budget import within_budget
 from refusal_cmp.selection.rankings import prediction, spread_out, study
 from refusal_cmp.selection.scoring import PromptScores, Reach, Scorer
@@ -54,6 +55,8 @@ def select_stage(session: Session) -> None:
     kept = {name: value for name, value in settings.items() if name not in choosing}
     reaches: list[Reach] = ["local", "global"] if config.compare_rankings or config.rank_by == "global" else ["local"]
     run.check_settings(SCORES, kept)  # before any work
+    post, read = read_means(session), [read_field(session, name).means.positions for name in config.methods]
+    chosen(config, post.positions, post.n_layers, sorted({at for some in read for at in some} - {*post.positions}))
     scorer = cache(lambda: _scorer(session))
     for name in config.methods:
         if BUDGET in config.inlp_k and configured(config, name).has_k:

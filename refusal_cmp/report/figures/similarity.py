@@ -58,7 +58,7 @@ def principal_angles(one: Subspace, other: Subspace) -> torch.Tensor:
 def _figure(data: RunData, pairs: Sequence[tuple[str, str]]) -> Figure:
     figure = Figure(figsize=(column() if len(pairs) <= WIDEST // 2 else page(), 4.4))
     axes = figure.subplots(2, len(pairs), sharex=True, sharey="row", squeeze=False)
-    positions = next(iter(data.fields.values())).means.positions
+    positions = sorted({position for field in data.fields.values() for position in field.means.positions})
     colours = dict(zip(positions, shades(len(positions)), strict=True))
     for (first, second), (top, bottom) in zip(pairs, axes.T, strict=True):
         one, other = data.fields[first], data.fields[second]
@@ -86,30 +86,46 @@ def _by_chance(field: SubspaceField) -> float:
     return math.sqrt(2 / (math.pi * field.means.harmful.shape[-1]))
 
 
-def _shared(one: SubspaceField, other: SubspaceField, position: int | None = None) -> list[Component]:
-    return [where for where in one if where in other.subspaces and position in (None, where.position)]
+def _matched(
+    one: SubspaceField, other: SubspaceField, position: int | None = None
+) -> list[tuple[Component, Component]]:
+    """The components of both; of methods that read different tokens, those of the same layers.
+
+    Parameters
+    ----------
+    position
+        Of the later token of the two; by default any.
+    """
+    if set(one.means.positions) & set(other.means.positions):
+        found = [(where, where) for where in one if where in other.subspaces]
+    else:
+        found = [(a, b) for a in one for b in other if a.layer == b.layer]
+    return [pair for pair in found if position in (None, max(at.position for at in pair))]
 
 
 def _curves(top: Axes, bottom: Axes, one: SubspaceField, other: SubspaceField, position: int, colour: object) -> None:
-    where = sorted(_shared(one, other, position), key=lambda component: component.layer)
-    layers = [component.layer for component in where]
-    cosines = [abs(float(one[c].direction @ other[c].direction)) for c in where]
+    where = sorted(_matched(one, other, position), key=lambda pair: pair[0].layer)
+    layers = [component.layer for component, _ in where]
+    cosines = [abs(float(one[a].direction @ other[b].direction)) for a, b in where]
     top.plot(layers, cosines, marker="o", markersize=3, color=colour)
-    angles = [float(principal_angles(one[c], other[c])[0]) for c in where]
+    angles = [float(principal_angles(one[a], other[b])[0]) for a, b in where]
     bottom.plot(layers, angles, marker="o", markersize=3, color=colour)
 
 
 def _says(data: RunData, first: str, second: str) -> str:
     one, other = data.fields[first], data.fields[second]
-    shared = _shared(one, other)
-    if not shared:
+    matched = _matched(one, other)
+    if not matched:
         return f"{first} and {second} have no component in common."
-    cosines = {c: abs(float(one[c].direction @ other[c].direction)) for c in shared}
-    angles = {c: float(principal_angles(one[c], other[c])[0]) for c in shared}
-    closest = max(cosines, key=lambda component: cosines[component])
-    mean = sum(cosines.values()) / len(shared)
+    cosines = {(a, b): abs(float(one[a].direction @ other[b].direction)) for a, b in matched}
+    angles = {(a, b): float(principal_angles(one[a], other[b])[0]) for a, b in matched}
+    closest = max(cosines, key=lambda pair: cosines[pair])
+    mean = sum(cosines.values()) / len(matched)
+    same = closest[0] == closest[1]
+    over = f"{len(matched)} components" if same else f"{len(matched)} pairs of different tokens in the same layer"
+    place = f"{closest[0]}" if same else f"{closest[0]} and {closest[1]}"
     return (
-        f"{first} and {second}: the directions' |cosine| is {mean:.2f} on average over {len(shared)} components "
-        f"(two random directions: about {_by_chance(one):.2f}) and at most {cosines[closest]:.2f}, at {closest}; the "
+        f"{first} and {second}: the directions' |cosine| is {mean:.2f} on average over {over} "
+        f"(two random directions: about {_by_chance(one):.2f}) and at most {cosines[closest]:.2f}, at {place}; the "
         f"smallest angle between the subspaces runs from {min(angles.values()):.0f}° to {max(angles.values()):.0f}°."
     )
