@@ -502,13 +502,15 @@ def _execute(
             alias="NAME",
         )
 
-    from refusal_cmp.commands.show import print_answer, print_rankings, print_summary
+    from refusal_cmp.commands.show import print_answer, print_ranking_rules, print_rankings, print_summary
     from refusal_cmp.stages import run_stages
 
     with _shown(session):
         run_stages(session, stages)
     if "select" in stages and config.compare_rankings:
         print_rankings(out, run)
+    if "select" in stages and config.ranking_rules:
+        print_ranking_rules(out, run)
     if what_if:
         from refusal_cmp.commands.what_if import print_what_if
 

@@ -167,6 +167,15 @@ def read_rule_scores(
     return {tuple(key): row for row, key in enumerate(tensors["scored"].tolist())}, tensors["score"]
 
 
+def seconds_of(manifest: Mapping[str, Any], method: str, rule: str, reach: str) -> tuple[float | None, float | None]:
+    """How long a rule's scores, and the exact bypass, took on the run's machine; None of what was not made in one go.
+
+    It stands in the manifest, as it is another each time.
+    """
+    known = manifest.get("seconds", {})
+    return known.get(rule_file(method, rule, reach)), known.get(scores_file(method, reach))
+
+
 def read_choices(run: RunDir) -> dict[str, Selection]:
     """What select chose, by method."""
     rows = run.read_json(SELECTION)["methods"]

@@ -5,7 +5,7 @@
 m is the refusal metric of a harmful validation prompt, p the places where the removal edit e acts (the sites of the
 component's own layer, or of every layer), t the prompt's tokens, x what stands there in the unedited pass. It is the
 first term of the expansion of bypass in the size of the edit, as attribution patching has it for activations that are
-swapped (Nanda 2023; Syed et al. 2023, arXiv:2310.10348): exact where the metric is linear in what is edited, and wrong
+swapped (Syed et al. 2024, arXiv:2310.10348): exact where the metric is linear in what is edited, and wrong
 where an edit is so large that it saturates. The rank is by its mean over prompts; lower is better.
 """
 

@@ -20,7 +20,6 @@ from refusal_cmp.run.contents import (
     read_refusal_tokens,
     read_rule_scores,
     rule_file,
-    scores_file,
     subspace_file,
 )
 from refusal_cmp.run.session import Session
@@ -130,12 +129,6 @@ def compare_rules(
         ],
     )
     run.record(RANKING_RULES, {}, sources)
-
-
-def seconds_of(manifest: Mapping[str, Any], method: str, rule: str, reach: str) -> tuple[float | None, float | None]:
-    """How long a rule's scores and the exact bypass took on the run's machine; None where that is not known."""
-    known = manifest.get("seconds", {})
-    return known.get(rule_file(method, rule, reach)), known.get(scores_file(method, reach))
 
 
 def _passes(field: SubspaceField, rule: RankingRule, reach: Reach) -> float:
