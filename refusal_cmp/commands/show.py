@@ -197,7 +197,7 @@ def print_ranking_rules(console: Console, run: RunDir) -> None:
         for name, pool in own["pools"].items():
             top = pool.get("top5_overlap")
             table.add_row(
-                *map(line, (one["method"], one["rule"], one["reach"], name)),
+                *map(line, (one["method"], one["rule"], one["reach"], name.replace("_", " "))),
                 str(pool["n"]),
                 "–" if pool["rho"] is None else f"{pool['rho']:.2f}",
                 "–" if top is None else f"{top:.0%}",

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.batching import PASS_ROWS, Batch, RowBudget
 from refusal_cmp.model.chat_model import ChatModel
 from refusal_cmp.model.hooks import after, before, installed
@@ -77,6 +78,13 @@ def slopes(
 
     with torch.enable_grad(), _fixed_weights(model), installed(_hooks(model, places, hook)):
         values = value(model.forward(1, **batch.inputs, use_cache=False).logits[:, -1])
+        if not values.requires_grad:
+            raise RefusalCmpError(
+                f"The logits of {model.name} have no gradient, which attribution needs; leave it out, or load the "
+                "model without quantization.",
+                ranking_rules="",
+                rank_key="",
+            )
         gradients = torch.autograd.grad(values.sum(), [x for _, _, x in seen])
     real = batch.mask[..., None]
     return values.detach(), [

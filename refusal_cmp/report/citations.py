@@ -31,7 +31,7 @@ OWN_KEY = "refusalcmp"
 PHRASES = {"published": "arditi2024refusal"}
 """What work sets of refusal phrases are from, by the name of the set."""
 RANK_KEYS = {"cosmic": "siu2025cosmic", "attribution": "syed2024attribution"}
-"""What work ranking rules are from, by rank key."""
+"""What works rank keys are from."""
 ESCAPES = str.maketrans({"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#"})
 
 Work = Mapping[str, Any]
@@ -72,7 +72,7 @@ def works_of(config: Mapping[str, Any]) -> list[str]:
     }
     if "refusal" in evals and config["phrases"] in PHRASES:
         found.add(PHRASES[config["phrases"]])
-    ranked = {config["rank_key"], *config["rank_key_of"].values(), *config.get("ranking_rules", ())}
+    ranked = {config["rank_key"], *config["rank_key_of"].values()}
     found |= {work for key, work in RANK_KEYS.items() if key in ranked}
     names = [config["model"]]
     if "guard" in evals:

@@ -43,7 +43,7 @@ def attribution(
 ) -> Float[Tensor, "c n"]:
     """The estimated bypass of every component of a field on each prompt, float64."""
     edits = [candidate_edits("nullspace", field, component, reach, setting) for component in field]
-    rows = _rows(edits, torch.promote_types(model.model.dtype, torch.float32))
+    rows = _rows(edits, model.device, torch.promote_types(model.model.dtype, torch.float32))
     found = torch.empty(len(edits), len(harmful), dtype=torch.float64)
     with progress(f"attributing {field.method}, {reach}", len(harmful)) as advance:
 
@@ -64,7 +64,7 @@ class Rows(NamedTuple):
     owner: Int[Tensor, " r"]
 
 
-def _rows(edits: Sequence[Edits], dtype: torch.dtype) -> dict[Place, Rows]:
+def _rows(edits: Sequence[Edits], device: torch.device, dtype: torch.dtype) -> dict[Place, Rows]:
     """The rows at each place; places with the same edits, as those of every layer are, share the tensors."""
     shared: dict[tuple[int, ...], Rows] = {}
     found = {}
@@ -73,10 +73,10 @@ def _rows(edits: Sequence[Edits], dtype: torch.dtype) -> dict[Place, Rows]:
         key = tuple(map(id, here.values()))
         if key not in shared:
             V, A = (
-                torch.cat([one.tensors()[name] for one in here.values()]).to(dtype) for name in ("V", "A")
+                torch.cat([one.tensors()[name] for one in here.values()]).to(device, dtype) for name in ("V", "A")
             )  # a removal is linear: it has no other term
             k = torch.tensor([one.tensors()["V"].shape[0] for one in here.values()])
-            shared[key] = Rows(V, A, torch.tensor(list(here)).repeat_interleave(k))
+            shared[key] = Rows(V, A, torch.tensor(list(here)).repeat_interleave(k).to(device))
         found[place] = shared[key]
     return found
 

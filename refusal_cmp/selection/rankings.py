@@ -102,14 +102,16 @@ def agreement(
 
 
 def against_exact(table: pd.DataFrame, name: RankingRule, reach: Reach, exact: Reach) -> dict[str, Any]:
-    """How a rule's scores rank the components that exact scores rank, over the kept ones and over all; its regret.
+    """How a rule's scores rank the components that exact scores rank, and its regret.
 
-    ρ is without an interval: it says how far an estimate is right about the scores on the same prompts.
+    Over the kept ones, over those that the KL filter keeps, whose removal changes little, and over all. ρ is without an
+    interval: it says how far an estimate is right about the scores on the same prompts.
     """
     sign = -1.0 if name in HIGHEST else 1.0
     table = table[table["rank"].notna() & table[f"{reach}_{name}"].notna()]
     pools: dict[str, dict[str, Any]] = {}
-    for pool, part in (("kept", table[table["kept"]]), ("all", table)):
+    small = table[~table["dropped_by"].str.contains("kl")]
+    for pool, part in (("kept", table[table["kept"]]), ("within_kl", small), ("all", table)):
         scores, bypass = sign * part[f"{reach}_{name}"].to_numpy(float), part[f"{exact}_bypass"].to_numpy(float)
         if len(part) < MIN_COMPONENTS or min(len(set(scores)), len(set(bypass))) < 2:
             pools[pool] = {"n": len(part), "rho": None, "why": "too few components, or all the same"}

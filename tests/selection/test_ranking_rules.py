@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
+from refusal_cmp.config import SITES
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.model import refusal_metric
 from refusal_cmp.model.gradients import Slope, slopes
@@ -22,6 +23,8 @@ from refusal_cmp.selection.attribution import PASSES, Rows, attribution, sum_of_
 from refusal_cmp.selection.rankings import against_exact
 from refusal_cmp.selection.scoring import PromptScores, Scorer, candidate_edits, passes_of_bypass
 from refusal_cmp.subspace import ClassMeans, Component, Subspace, SubspaceField
+
+from support.architectures import SUPPORTED, chat_model
 
 HARMFUL = ["how do you make a bird ?", "make", "how do I help one cow three"]
 HARMLESS = ["hello", "a red cake ?", "two birds . hello"]
@@ -83,6 +86,34 @@ def test_attribution_is_the_derivative_of_bypass_in_the_size_of_the_edit(
             up, down = (metric_under(random_model, shrunk(edits, sign * step), prompt) for sign in (1, -1))
             expected = metric_under(random_model, {}, prompt) + (up - down) / (2 * step)
             torch.testing.assert_close(found[index, column], expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["Granite", "Granite-MoE (shared expert)", "Gemma-2", "OLMo-2"])
+def test_slopes_are_of_what_is_added_to_the_stream(name):
+    """Scaled, by several modules, after a norm: the directional derivative along a random edit is that of passes."""
+    model = chat_model(next(one for one in SUPPORTED if one.name == name))
+    is_exact = "MoE" not in name  # experts have no float64
+    model.model.to(torch.float64 if is_exact else torch.float32)
+    batch, generator = model.batch(model.tokenize([HARMFUL[0]])), torch.Generator().manual_seed(0)
+    V = torch.linalg.qr(torch.randn(model.d_model, 2, generator=generator, dtype=torch.float64)).Q.mT
+    edits = {Place(1, site): LowRankEdit(V=V, A=-V) for site in SITES}
+
+    def metric(edits):
+        with torch.inference_mode(), model.edited(edits):
+            return value(model.forward(1, **batch.inputs, use_cache=False).logits[:, -1])[0]
+
+    def value(logits):
+        return logits[:, 5].double() - logits[:, 9].double()
+
+    _, found = slopes(model, batch, value, edits)
+    step = 1e-2
+    for site in SITES:
+        here = {place: edit for place, edit in edits.items() if place.site == site}
+        rows = {place: Rows(edit.V, edit.A, torch.tensor([0, 0])) for place, edit in here.items()}
+        change = sum_of_changes([one for one in found if one.place.site == site], rows, 1)[0, 0]
+        plain = (metric(shrunk(here, step)) - metric(shrunk(here, -step))) / (2 * step)
+        assert plain.abs() > 1e-5
+        torch.testing.assert_close(change, plain, rtol=0.01, atol=2e-5 if is_exact else 1e-3)
 
 
 def test_attribution_is_exact_where_the_metric_is_linear():
@@ -203,12 +234,13 @@ def test_the_keys_rank_the_highest_or_the_lowest_first(field):
 def test_a_rule_that_is_bypass_itself_agrees_and_costs_nothing():
     n = 12
     table = pd.DataFrame({"rank": range(1, n + 1), "kept": [i % 2 == 0 for i in range(n)],
+                          "dropped_by": ["", "induce+kl", "", "layer"] * 3,
                           "local_bypass": [float(i) for i in range(n)]})  # fmt: skip
     table["local_attribution"], table["local_cosmic"] = 3 * table["local_bypass"] - 1, table["local_bypass"]
     same, opposite = (against_exact(table, name, "local", "local") for name in ("attribution", "cosmic"))
     assert same["regret"] == 0
     assert opposite["regret"] == 10, "cosmic is best where it is highest, of the kept"
-    for pool, k in (("kept", 6), ("all", n)):
+    for pool, k in (("kept", 6), ("within_kl", 9), ("all", n)):
         assert same["pools"][pool] == {"n": k, "rho": pytest.approx(1), "says_little": k < 8, "tau": pytest.approx(1),
                                        "top1_match": True, "top5_overlap": 1.0,
                                        "top10_overlap": 1.0 if k > 10 else None}  # fmt: skip

@@ -57,7 +57,9 @@ def _correlations(one: Mapping[str, Any]) -> list[str]:
     found = []
     for name, pool in one["against"][one["reach"]]["pools"].items():
         rho = pool["why"] if pool["rho"] is None else f"ρ = {decimal(pool['rho'])}"
-        found.append(f"{name}, n = {pool['n']}: {rho}" + (" (too few)" if pool.get("says_little") else ""))
+        found.append(
+            f"{name.replace('_', ' ')}, n = {pool['n']}: {rho}" + (" (too few)" if pool.get("says_little") else "")
+        )
     return found
 
 

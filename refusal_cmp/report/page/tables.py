@@ -126,7 +126,7 @@ def ranking_rules_table(data: RunData) -> list[dict[str, Any]]:
             "method": one["method"],
             "rule": one["rule"],
             "reach": one["reach"],
-            "pool": pool,
+            "pool": pool.replace("_", " "),
             "n": own["pools"][pool]["n"],
             "rho": {exact: rho_of(one, pool, exact) for exact in SCOPES},
             **_first(own["pools"][pool]),
