@@ -49,8 +49,9 @@ RANKINGS_LEGEND = (
     "not, and is too small. Regret: global bypass of the local choice minus the best."
 )
 RULES_LEGEND = (
-    "ρ with exact bypass of the same reach and prompts. Regret: exact bypass of the rule's choice, of what the filters "
-    "keep, minus the best. Passes: of the validation prompts of a class through all blocks."
+    "Spearman's ρ with exact bypass of the same reach and prompts, over what all filters keep, what the KL filter "
+    "keeps, and all. Regret: exact bypass of the rule's choice, of what the filters keep, minus the best. Passes: of the "
+    "validation prompts of a class through all blocks; beside them those of exact bypass."
 )
 
 
@@ -189,22 +190,18 @@ def print_ranking_rules(console: Console, run: RunDir) -> None:
         box=None,
         padding=(0, 1, 0, 0),
     )
-    for heading in ("method", "rule", "reach", "pool", "n", "ρ", "top 5", "regret", "passes", "of bypass"):
-        text = heading in ("method", "rule", "reach", "pool")
-        table.add_column(heading, justify="left" if text else "right", no_wrap=heading == "method")
+    for heading in ("method", "rule", "reach", "kept", "within KL", "all", "regret", "passes", "bypass"):
+        text = heading in ("method", "rule", "reach")
+        table.add_column(heading, justify="left" if text else "right", no_wrap=heading in ("method", "rule"))
     for one in run.read_json(RANKING_RULES):
         own = one["against"][one["reach"]]
-        for name, pool in own["pools"].items():
-            top = pool.get("top5_overlap")
-            table.add_row(
-                *map(line, (one["method"], one["rule"], one["reach"], name.replace("_", " "))),
-                str(pool["n"]),
-                "–" if pool["rho"] is None else f"{pool['rho']:.2f}",
-                "–" if top is None else f"{top:.0%}",
-                f"{own['regret']:.2f}",
-                f"{one['passes']:.1f}",
-                f"{one['exact_passes']:.1f}",
-            )
+        table.add_row(
+            *map(line, (one["method"], one["rule"], one["reach"])),
+            *("–" if pool["rho"] is None else f"{pool['rho']:.2f}" for pool in own["pools"].values()),
+            f"{own['regret']:.2f}",
+            f"{one['passes']:.1f}",
+            f"{one['exact_passes']:.1f}",
+        )
     console.print(table)
     console.print(RULES_LEGEND, style="dim", highlight=False)
 

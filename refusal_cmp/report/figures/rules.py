@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._style import GREY, Drawn, Outcome, Skipped, column, page, styled
@@ -47,6 +48,8 @@ def rules_figure(table: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> F
         scatter(ax, part, *ranks, deepest)
         ax.plot([1, len(part)], [1, len(part)], color=GREY, linestyle=":", linewidth=1)
         ax.set_title("\n".join([f"{one['method']}: {rule}, {reach}", *_correlations(one)]))
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_locator(MaxNLocator(integer=True))
         ax.set(xlabel=f"rank by {rule} (1 is best)", ylabel="rank by bypass (1 is best)")
     keys_below(figure, axes, deepest, columns=2 if width == column() else 4)
     return figure
@@ -58,7 +61,8 @@ def _correlations(one: Mapping[str, Any]) -> list[str]:
     for name, pool in one["against"][one["reach"]]["pools"].items():
         rho = pool["why"] if pool["rho"] is None else f"ρ = {decimal(pool['rho'])}"
         found.append(
-            f"{name.replace('_', ' ')}, n = {pool['n']}: {rho}" + (" (too few)" if pool.get("says_little") else "")
+            f"{name.replace('within_kl', 'within KL')}, n = {pool['n']}: {rho}"
+            + (" (too few)" if pool.get("says_little") else "")
         )
     return found
 
@@ -69,7 +73,6 @@ def _says(one: Mapping[str, Any]) -> str:
     if pool["rho"] is None:
         return f"{name}: no rank correlation, {pool['why']}."
     return (
-        f"{name}: over all {pool['n']} components Spearman's ρ with exact bypass is {decimal(pool['rho'])}; choosing "
-        f"by it costs {decimal(own['regret'])} log-odds of bypass; it takes {decimal(one['passes'], 1)} passes over "
-        f"the validation prompts, exact bypass {decimal(one['exact_passes'], 1)}."
+        f"{name}: Spearman's ρ with exact bypass is {decimal(pool['rho'])} over all {pool['n']} components, and choosing "
+        f"by it costs {decimal(own['regret'])} log-odds."
     )

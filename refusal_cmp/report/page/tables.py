@@ -13,7 +13,6 @@ from refusal_cmp.report.data import RunData
 from refusal_cmp.report.table import PART, Column, columns
 from refusal_cmp.report.wording import bounds, bracketed, decimal, percent, shown
 from refusal_cmp.run.contents import seconds_of
-from refusal_cmp.selection.scoring import SCOPES
 from refusal_cmp.statistics import Estimate
 
 
@@ -120,30 +119,27 @@ def rankings_table(data: RunData) -> list[dict[str, Any]]:
 
 
 def ranking_rules_table(data: RunData) -> list[dict[str, Any]]:
-    """How far other rules rank as exact bypass does, and at what cost, a row per method, rule, reach and pool."""
+    """How far other rules rank as exact bypass does, and at what cost, a row per method, rule and reach."""
     return [
         {
             "method": one["method"],
             "rule": one["rule"],
             "reach": one["reach"],
-            "pool": pool.replace("_", " "),
-            "n": own["pools"][pool]["n"],
-            "rho": {exact: rho_of(one, pool, exact) for exact in SCOPES},
-            **_first(own["pools"][pool]),
+            "rho": {name: _rho(pool) for name, pool in own["pools"].items()},
+            "rho_global": _rho(one["against"]["global"]["pools"]["all"]) if "global" in one["against"] else "–",
+            **_first(own["pools"]["all"]),
             "regret": decimal(own["regret"]),
             "passes": [decimal(one["passes"], 1), decimal(one["exact_passes"], 1)],
             "seconds": ["–" if s is None else decimal(s, 1) for s in _seconds(data, one)],
         }
         for one in data.ranking_rules or ()
         for own in [one["against"][one["reach"]]]
-        for pool in own["pools"]
     ]
 
 
-def rho_of(one: Mapping[str, Any], pool: str, exact: str) -> str:
-    """Spearman's ρ of a rule and the exact scores of a reach; a dash where there is none."""
-    found = one["against"].get(exact, {"pools": {pool: {"rho": None}}})["pools"][pool]
-    return "–" if found["rho"] is None else decimal(found["rho"]) + (" (too few)" if found["says_little"] else "")
+def _rho(pool: Mapping[str, Any]) -> str:
+    """Spearman's ρ and of how many components it is."""
+    return f"{'–' if pool['rho'] is None else decimal(pool['rho'])} ({pool['n']})"
 
 
 def _first(pool: Mapping[str, Any]) -> dict[str, str]:
