@@ -50,8 +50,8 @@ RANKINGS_LEGEND = (
 )
 RULES_LEGEND = (
     "Spearman's ρ with exact bypass of the same reach and prompts, over what all filters keep, what the KL filter "
-    "keeps, and all. Regret: exact bypass of the rule's choice, of what the filters keep, minus the best. Passes: of the "
-    "validation prompts of a class through all blocks; beside them those of exact bypass."
+    "keeps, and all. Regret: exact bypass of the rule's choice, of what the filters keep, minus the best. Passes: of "
+    "the validation prompts of a class through all blocks; beside them those of exact bypass."
 )
 
 

@@ -73,6 +73,6 @@ def _says(one: Mapping[str, Any]) -> str:
     if pool["rho"] is None:
         return f"{name}: no rank correlation, {pool['why']}."
     return (
-        f"{name}: Spearman's ρ with exact bypass is {decimal(pool['rho'])} over all {pool['n']} components, and choosing "
-        f"by it costs {decimal(own['regret'])} log-odds."
+        f"{name}: Spearman's ρ with exact bypass is {decimal(pool['rho'])} over all {pool['n']} components, and "
+        f"choosing by it costs {decimal(own['regret'])} log-odds."
     )
