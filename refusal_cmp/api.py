@@ -8,7 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
+from refusal_cmp.config import RankingRule
 from refusal_cmp.data import SPLITS, Columns, Split
 from refusal_cmp.data.sets import load_split
 from refusal_cmp.errors import RefusalCmpError, unknown_name
@@ -22,6 +24,8 @@ from refusal_cmp.model.sight import ModelSight
 from refusal_cmp.plan import Plan
 from refusal_cmp.planning import Chosen, Scope, Setting, make_plan, where_read
 from refusal_cmp.selection import Rule, ranked_table
+from refusal_cmp.selection.attribution import attribution
+from refusal_cmp.selection.cosmic import cosmic
 from refusal_cmp.selection.scoring import Reach, Scorer
 from refusal_cmp.subspace import ClassCovariances, Component, SubspaceField
 
@@ -122,7 +126,12 @@ def rank_components(
     reaches: list[Reach] = ["local", "global"] if compare or rule.rank_by == "global" else ["local"]
     scorer = Scorer(model, harmful, harmless, refusal_tokens or find_refusal_tokens(model, harmful, say=warnings.warn))
     scores = {reach: scorer.score(subspaces, reach, multipliers=rule.multipliers) for reach in reaches}
-    return ranked_table(subspaces, scores, rule).sort_values("rank", ignore_index=True)
+    ruled: dict[tuple[RankingRule, Reach], Tensor] = {}
+    if rule.rank_key == "cosmic":
+        ruled["cosmic", rule.rank_by] = cosmic(scorer, subspaces, rule.rank_by)
+    if rule.rank_key == "attribution":
+        ruled["attribution", rule.rank_by] = attribution(model, harmful, scorer.refusal_tokens, subspaces, rule.rank_by)
+    return ranked_table(subspaces, scores, rule, ruled).sort_values("rank", ignore_index=True)
 
 
 def class_covariances(

@@ -149,7 +149,7 @@ def _option(name: str, field: FieldInfo, heading: str) -> inspect.Parameter:
 def _defaults(name: str, value: Any) -> str:
     """The default, and that of models on the hub and of your own where it is another."""
     if name not in REAL_MODEL_DEFAULTS:
-        return f"(default: {_typed(name, value)})" if value is not None else ""
+        return f"(default: {_typed(name, value)})" if value not in (None, ()) else ""
     return f"(default: {_typed(name, REAL_MODEL_DEFAULTS[name])}; with {EMBEDDED}: {_typed(name, value)})"
 
 
@@ -170,7 +170,9 @@ def _help_for(ctx: typer.Context, model: str | None) -> None:
         if field is None or param.name == "model" or not isinstance(param, typer.core.TyperOption):
             continue
         value = getattr(config, str(param.name))
-        default = f"(default: {_typed(str(param.name), value)})" if value is not None and not field.exclude else ""
+        default = (
+            f"(default: {_typed(str(param.name), value)})" if value not in (None, ()) and not field.exclude else ""
+        )
         param.help = f"{field.description} {default}"
     typer.echo(ctx.get_help())
     raise typer.Exit
@@ -502,13 +504,15 @@ def _execute(
             alias="NAME",
         )
 
-    from refusal_cmp.commands.show import print_answer, print_rankings, print_summary
+    from refusal_cmp.commands.show import print_answer, print_ranking_rules, print_rankings, print_summary
     from refusal_cmp.stages import run_stages
 
     with _shown(session):
         run_stages(session, stages)
     if "select" in stages and config.compare_rankings:
         print_rankings(out, run)
+    if "select" in stages and config.ranking_rules:
+        print_ranking_rules(out, run)
     if what_if:
         from refusal_cmp.commands.what_if import print_what_if
 

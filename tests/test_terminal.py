@@ -23,7 +23,7 @@ from rich.text import Text
 
 from refusal_cmp.commands.compare import Diff, Entry, print_diff
 from refusal_cmp.commands.inspect import Inspection, Reading, Response, print_inspection
-from refusal_cmp.commands.show import live_progress, print_rankings, print_summary
+from refusal_cmp.commands.show import live_progress, print_ranking_rules, print_rankings, print_summary
 from refusal_cmp.run.directory import RunDir
 from refusal_cmp.subspace import Component
 from refusal_cmp.terminal import JOINERS, LAYOUT, SIGNS, UNSEEN, Terminal, line, lines, visible
@@ -187,6 +187,19 @@ def test_a_summary_says_where_it_is_as_text(console, tmp_path):
     text = shown.file.getvalue()
     assert text.count(rf"{NAME_SHOWN}") == 2
     assert "\x1b" not in text
+
+
+def test_other_ranking_rules_are_a_table_with_costs(tmp_path):
+    run, few = RunDir(tmp_path / "run"), {"n": 2, "rho": None, "why": "too few components, or all the same"}
+    pool = {"n": 8, "rho": 0.5, "says_little": False, "tau": 0.4, "top1_match": True, "top5_overlap": 0.8}
+    own = {"pools": {"kept": few, "within_kl": pool, "all": pool | {"rho": -0.5}}, "regret": 0.25}
+    one = {"method": "inlp", "rule": "cosmic", "reach": "local", "passes": 2.5, "exact_passes": 18.0,
+           "against": {"local": own}}  # fmt: skip
+    run.write_json("select/ranking-rules.json", [one])
+    shown = Console(file=io.StringIO(), width=120)
+    print_ranking_rules(shown, run)
+    rows = [line.split() for line in shown.file.getvalue().splitlines()]
+    assert ["inlp", "cosmic", "local", "–", "0.50", "-0.50", "0.25", "2.5", "18.0"] in rows
 
 
 # Commands

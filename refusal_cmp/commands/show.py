@@ -24,7 +24,7 @@ from refusal_cmp.report.page.first_screen import PLAN, UNASKED, first_screen
 from refusal_cmp.report.page.seeds import seed_rows, seeds_answer
 from refusal_cmp.report.seeds import SeedsData
 from refusal_cmp.report.table import Column, columns, language_column, summary
-from refusal_cmp.run.contents import RANKINGS, RESULTS, read_choice, read_results
+from refusal_cmp.run.contents import RANKING_RULES, RANKINGS, RESULTS, read_choice, read_results
 from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import Session
 from refusal_cmp.terminal import line, lines, visible
@@ -47,6 +47,11 @@ EMBEDDED = ("tiny-", "world_", "everyday-", "everyday_")
 RANKINGS_LEGEND = (
     "Intervals draw the validation prompts anew and rank again; p takes components for independent, which they are "
     "not, and is too small. Regret: global bypass of the local choice minus the best."
+)
+RULES_LEGEND = (
+    "Spearman's ρ with exact bypass of the same reach and prompts, over what all filters keep, what the KL filter "
+    "keeps, and all. Regret: exact bypass of the rule's choice, of what the filters keep, minus the best. Passes: of "
+    "the validation prompts of a class through all blocks; beside them those of exact bypass."
 )
 
 
@@ -174,6 +179,31 @@ def print_rankings(console: Console, run: RunDir) -> None:
                           f"{one['regret']:.2f}")  # fmt: skip
     console.print(table)
     console.print(RANKINGS_LEGEND, style="dim", highlight=False)
+
+
+def print_ranking_rules(console: Console, run: RunDir) -> None:
+    """How far other ranking rules agree with exact bypass of their own reach, and what they cost."""
+    table = Table(
+        title="Other ranking rules against bypass",
+        title_justify="left",
+        header_style="bold",
+        box=None,
+        padding=(0, 1, 0, 0),
+    )
+    for heading in ("method", "rule", "reach", "kept", "within KL", "all", "regret", "passes", "bypass"):
+        text = heading in ("method", "rule", "reach")
+        table.add_column(heading, justify="left" if text else "right", no_wrap=heading in ("method", "rule"))
+    for one in run.read_json(RANKING_RULES):
+        own = one["against"][one["reach"]]
+        table.add_row(
+            *map(line, (one["method"], one["rule"], one["reach"])),
+            *("–" if pool["rho"] is None else f"{pool['rho']:.2f}" for pool in own["pools"].values()),
+            f"{own['regret']:.2f}",
+            f"{one['passes']:.1f}",
+            f"{one['exact_passes']:.1f}",
+        )
+    console.print(table)
+    console.print(RULES_LEGEND, style="dim", highlight=False)
 
 
 def print_summary(console: Console, run: RunDir) -> None:

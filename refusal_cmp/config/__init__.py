@@ -197,7 +197,9 @@ KPolicy = Annotated[str, AfterValidator(_k_policy)]
 Site = Literal["resid_pre", "attn_out", "mlp_out"]
 SITES: tuple[Site, ...] = get_args(Site)
 Sites = Annotated[tuple[Site, ...], BeforeValidator(pieces), AfterValidator(once), Field(min_length=1)]
-RankKey = Literal["bypass", "accuracy-then-bypass"]
+RankingRule = Literal["cosmic", "attribution"]
+"""What estimates or replaces the bypass of a component; see `refusal_cmp.selection`."""
+RankKey = Literal["bypass", "accuracy-then-bypass", "cosmic", "attribution"]
 Share = Annotated[float, Field(ge=0.1, le=0.9)]
 Address = Annotated[str, AfterValidator(checked_address)]
 Secret = Annotated[SecretStr | None, BeforeValidator(_hidden)]
@@ -316,6 +318,11 @@ class SelectSettings(BaseModel):
     )
     compare_rankings: bool = Field(
         False, description="also score globally and compare the rankings", json_schema_extra=GRID
+    )
+    ranking_rules: Annotated[tuple[RankingRule, ...], BeforeValidator(pieces), AfterValidator(once)] = Field(
+        (),
+        description="cosmic, attribution: also score by these rules, and compare their rankings and costs with bypass",
+        json_schema_extra=GRID,
     )
     rank_by: Literal["local", "global"] = Field(
         "local", description="which scores filter and rank", json_schema_extra=CHOOSING

@@ -191,6 +191,24 @@ def stream_at(model: ChatModel, batch: Batch, layer: int) -> Float[Tensor, "b s 
     return found[0]
 
 
+def last_streams(model: ChatModel, batch: Batch, layers: Sequence[int]) -> Float[Tensor, "n l d"]:
+    """The residual stream on entry to each of some layers at every prompt's last token; the last one ends the pass.
+
+    It is what the blocks before have left there: edits of the layer's own `resid_pre` act after it is read.
+    """
+    found: dict[int, Tensor] = {}
+
+    def on_entry(layer: int, stream: Float[Tensor, "b s d"]) -> None:
+        found[layer] = batch.last(stream)[:, 0]
+        if layer == max(layers):
+            raise _EnoughReadError
+
+    handles = [before(model.blocks[layer].module, partial(on_entry, layer), prepend=True) for layer in layers]
+    with torch.inference_mode(), installed(handles), suppress(_EnoughReadError):
+        model.last_logits(batch)
+    return torch.stack([found[layer].to(model.device) for layer in layers], dim=1)
+
+
 def streams_at(
     model: ChatModel, batch: Batch, components: Sequence[Component]
 ) -> tuple[Float[Tensor, "b c d"], Float[Tensor, "b vocab"]]:

@@ -30,6 +30,8 @@ OWN_KEY = "refusalcmp"
 """The key of this package."""
 PHRASES = {"published": "arditi2024refusal"}
 """What work sets of refusal phrases are from, by the name of the set."""
+RANK_KEYS = {"cosmic": "siu2025cosmic", "attribution": "syed2024attribution"}
+"""What works rank keys are from."""
 ESCAPES = str.maketrans({"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#"})
 
 Work = Mapping[str, Any]
@@ -72,6 +74,8 @@ def works_of(config: Mapping[str, Any]) -> list[str]:
         found |= set(cited_by(Intervention))
     if "refusal" in evals and config["phrases"] in PHRASES:
         found.add(PHRASES[config["phrases"]])
+    ranked = {config["rank_key"], *config["rank_key_of"].values()}
+    found |= {work for key, work in RANK_KEYS.items() if key in ranked}
     names = [config["model"]]
     if "guard" in evals:
         names.append(config["guard"])

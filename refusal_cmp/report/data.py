@@ -29,6 +29,7 @@ from refusal_cmp.run.contents import (
     read_field,
     read_fields,
     read_plan_facts,
+    read_ranking_rules,
     read_rankings,
     read_ranks,
     read_results,
@@ -84,6 +85,8 @@ class RunData:
     ranks: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     """By extractor whose rank depends on the dev split: `position`, `layer`, `seed` of the split, `k`."""
     rankings: Sequence[Row] | None = None
+    ranking_rules: Sequence[Row] | None = None
+    """How other ranking rules agree with exact bypass, a row per method, rule and reach."""
     comparisons: pd.DataFrame | None = None
     agreement: pd.DataFrame | None = None
     """Cohen's κ of every pair of judges on the completions of harmful prompts."""
@@ -120,6 +123,7 @@ class RunData:
             selections=[one for one in self.selections if one.method in methods],
             fields={name: field for name, field in self.fields.items() if name in bases},
             rankings=self.rankings and [one for one in self.rankings if one["method"] in methods],
+            ranking_rules=self.ranking_rules and [one for one in self.ranking_rules if one["method"] in methods],
             magnitude=None if self.magnitude is None else self.magnitude[self.magnitude["method"].isin(methods)],
         )
 
@@ -249,6 +253,7 @@ def read_run(session: Session) -> RunData:
         test_sources={name: config.test_source(name) for name in config.test_sets},
         ranks={name: ranks for name in config.methods if (ranks := read_ranks(session, name)) is not None},
         rankings=read_rankings(session),
+        ranking_rules=read_ranking_rules(session),
         comparisons=run.read_table(COMPARISONS) if run.has(COMPARISONS) else None,
         agreement=run.read_table(AGREEMENT) if run.has(AGREEMENT) else None,
         magnitude=_magnitude(session),

@@ -26,6 +26,8 @@ RANKS = {
     "bypass": "the lowest bypass",
     "accuracy-then-bypass": "the highest balanced accuracy of its first direction on the dev split and, among equals, "
     "the lowest bypass",
+    "cosmic": "the highest sum of cosines of COSMIC \\citep{siu2025cosmic}, of mean states under opposite edits",
+    "attribution": "the lowest bypass to first order in the edit, by attribution \\citep{syed2024attribution}",
 }
 """What the best component has, by rank key."""
 LISTED = 4

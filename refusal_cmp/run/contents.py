@@ -125,6 +125,7 @@ SELECTION = "select/selection.json"
 BASELINE_SCORES = "select/baseline.json"
 """The unedited model's mean refusal metric on the validation prompts of each kind."""
 RANKINGS = "select/rankings.json"
+RANKING_RULES = "select/ranking-rules.json"
 
 
 def budget_file(method: str) -> str:
@@ -160,6 +161,28 @@ def read_scores(session: Session, method: str, reach: str) -> tuple[dict[tuple[i
     tensors = session.run.read_tensors(scores_file(method, reach))[0]
     keys = tensors.pop("scored", torch.empty(0, 3)).tolist()
     return {tuple(key): row for row, key in enumerate(keys)}, PromptScores(**tensors)
+
+
+def rule_file(method: str, rule: str, reach: str) -> str:
+    """The artefact that holds a method's scores by a ranking rule."""
+    return f"select/{method}.{rule}-{reach}.safetensors"
+
+
+def read_rule_scores(
+    session: Session, method: str, rule: str, reach: str
+) -> tuple[dict[tuple[int, ...], int], torch.Tensor]:
+    """The scores, and the row of each (position, layer, number of directions) that was ever scored."""
+    tensors = session.run.read_tensors(rule_file(method, rule, reach))[0]
+    return {tuple(key): row for row, key in enumerate(tensors["scored"].tolist())}, tensors["score"]
+
+
+def seconds_of(manifest: Mapping[str, Any], method: str, rule: str, reach: str) -> tuple[float | None, float | None]:
+    """How long a rule's scores, and the exact bypass, took on the run's machine; None of what was not made in one go.
+
+    It stands in the manifest, as it is another each time.
+    """
+    known = manifest.get("seconds", {})
+    return known.get(rule_file(method, rule, reach)), known.get(scores_file(method, reach))
 
 
 def read_choices(run: RunDir) -> dict[str, Selection]:
@@ -218,6 +241,12 @@ def read_baseline_metric(session: Session) -> dict[str, float]:
 def read_rankings(session: Session) -> list[dict[str, Any]] | None:
     """The ranking study of every method; None if there was none."""
     return session.run.read_json(RANKINGS) if session.run.has(RANKINGS) else None
+
+
+def read_ranking_rules(session: Session) -> list[dict[str, Any]] | None:
+    """How other ranking rules agree with exact scores, and what they cost; None if the run does not ask."""
+    asked = bool(session.config.ranking_rules) and session.run.has(RANKING_RULES)
+    return session.run.read_json(RANKING_RULES) if asked else None
 
 
 # infer

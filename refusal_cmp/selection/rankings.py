@@ -15,7 +15,9 @@ import pandas as pd
 from jaxtyping import Float, Int
 from scipy.stats import kendalltau, spearmanr
 
+from refusal_cmp.config import RankingRule
 from refusal_cmp.selection import Rule, ranked_table
+from refusal_cmp.selection.rule import HIGHEST, Ruled
 from refusal_cmp.selection.scoring import PromptScores, Reach
 from refusal_cmp.statistics.ranks import rank_agreement
 from refusal_cmp.subspace import SubspaceField
@@ -35,7 +37,12 @@ Array = np.ndarray
 
 
 def study(
-    field: SubspaceField, table: pd.DataFrame, scores: Mapping[Reach, PromptScores], rule: Rule, seed: int
+    field: SubspaceField,
+    table: pd.DataFrame,
+    scores: Mapping[Reach, PromptScores],
+    rule: Rule,
+    seed: int,
+    ruled: Ruled | None = None,
 ) -> dict[str, Any]:
     """The agreement of one method's local and global ranking, over the kept components and over all.
 
@@ -45,6 +52,8 @@ def study(
         The ranked table of the method, from `selection.ranked_table`.
     scores
         Per-prompt scores, local and global.
+    ruled
+        Scores by other rules, where one of them ranks; these stay as they are when prompts are drawn anew.
     """
     rng = np.random.default_rng(seed)
     bypass = {reach: scores[reach].bypass.numpy() for reach in ("local", "global")}
@@ -57,7 +66,7 @@ def study(
         "notes": NOTES,
         "pools": pools,
         "regret": regret(table),
-        "selected_again": _stability(field, table, scores, rule, rng),
+        "selected_again": _stability(field, table, scores, rule, rng, ruled),
     }
 
 
@@ -77,10 +86,8 @@ def agreement(
         return row | {"why": f"fewer than {MIN_COMPONENTS} components"}
     if min(len(set(local)), len(set(all_global))) < 2:
         return row | {"why": "all scores are equal"}
-    tau = kendalltau(local, all_global)
     rows = part.index.to_numpy()
     found = rank_agreement(bypass["local"][rows], bypass["global"][rows], rng)
-    best = {name: np.argsort(values, kind="stable") for name, values in (("local", local), ("global", all_global))}
     return row | {
         "rho": found.rho,
         "rho_noise_free": found.noise_free,
@@ -90,10 +97,31 @@ def agreement(
         "reliability_local": found.reliability[0],
         "reliability_global": found.reliability[1],
         "p": float(spearmanr(local, all_global).pvalue),
-        "tau": float(tau.statistic),
-        "top1_match": bool(best["local"][0] == best["global"][0]),
-        **{f"top{k}_overlap": _overlap(best["local"], best["global"], k) for k in (5, 10)},
+        **_order(local, all_global),
     }
+
+
+def against_exact(table: pd.DataFrame, name: RankingRule, reach: Reach, exact: Reach) -> dict[str, Any]:
+    """How a rule's scores rank the components that exact scores rank, and its regret.
+
+    Over the kept ones, over those that the KL filter keeps, whose removal changes little, and over all. ρ is without an
+    interval: it says how far an estimate is right about the scores on the same prompts.
+    """
+    sign = -1.0 if name in HIGHEST else 1.0
+    table = table[table["rank"].notna() & table[f"{reach}_{name}"].notna()]
+    pools: dict[str, dict[str, Any]] = {}
+    small = table[~table["dropped_by"].str.contains("kl")]
+    for pool, part in (("kept", table[table["kept"]]), ("within_kl", small), ("all", table)):
+        scores, bypass = sign * part[f"{reach}_{name}"].to_numpy(float), part[f"{exact}_bypass"].to_numpy(float)
+        if len(part) < MIN_COMPONENTS or min(len(set(scores)), len(set(bypass))) < 2:
+            pools[pool] = {"n": len(part), "rho": None, "why": "too few components, or all the same"}
+            continue
+        rho = float(spearmanr(scores, bypass).statistic)
+        pools[pool] = {"n": len(part), "rho": rho, "says_little": len(part) < FEWEST_RANKED, **_order(scores, bypass)}
+    among = table[table["kept"]] if table["kept"].any() else table
+    first = int((sign * among[f"{reach}_{name}"]).argmin())
+    best = among[f"{exact}_bypass"]
+    return {"pools": pools, "regret": float(best.iloc[first] - best.min())}
 
 
 def regret(table: pd.DataFrame) -> float:
@@ -118,6 +146,16 @@ def prediction(bypass: Sequence[float], refused: Sequence[float]) -> dict[str, A
     return row | {"rho": float(rho.statistic), "p": float(rho.pvalue)}
 
 
+def _order(one: Float[Array, " n"], other: Float[Array, " n"]) -> dict[str, Any]:
+    """Kendall's τ of two scores, whether the lowest is the same, and how many of the lowest they have in common."""
+    first, second = np.argsort(one, kind="stable"), np.argsort(other, kind="stable")
+    return {
+        "tau": float(kendalltau(one, other).statistic),
+        "top1_match": bool(first[0] == second[0]),
+        **{f"top{k}_overlap": _overlap(first, second, k) for k in (5, 10)},
+    }
+
+
 def _overlap(a: Int[Array, " n"], b: Int[Array, " n"], k: int) -> float | None:
     """Share of the first k that two orders have in common; None if there are not more than k."""
     return len(set(a[:k]) & set(b[:k])) / k if len(a) > k else None
@@ -129,6 +167,7 @@ def _stability(
     scores: Mapping[Reach, PromptScores],
     rule: Rule,
     rng: np.random.Generator,
+    ruled: Ruled | None,
 ) -> float:
     """How often the same component is selected when the prompts of both kinds are drawn anew."""
     selected, same = int(table["selected"].to_numpy().argmax()), 0
@@ -140,6 +179,6 @@ def _stability(
             reach: PromptScores(one.bypass[:, harmful], one.induce[..., harmless], one.kl[:, harmless])
             for reach, one in scores.items()
         }
-        again = ranked_table(field, drawn, rule)
+        again = ranked_table(field, drawn, rule, ruled)
         same += int(again["selected"].to_numpy().argmax()) == selected
     return same / REPEATS

@@ -6,13 +6,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal_cmp.config import RankKey, RunConfig
+from refusal_cmp.config import RankingRule, RankKey, RunConfig
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.plan import number
 from refusal_cmp.registry import parse_spec
@@ -20,6 +20,12 @@ from refusal_cmp.selection.scoring import PromptScores, Reach
 from refusal_cmp.subspace import Component, SubspaceField
 
 Aggregate = Literal["max", "median", "one"]
+RULES: tuple[RankingRule, ...] = get_args(RankingRule)
+"""Scores beside bypass that can rank; each is a column of the table where it was made."""
+HIGHEST: tuple[RankingRule, ...] = ("cosmic",)
+"""Those of them of which the highest is the best."""
+Ruled = Mapping[tuple[RankingRule, Reach], Float[Tensor, "c m"]]
+"""Scores of every component by rules: on each prompt, or in parts that are added up."""
 STEPS = (1, 2, 5)
 """Where the filters keep nothing the KL budget goes from the threshold through these and their tenfolds."""
 SUPPRESSES_WITHIN = 10
@@ -44,7 +50,7 @@ class Rule:
     """Which bypass and KL scores filter and rank; the induce filter stays at the source layer."""
     rank_key: RankKey = "bypass"
     """`accuracy-then-bypass` ranks by the first classifier's dev accuracy, and by bypass among equals, as
-    published for INLP."""
+    published for INLP; `cosmic` and `attribution` rank by those scores, and by bypass among equals."""
 
     def __post_init__(self) -> None:
         if not self.kl_threshold > 0:
@@ -113,13 +119,23 @@ class Selection:
         return tuple(dict.fromkeys((*self.kept, self.selected, *others)))
 
 
-def ranked_table(field: SubspaceField, scores: Mapping[Reach, PromptScores], rule: Rule) -> pd.DataFrame:
+def ranked_table(
+    field: SubspaceField, scores: Mapping[Reach, PromptScores], rule: Rule, ruled: Ruled | None = None
+) -> pd.DataFrame:
     """A row per component of one method, scored, filtered and ranked by the rule."""
-    return select(score_table(field, scores, rule), rule, field.means.n_layers)
+    return select(score_table(field, scores, rule, ruled), rule, field.means.n_layers)
 
 
-def score_table(field: SubspaceField, scores: Mapping[Reach, PromptScores], rule: Rule) -> pd.DataFrame:
-    """A row per component of one method: its scores, local and (if there) global, averaged over prompts."""
+def score_table(
+    field: SubspaceField, scores: Mapping[Reach, PromptScores], rule: Rule, ruled: Ruled | None = None
+) -> pd.DataFrame:
+    """A row per component of one method: its scores, local and (if there) global, averaged over prompts.
+
+    Parameters
+    ----------
+    ruled
+        Its scores by other rules.
+    """
     rows = []
     for index, (component, subspace) in enumerate(field.subspaces.items()):
         row: dict[str, object] = {
@@ -135,16 +151,19 @@ def score_table(field: SubspaceField, scores: Mapping[Reach, PromptScores], rule
             row[f"{reach}_induce"] = _aggregate(induce, rule)
             row[f"{reach}_kl"] = float(per_prompt.kl[index].mean())
             row |= {f"{reach}_induce@{number(m)}": float(v) for m, v in zip(rule.multipliers, induce, strict=True)}
+        for (name, reach), score in (ruled or {}).items():
+            row[f"{reach}_{name}"] = float(score[index].sum() if name in HIGHEST else score[index].mean())
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def select(table: pd.DataFrame, rule: Rule, n_layers: int) -> pd.DataFrame:
     """The table of one method with `key`, `dropped_by`, `kept`, `rank`, `kl_budget` and `selected`."""
-    bypass, kl = table[f"{rule.rank_by}_bypass"], table[f"{rule.rank_by}_kl"]
-    induce = table["local_induce"]
+    kl, induce = table[f"{rule.rank_by}_kl"], table["local_induce"]
+    ruled = [f"{rule.rank_by}_{rule.rank_key}"] if rule.rank_key in RULES else []
+    needed = [f"{rule.rank_by}_bypass", f"{rule.rank_by}_kl", "local_induce", *ruled]
     failed = {
-        "nan": bypass.isna() | kl.isna() | induce.isna(),
+        "nan": table[needed].isna().any(axis=1),
         "induce": induce < rule.induce_threshold,
         "kl": kl > rule.kl_threshold,
         "layer": table["layer"] >= int(rule.prune_layers * n_layers),
@@ -156,6 +175,8 @@ def select(table: pd.DataFrame, rule: Rule, n_layers: int) -> pd.DataFrame:
     ascending = [True, True, True]
     if rule.rank_key == "accuracy-then-bypass":
         keys, ascending = ["accuracy", *keys], [False, *ascending]
+    elif ruled:
+        keys, ascending = [*ruled, *keys], [rule.rank_key not in HIGHEST, *ascending]
     ranked = table[~failed["nan"]].sort_values(keys, ascending=ascending)
     if ranked.empty:
         raise RefusalCmpError(

@@ -12,6 +12,7 @@ a local candidate's pass starts from the residual stream at its layer, which is 
 from __future__ import annotations
 
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import nullcontext
@@ -61,7 +62,7 @@ class PromptScores:
 
 
 @dataclass
-class _Part:
+class Part:
     """A batch of validation prompts with what every candidate needs of the unedited pass."""
 
     rows: list[int]
@@ -80,6 +81,10 @@ class _Part:
 
 
 Edits = Mapping[Place, LowRankEdit]
+
+
+def _last_logits(model: ChatModel, batch: Batch) -> Float[Tensor, "n vocab"]:
+    return model.last_logits(batch)
 
 
 class Scorer:
@@ -110,6 +115,8 @@ class Scorer:
         self.kl_epsilon = kl_epsilon
         self.refusal_tokens = refusal_tokens
         self.rows = RowBudget(model.device, max_rows)
+        self.bypass_seconds = 0.0
+        """That the bypass scores of the last call of `score` took, without induce and KL."""
         self.harmful = self._parts(harmful, with_logits=False)
         self.harmless = self._parts(harmless, with_logits=True)
 
@@ -148,17 +155,20 @@ class Scorer:
         induce = self._unknown(self.harmless, len(components), len(multipliers))
 
         def removal(index: int) -> Edits:
-            return _edits("nullspace", field, components[index], reach, setting)
+            return candidate_edits("nullspace", field, components[index], reach, setting)
 
         def addition(pair: tuple[int, int]) -> Edits:
             component, multiplier = components[pair[0]], multipliers[pair[1]]
-            return _edits("actadd", field, component, reach, setting, multiplier, selected_norm)
+            return candidate_edits("actadd", field, component, reach, setting, multiplier, selected_norm)
 
+        self.bypass_seconds = 0.0
         with progress(f"scoring {field.method}, {reach}", len(components)) as advance:
-            for start, removed in _batches(_by_start(components, reach), max(1, self.rows.limit // PART_SIZE)):
+            for start, removed in batches(by_start(components, reach), max(1, self.rows.limit // PART_SIZE)):
                 if any(index not in finished for index in removed):
                     added = [(index, column) for index in removed for column in range(len(multipliers))]
+                    began = time.monotonic()
                     self._fill(bypass, self.harmful, start, removed, removal, self._metric)
+                    self.bypass_seconds += time.monotonic() - began
                     self._fill(kl, self.harmless, start, removed, removal, self._kl)
                     self._fill(induce, self.harmless, start, added, addition, self._metric)
                     for index in removed:
@@ -174,22 +184,22 @@ class Scorer:
         kl = self._unknown(self.harmless, len(components))
 
         def removal(index: int) -> Edits:
-            return _edits("nullspace", field, components[index], "local", setting)
+            return candidate_edits("nullspace", field, components[index], "local", setting)
 
-        for start, removed in _by_start(components, "local").items():
+        for start, removed in by_start(components, "local").items():
             self._fill(kl, self.harmless, start, removed, removal, self._kl)
         return kl
 
-    def _parts(self, instructions: Sequence[str], with_logits: bool) -> list[_Part]:
+    def _parts(self, instructions: Sequence[str], with_logits: bool) -> list[Part]:
         parts = []
         for rows, batch in self.model.batches(instructions, self.rows.at_most(PART_SIZE)):
             with self.rows.measured(len(batch)):
                 logits = self.model.last_logits(batch)
                 metric = refusal_metric(logits, self.refusal_tokens).cpu()
-            parts.append(_Part(rows, batch, metric, logits if with_logits else logits.new_empty(0)))
+            parts.append(Part(rows, batch, metric, logits if with_logits else logits.new_empty(0)))
         return parts
 
-    def _stream(self, part: _Part, layer: int) -> Float[Tensor, "r t d"]:
+    def _stream(self, part: Part, layer: int) -> Float[Tensor, "r t d"]:
         """The unedited stream on entry to a layer, read on from where the part's last one was if that is before it."""
         known = part.stream
         if known is not None and part.layer == layer:
@@ -201,55 +211,71 @@ class Scorer:
         return stream
 
     @staticmethod
-    def _unknown(parts: Sequence[_Part], *shape: int) -> Float[Tensor, "*shape n"]:
+    def _unknown(parts: Sequence[Part], *shape: int) -> Float[Tensor, "*shape n"]:
         """Scores on the prompts of these parts that are still to be filled in."""
         return torch.full((*shape, sum(len(part.batch) for part in parts)), torch.nan, dtype=torch.float64)
 
     def _fill(
         self,
         scores: Float[Tensor, "*shape n"],
-        parts: Sequence[_Part],
+        parts: Sequence[Part],
         start: int,
         candidates: Sequence[_Key],
         edits_of: Callable[[_Key], Edits],
-        measure: Callable[[_Part, Float[Tensor, "g n vocab"]], Float[Tensor, "g n"]],
+        measure: Callable[[Part, Float[Tensor, "g n vocab"]], Float[Tensor, "g n"]],
     ) -> None:
         """Measure candidates, which are indices into `scores`, on every prompt."""
         for part in parts:
-            for keys, logits in self._passes(start, candidates, edits_of, part):
+            for keys, logits in self.passes(start, candidates, edits_of, part):
                 at = torch.tensor(keys).view(len(keys), -1, 1)
                 scores[(*at.unbind(1), torch.tensor(part.rows))] = measure(part, logits)
 
-    def _passes(
-        self, start: int, candidates: Sequence[_Key], edits_of: Callable[[_Key], Edits], part: _Part
-    ) -> Iterator[tuple[list[_Key], Float[Tensor, "g n vocab"]]]:
-        """Last-position logits of as many candidates at a time as fit in memory; there are no edits but theirs."""
+    def passes(
+        self,
+        start: int,
+        candidates: Sequence[_Key],
+        edits_of: Callable[[_Key], Edits],
+        part: Part,
+        read: Callable[[ChatModel, Batch], Float[Tensor, "gn ..."]] = _last_logits,
+    ) -> Iterator[tuple[list[_Key], Float[Tensor, "g n ..."]]]:
+        """Last-position logits of as many candidates at a time as fit in memory; there are no edits but theirs.
+
+        Parameters
+        ----------
+        read
+            What is read of a pass instead.
+        """
         done, stream = 0, self._stream(part, start)
         row = self.model.row_bytes(math.ceil(part.batch.ids.numel() / len(part.batch)))
         while done < len(candidates):
             chunk = list(candidates[done : done + max(1, self.rows.within(row) // len(part.batch))])
             edits = [edits_of(key) for key in chunk]
             with self.rows.halving(len(chunk) * len(part.batch), least=len(part.batch)) as attempt:
-                logits = edited_logits(self.model, start, edits, part.batch, stream)
+                found = edited_pass(self.model, start, edits, part.batch, stream, read)
             if attempt.failed:
                 continue
-            yield chunk, logits
+            yield chunk, found
             done += len(chunk)
 
-    def _kl(self, part: _Part, logits: Float[Tensor, "g n vocab"]) -> Float[Tensor, "g n"]:
+    def _kl(self, part: Part, logits: Float[Tensor, "g n vocab"]) -> Float[Tensor, "g n"]:
         """One group at a time: the vocabulary is the large dimension."""
         unedited = part.log_probs
         rows = [kl_divergence(unedited, one.double().log_softmax(-1), self.kl_epsilon) for one in logits]
         return torch.stack(rows).cpu()
 
-    def _metric(self, _: _Part, logits: Float[Tensor, "g n vocab"]) -> Float[Tensor, "g n"]:
+    def _metric(self, _: Part, logits: Float[Tensor, "g n vocab"]) -> Float[Tensor, "g n"]:
         return refusal_metric(logits.flatten(0, 1), self.refusal_tokens).view(logits.shape[:2]).cpu()
 
 
-def edited_logits(
-    model: ChatModel, start: int, edits: Sequence[Edits], batch: Batch, stream: Float[Tensor, "r t d"]
-) -> Float[Tensor, "g n vocab"]:
-    """Last-position logits of the batch under each of g sets of edits, in one pass from block `start` on."""
+def edited_pass(
+    model: ChatModel,
+    start: int,
+    edits: Sequence[Edits],
+    batch: Batch,
+    stream: Float[Tensor, "r t d"],
+    read: Callable[[ChatModel, Batch], Float[Tensor, "gn ..."]] = _last_logits,
+) -> Float[Tensor, "g n ..."]:
+    """What is read of the batch under each of g sets of edits, in one pass from block `start` on."""
     shared: dict[tuple[int, ...], LowRankEdit] = {}
     stacked = {}
     for place in {place for one in edits for place in one}:
@@ -263,11 +289,11 @@ def edited_logits(
         model.resumed(start, stream.repeat(len(edits), 1, 1)),
         model.edited(stacked),
     ):
-        logits = model.last_logits(batch.repeated(len(edits)))
-    return logits.view(len(edits), len(batch), -1)
+        found = read(model, batch.repeated(len(edits)))
+    return found.view(len(edits), len(batch), *found.shape[1:])
 
 
-def _by_start(components: Sequence[Component], reach: Reach) -> dict[int, list[int]]:
+def by_start(components: Sequence[Component], reach: Reach) -> dict[int, list[int]]:
     """Indices of components by the block that their passes start from: the first that their edits change."""
     candidates: dict[int, list[int]] = defaultdict(list)
     for index, component in enumerate(components):
@@ -275,14 +301,20 @@ def _by_start(components: Sequence[Component], reach: Reach) -> dict[int, list[i
     return candidates
 
 
-def _batches(candidates: Mapping[int, Sequence[int]], size: int) -> Iterator[tuple[int, Sequence[int]]]:
+def passes_of_bypass(field: SubspaceField, reach: Reach) -> float:
+    """What the bypass of a field costs, in passes of the harmful validation prompts through all blocks."""
+    n_layers = field.means.n_layers
+    return sum(len(of) * (n_layers - start) for start, of in by_start(list(field), reach).items()) / n_layers
+
+
+def batches(candidates: Mapping[int, Sequence[int]], size: int) -> Iterator[tuple[int, Sequence[int]]]:
     """The candidates of every start, so many at a time."""
     for start, indices in candidates.items():
         for first in range(0, len(indices), size):
             yield start, indices[first : first + size]
 
 
-def _edits(
+def candidate_edits(
     intervention: str,
     field: SubspaceField,
     component: Component,
@@ -291,6 +323,7 @@ def _edits(
     strength: float | None = None,
     selected_norm: float | None = None,
 ) -> Edits:
+    """The edits of the plan that scores a component by an intervention."""
     chosen = Chosen(field, component, (component,))
     return make_plan(
         intervention, chosen, SCOPES[reach], strength=strength, setting=setting, selected_norm=selected_norm

@@ -15,6 +15,7 @@ from refusal_cmp.run.contents import (
     PAGE,
     PLANS,
     PROMPTS,
+    RANKING_RULES,
     RANKINGS,
     RESULTS,
     SCORES,
@@ -55,7 +56,8 @@ def _sources(session: Session) -> dict[str, Any]:
     run, config = session.run, session.config
     files = [RESULTS, PLANS, PROMPTS, MEANS, SCORES, SELECTION, *map(subspace_file, config.methods)]
     files += [prompts_file(config, dataset) for dataset in config.other_sets]
-    optional = (RANKINGS, COMPARISONS, AGREEMENT, *map(ranks_file, config.methods))
+    rules = (RANKING_RULES,) if config.ranking_rules else ()
+    optional = (RANKINGS, *rules, COMPARISONS, AGREEMENT, *map(ranks_file, config.methods))
     files += [name for name in optional if run.has(name)]
     labels = {row["same_as"] for row in run.read_json(PLANS)}
     for dataset in config.test_sets:

@@ -40,7 +40,9 @@ from refusal_cmp.selection import Rule, Selection, outcome, ranked_table
 from refusal_cmp.selection.among import among, chosen, left_out, said
 from refusal_cmp.selection.budget import within_budget
 from refusal_cmp.selection.rankings import prediction, spread_out, study
+from refusal_cmp.selection.rule import Ruled
 from refusal_cmp.selection.scoring import PromptScores, Reach, Scorer
+from refusal_cmp.stages.ranking_rules import compare_rules, note_seconds, rule_scores, rules_of
 from refusal_cmp.subspace import Component, SubspaceField
 
 JUDGED_COMPONENTS = 12
@@ -70,7 +72,15 @@ def select_stage(session: Session) -> None:
         field.method: {reach: _scores(session, field, reach, scorer, unit) for reach in reaches} for field in fields
     }
     rules = {field.method: Rule.of(config, field.extracted_by) for field in fields}
-    tables = [ranked_table(field, scores[field.method], rules[field.method]) for field in fields]
+    edits = {field.method: _score_setting(config, field) for field in fields}
+    ruled = {
+        field.method: {
+            which: rule_scores(session, field, which, edits[field.method], scorer, unit)
+            for which in rules_of(session, rules[field.method], reaches)
+        }
+        for field in fields
+    }
+    tables = [ranked_table(field, scores[field.method], rules[field.method], ruled[field.method]) for field in fields]
     selections = [outcome(table, field, rules[field.method]) for table, field in zip(tables, fields, strict=True)]
     _check_choice(session, choosing, selections, pd.concat(tables, ignore_index=True))
     for field, selection, table in zip(fields, selections, tables, strict=True):
@@ -93,16 +103,17 @@ def select_stage(session: Session) -> None:
         kept,
         {"choosing": choosing} | {subspace_file(name): run.digest(subspace_file(name)) for name in config.methods},
     )
+    sources = {
+        scores_file(field.method, reach): run.digest(scores_file(field.method, reach))
+        for field in fields
+        for reach in reaches
+    }
+    if choice:
+        sources["choice"] = choice
+    if config.ranking_rules:
+        compare_rules(session, fields, tables, reaches, sources)
     if config.compare_rankings:
-        sources = {
-            scores_file(field.method, reach): run.digest(scores_file(field.method, reach))
-            for field in fields
-            for reach in reaches
-        }
-        if choice:
-            sources["choice"] = choice
-        edits = {field.method: _score_setting(config, field) for field in fields}
-        _compare_rankings(session, fields, tables, scores, rules, edits, sources)
+        _compare_rankings(session, fields, tables, scores, ruled, rules, edits, sources)
 
 
 def _check_choice(
@@ -196,8 +207,12 @@ def _selected_norm(
     if session.config.actadd_norm == "own" or not found:
         return None
     scores = {reach: _scores(session, found[0], reach, scorer, None) for reach in reaches}
-    rule = Rule.of(session.config, found[0].extracted_by)
-    table = ranked_table(found[0], scores, rule)
+    rule, edits = Rule.of(session.config, found[0].extracted_by), _score_setting(session.config, found[0])
+    ruled = {
+        which: rule_scores(session, found[0], which, edits, scorer, None)
+        for which in rules_of(session, rule, ())  # that which ranks, if one does
+    }
+    table = ranked_table(found[0], scores, rule, ruled)
     return found[0].means.distance(outcome(table, found[0], rule).selected)
 
 
@@ -224,7 +239,8 @@ def _scores(
     if len(left):
         new = [(*at, subspace.k) for at, subspace in left.subspaces.items()]
         done = run.journal(name, [settings, sources, new])
-        more = scorer().score(
+        begun, one = bool(done or scored), scorer()
+        more = one.score(
             left,
             reach,
             multipliers=config.induce_multipliers,
@@ -233,6 +249,7 @@ def _scores(
             done=done,
             progress=session.progress,
         )
+        note_seconds(session, name, None if begun else one.bypass_seconds)
         scores = scores + more if scored else more
         scored |= {key: len(scored) + row for row, key in enumerate(new)}
         tensors = {"bypass": scores.bypass, "induce": scores.induce, "kl": scores.kl, "scored": torch.tensor([*scored])}
@@ -286,6 +303,7 @@ def _compare_rankings(
     fields: list[SubspaceField],
     tables: list[pd.DataFrame],
     scores: Mapping[str, Mapping[Reach, PromptScores]],
+    ruled: Mapping[str, Ruled],
     rules: Mapping[str, Rule],
     settings: Mapping[str, Setting],
     sources: Mapping[str, Any],
@@ -301,7 +319,8 @@ def _compare_rankings(
     studies, done = [], run.journal(RANKINGS, [made_with, sources])
     with session.progress("comparing rankings", len(fields) * JUDGED_COMPONENTS) as advance:
         for i, (field, table) in enumerate(zip(fields, tables, strict=True)):
-            of_method = study(field, table, scores[field.method], rules[field.method], config.seed)
+            name = field.method
+            of_method = study(field, table, scores[name], rules[name], config.seed, ruled[name])
             bypass, refused = [], []
             for j, row in enumerate(spread_out(table, JUDGED_COMPONENTS)):
                 index = i * JUDGED_COMPONENTS + j

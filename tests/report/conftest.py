@@ -13,7 +13,8 @@ from support.finished_run import make_run
 @pytest.fixture(scope="session")
 def finished(tiny, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "small"
-    return make_run(path, tiny, until="report", inlp_k="budget,full", compare_rankings=True)
+    studies = {"compare_rankings": True, "ranking_rules": "attribution"}
+    return make_run(path, tiny, until="report", inlp_k="budget,full", **studies)
 
 
 @pytest.fixture(scope="session")

@@ -103,6 +103,23 @@ def test_a_rank_correlation_of_few_components_has_no_interval_on_the_page(data):
     assert "−0.40" not in text
 
 
+def test_other_ranking_rules_and_what_they_cost_are_on_the_page(data, finished):
+    assert "<h3>Other ranking rules</h3>" in page(finished).read_text(encoding="utf-8")
+    few = {"n": 2, "rho": None, "why": "too few components, or all the same"}
+    pool = {"n": 8, "rho": 0.5, "says_little": False, "tau": 0.4, "top1_match": True, "top5_overlap": 0.8}
+    own = {"pools": {"kept": few, "within_kl": pool, "all": pool | {"rho": -0.5, "n": 9}}, "regret": 0.25}
+    one = {"method": "inlp", "rule": "cosmic", "reach": "local", "passes": 2.5, "exact_passes": 18.0,
+           "against": {"local": own}}  # fmt: skip
+    seconds = {"select/inlp.cosmic-local.safetensors": 1.25, "select/inlp.local.safetensors": 30.0}
+    for known in (seconds, {}):
+        text = render(replace(data, ranking_rules=[one], manifest={**data.manifest, "seconds": known}), [], {})
+        row = text[text.index("<td>cosmic</td>", text.index("Other ranking rules")) :]
+        cells = re.findall('<td class="number">(.*?)</td>', row[: row.index("</tr>")])
+        costs = ["2.5, 18.0", "1.2, 30.0" if known else "–, –"]
+        assert cells == ["– (2)", "0.50 (8)", "−0.50 (9)", "same", "80\u202f%", "–", "0.25", *costs]
+    assert "Other ranking rules" not in render(replace(data, ranking_rules=None), [], {})
+
+
 # The page in a browser
 
 

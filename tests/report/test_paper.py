@@ -10,6 +10,7 @@ import pytest
 
 from refusal_cmp.api import load_prompts
 from refusal_cmp.planning import Setting
+from refusal_cmp.report.citations import works_of
 from refusal_cmp.report.data import read_run
 from refusal_cmp.report.latex import seeds_tables, tables
 from refusal_cmp.report.latex_phrases import public_name, tt, where_scored
@@ -282,6 +283,9 @@ def test_the_rank_key_of_every_method_is_said(data):
     settings = {"rank_key": "accuracy-then-bypass"}
     assert f"each method uses the one with {accuracy}." in method_text(with_settings(data, **settings))
     assert f": {accuracy}, among those" in tables(with_settings(data, **settings))["selection"]
+    cosmic = with_settings(data, rank_key="cosmic")
+    assert r"cosines of COSMIC \citep{siu2025cosmic}" in method_text(cosmic)
+    assert "siu2025cosmic" in works_of(cosmic.config)
     mixed = with_settings(data, rank_key_of={"inlp": "accuracy-then-bypass"})
     both = f"{tt('inlp')} and {tt('inlp[k=full]')}"
     by_method = f"the one with the lowest bypass (with {tt('diff-in-means')}) or {accuracy} (with {both})."

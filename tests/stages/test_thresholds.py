@@ -11,7 +11,7 @@ from refusal_cmp.commands.what_if import print_what_if, what_if
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.report.data import read_run
 from refusal_cmp.report.wording import counted
-from refusal_cmp.run.contents import read_choices, read_scores
+from refusal_cmp.run.contents import RANKING_RULES, read_choices, read_scores
 from refusal_cmp.run.directory import RunDir
 from refusal_cmp.selection.scoring import Scorer
 from refusal_cmp.subspace import Component
@@ -165,3 +165,58 @@ def test_what_other_thresholds_would_choose_is_what_they_choose(selected, tiny, 
     assert isinstance(at, Component)
     assert re.search(rf"^these settings +\({at.position}, {at.layer}\): ", console.file.getvalue(), re.MULTILINE)
     assert "the same: " in console.file.getvalue()
+
+
+def test_other_rules_are_scored_when_asked_for_kept_and_rank_at_once(selected, tiny, monkeypatch):
+    exact = (selected.run.path / "select/diff-in-means.local.safetensors").read_bytes()
+    asked = GRID | {"ranking_rules": "cosmic,attribution"}
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "score", None)  # what is exact is there
+        session, _ = start(selected.run.path, tiny, ("select",), **asked)
+    found = session.run.read_json(RANKING_RULES)
+    assert [(one["rule"], one["reach"]) for one in found] == [("cosmic", "local"), ("attribution", "local")]
+    assert all(set(one["against"]) == {"local"} and one["exact_passes"] > 0 for one in found)
+    assert {
+        "select/diff-in-means.cosmic-local.safetensors",
+        "select/diff-in-means.attribution-local.safetensors",
+    } == set(session.run.manifest["seconds"]), "of exact scores, which were made before, nobody knows"
+
+    monkeypatch.setattr(Scorer, "passes", None)
+    monkeypatch.setattr("refusal_cmp.selection.attribution.over_slopes", None)
+    for key, best in (("attribution", "idxmin"), ("cosmic", "idxmax")):
+        session, said = start(selected.run.path, tiny, ("select",), **asked | {"rank_key": key})
+        assert any(f"is now {key}: the stored scores are ranked again." in text for text in said)
+        table = session.run.read_table("select/scores.csv")
+        kept = table[table["kept"]]
+        assert table["selected"].idxmax() == getattr(kept[f"local_{key}"], best)()
+        assert {one.setting for one in what_if(session)} > {"", "--kl-threshold 0.05"}, "from the same columns"
+    start(selected.run.path, tiny, ("select",), **GRID)
+    assert (selected.run.path / "select/diff-in-means.local.safetensors").read_bytes() == exact
+
+
+def test_cosmic_that_was_stopped_goes_on(selected, tiny, monkeypatch):
+    at = "select/diff-in-means.cosmic-local.safetensors"
+    asked = GRID | {"ranking_rules": "cosmic"}
+    start(selected.run.path, tiny, ("select",), **asked)
+    whole = (selected.run.path / at).read_bytes()
+    (selected.run.path / at).unlink()
+    passes, made = Scorer.passes, []
+
+    def stops(self, start, candidates, *rest):
+        made.append(tuple(candidates))
+        if len(set(made)) > 2:
+            raise KeyboardInterrupt
+        yield from passes(self, start, candidates, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "passes", stops)
+        with pytest.raises(KeyboardInterrupt):
+            start(selected.run.path, tiny, ("select",), **asked)
+    done = set(made[:-1])
+    made.clear()
+    monkeypatch.setattr(Scorer, "passes", lambda self, *rest: made.append(tuple(rest[1])) or passes(self, *rest))
+    session, _ = start(selected.run.path, tiny, ("select",), **asked)
+    assert done
+    assert not done & set(made)
+    assert (selected.run.path / at).read_bytes() == whole
+    assert at not in session.run.manifest["seconds"], "it was not made in one go"

@@ -53,12 +53,18 @@ def rankings_figure(table: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -
     deepest = max(1, int(table["layer"].max()))
     for one, (top, bottom) in zip(studies, axes.T, strict=True):
         part = table[(table["method"] == one["method"]) & table["rank"].notna()]
-        _scatter(top, part, part["local_bypass"], part["global_bypass"], deepest)
-        _scatter(bottom, part, part["local_bypass"].rank(), part["global_bypass"].rank(), deepest)
+        scatter(top, part, part["local_bypass"], part["global_bypass"], deepest)
+        scatter(bottom, part, part["local_bypass"].rank(), part["global_bypass"].rank(), deepest)
         top.set_title(f"{one['method']}\n{_said(one['pools'])}")
         top.set(xlabel="local bypass (log-odds)", ylabel="global bypass (log-odds)")
         bottom.set(xlabel="local rank (1 is best)", ylabel="global rank (1 is best)")
         bottom.plot([1, len(part)], [1, len(part)], color=GREY, linestyle=":", linewidth=1)
+    keys_below(figure, axes, deepest, columns=2 if width == column() else 4)
+    return figure
+
+
+def keys_below(figure: Figure, axes: Any, deepest: int, columns: int) -> None:
+    """A legend of what colours and marks are."""
     shade = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, deepest), SEQUENCE)
     figure.colorbar(shade, ax=axes[:, -1], label="layer", shrink=0.6)
     legend_below(
@@ -71,12 +77,11 @@ def rankings_figure(table: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -
             ),
             Line2D([], [], color=GREY, linestyle=":", label="same rank"),
         ],
-        columns=2 if width == column() else 4,
+        columns=columns,
     )
-    return figure
 
 
-def _scatter(ax: Axes, part: pd.DataFrame, x: pd.Series, y: pd.Series, deepest: int) -> None:
+def scatter(ax: Axes, part: pd.DataFrame, x: pd.Series, y: pd.Series, deepest: int) -> None:
     """Kept components filled, dropped ones hollow, the selected one a star; colour is the layer."""
     kept = part["kept"].astype(bool)
     colours = mpl.colormaps[SEQUENCE](part["layer"].to_numpy() / deepest)

@@ -16,6 +16,7 @@ from refusal_cmp.report.page.tables import (
     category_tables,
     judges_table,
     plans_table,
+    ranking_rules_table,
     rankings_table,
     selection_table,
 )
@@ -42,6 +43,7 @@ def render(data: RunData, outcomes: Sequence[Outcome], images: Mapping[tuple[str
         selection=selection_table(data),
         choice=data.choice,
         rankings=rankings_table(data),
+        ranking_rules=ranking_rules_table(data),
         fewest_ranked=FEWEST_RANKED,
         categories=category_tables(data),
         agreement=judges_table(data),

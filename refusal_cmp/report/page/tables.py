@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,6 +12,7 @@ from refusal_cmp.report.answer import Standing, answers_already
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.table import PART, Column, columns
 from refusal_cmp.report.wording import bounds, bracketed, decimal, percent, shown
+from refusal_cmp.run.contents import seconds_of
 from refusal_cmp.statistics import Estimate
 
 
@@ -115,6 +116,41 @@ def rankings_table(data: RunData) -> list[dict[str, Any]]:
         for one in data.rankings or ()
         for name, pool in one["pools"].items()
     ]
+
+
+def ranking_rules_table(data: RunData) -> list[dict[str, Any]]:
+    """How far other rules rank as exact bypass does, and at what cost, a row per method, rule and reach."""
+    return [
+        {
+            "method": one["method"],
+            "rule": one["rule"],
+            "reach": one["reach"],
+            "rho": {name: _rho(pool) for name, pool in own["pools"].items()},
+            "rho_global": _rho(one["against"]["global"]["pools"]["all"]) if "global" in one["against"] else "–",
+            **_first(own["pools"]["all"]),
+            "regret": decimal(own["regret"]),
+            "passes": [decimal(one["passes"], 1), decimal(one["exact_passes"], 1)],
+            "seconds": ["–" if s is None else decimal(s, 1) for s in _seconds(data, one)],
+        }
+        for one in data.ranking_rules or ()
+        for own in [one["against"][one["reach"]]]
+    ]
+
+
+def _rho(pool: Mapping[str, Any]) -> str:
+    """Spearman's ρ and of how many components it is."""
+    return f"{'–' if pool['rho'] is None else decimal(pool['rho'])} ({pool['n']})"
+
+
+def _first(pool: Mapping[str, Any]) -> dict[str, str]:
+    if pool["rho"] is None:
+        return {"top1": "–", "top5": "–"}
+    overlap = pool["top5_overlap"]
+    return {"top1": "same" if pool["top1_match"] else "other", "top5": "–" if overlap is None else percent(overlap)}
+
+
+def _seconds(data: RunData, one: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    return seconds_of(data.manifest, one["method"], one["rule"], one["reach"])
 
 
 def _correlation(pool: Any) -> dict[str, Any]:
