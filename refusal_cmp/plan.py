@@ -46,11 +46,15 @@ class Plan:
     """`best`: the selected component's subspace everywhere; `own`: each layer's own."""
     position: int | None = None
     layer: int | None = None
+    checkpoint: str = ""
+    """Where the other weights are that the model runs with, of a plan that is a checkpoint and edits nothing."""
+    content: str = ""
+    """A hash of that checkpoint's files, or its commit on the hub."""
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the edits alone: plans with the same digest do exactly the same."""
-        digest = hashlib.sha256()
+        """A hash of the edits alone, or of other weights: plans with the same digest do exactly the same."""
+        digest = hashlib.sha256(self.content.encode())
         for place in sorted(self.edits):
             for name, term in sorted(self.edits[place].tensors().items()):
                 digest.update(f"{place.layer}.{place.site}.{name}.{tuple(term.shape)}".encode())
@@ -105,6 +109,15 @@ FACTS = [
 def baseline() -> Plan:
     """The plan that does nothing: the model as it is."""
     return Plan(BASELINE, {})
+
+
+ALSO = "also/"
+"""How the label of a plan that is another checkpoint begins."""
+
+
+def checkpoint(name: str, where: str, content: str) -> Plan:
+    """The plan that runs the model with the weights of another checkpoint, unedited."""
+    return Plan(ALSO + name, {}, checkpoint=where, content=content)
 
 
 _LABEL = re.compile(r"[a-z0-9.,:@=/\[\]+-]+")

@@ -75,6 +75,8 @@ def _check(session: Session, stages: Sequence[str]) -> None:
         )
     if session.loaded is None and not evaluated:
         load_chat(session.source)
+    if "infer" in stages:
+        _check_checkpoints(session)
     for name in config.methods:
         methods.configured(config, name)
     for name in (*config.method_options, *config.rank_key_of, *config.score_sites_of):
@@ -95,6 +97,26 @@ def _check(session: Session, stages: Sequence[str]) -> None:
     for scope in config.scope:
         Scope.parse(scope)
     ENGINES.get(config.engine).check()
+
+
+def _check_checkpoints(session: Session) -> None:
+    """The other checkpoints are there, are of the same model, and have names of their own."""
+    from refusal_cmp.methods import EXTRACTORS
+    from refusal_cmp.model.beside import check_beside
+    from refusal_cmp.model.loading import described
+
+    config, loaded = session.config, session.loaded
+    for name, where in config.checkpoints.items():
+        if name in (BASELINE, *EXTRACTORS, *config.methods, *config.given_files):
+            raise RefusalCmpError(f"The checkpoint {name} ({where}) is called like a plan or a method; rename it.")
+        if (Path(where).is_absolute() or where.startswith((".", "~"))) and not Path(where).exists():
+            raise RefusalCmpError(
+                f"The checkpoint {name} is not at {where}; give a folder, a GGUF file, or a Hugging Face id."
+            )
+    if config.checkpoints:
+        tokenizer, shape = (loaded.tokenizer, loaded.model.config) if loaded else described(session.source)[:2]
+        for name, where in config.checkpoints.items():
+            check_beside(name, session.beside(where), tokenizer, shape)
 
 
 def _check_upstream(session: Session, upstream: Sequence[str]) -> None:
