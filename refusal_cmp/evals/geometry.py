@@ -118,18 +118,17 @@ class Geometry(Evaluator):
             self._planes = {one.field.method: Plane.of(one, self._unedited[one.component]) for one in selected}
         if subject.plan.label == BASELINE:
             return Evaluation([], _examples(prompts, self._planes, self._unedited))
-        method = subject.plan.method
-        planes = {method: self._planes[method]} if method else self._planes
-        own = next(iter(planes.values())).component
+        method = subject.plan.method or next(iter(self._planes))
+        plane = self._planes[method]
         model = subject.model()
         with model.edited(subject.plan):
-            edited = read(model, prompts, [*(plane.component for plane in planes.values()), last], batch_size)
+            edited = read(model, prompts, [plane.component, last], batch_size)
         metrics = [
             metric
-            for place, end in ((own, ""), (last, AT_LAST))
+            for place, end in ((plane.component, ""), (last, AT_LAST))
             for metric in landing(self._unedited[place], edited[place][0], end)
         ]
-        return Evaluation(metrics, _examples(prompts, planes, edited))
+        return Evaluation(metrics, _examples(prompts, {method: plane}, edited))
 
 
 def _prompts(subject: Subject) -> dict[str, list[str]]:

@@ -25,8 +25,8 @@ from refusal_cmp.model import ChatModel
 from refusal_cmp.model.differences import Difference, Weight, differences, weights_of
 from refusal_cmp.statistics import Estimate
 
-DATASET = "weights"
-"""What results call the weights, and the examples, which are weights too."""
+DATASET, EXAMPLES = "weights", "modules"
+"""What results call the weights, and what the examples are of: a row for each."""
 
 
 @register_evaluator("weights")
@@ -68,7 +68,7 @@ class Weights(Evaluator):
         sizes = [torch.tensor([getattr(one, name) for one, _ in found]) for name in ("change", "before")]
         value = float(sizes[0].norm() / sizes[1].norm())
         estimate = Estimate(value, math.nan, math.nan, len(found))
-        return Evaluation([Metric(DATASET, "weight_change", estimate)], {DATASET: [row for _, row in found]})
+        return Evaluation([Metric(DATASET, "weight_change", estimate)], {EXAMPLES: [row for _, row in found]})
 
     def close(self) -> None:
         """Delete the copy of the model's weights."""

@@ -114,7 +114,7 @@ def _difference(place: Weight, before: Tensor, after: Tensor, side: Side, transp
 def leading(x: Float[Tensor, "m n"]) -> tuple[Float[Tensor, "m q"], Float[Tensor, " q"], Float[Tensor, "q n"]]:
     """The leading singular vectors and values, largest first; all of a small matrix."""
     if min(x.shape) <= 2 * LEADING:
-        return tuple(torch.linalg.svd(x, full_matrices=False))  # type: ignore[return-value]
+        return tuple(torch.linalg.svd(x, full_matrices=False))
     generator = torch.Generator().manual_seed(SEED)
     start = torch.randn(x.shape[1], LEADING + 8, dtype=x.dtype, generator=generator).to(x.device)
     basis = torch.linalg.qr(x @ start).Q
@@ -156,7 +156,10 @@ def _sides(model: ChatModel) -> dict[Weight, tuple[Side, bool]]:
         last = module if isinstance(module, nn.Linear | Conv1D) else last
         if module in sites and last is not None:
             writers.add(last)
-    found: dict[Weight, tuple[Side, bool]] = {Weight(None, name): ("reads", False) for name in ("embedding", "head")}
+    found: dict[Weight, tuple[Side, bool]] = {
+        Weight(None, "embedding"): ("writes", True),  # a row for each token is what it writes
+        Weight(None, "head"): ("reads", False),
+    }
     for (layer, name), module in linear.items():
         outputs, inputs = reversed(module.weight.shape) if isinstance(module, Conv1D) else module.weight.shape
         side = "writes" if module in writers and outputs == d else "reads" if inputs == d else ""

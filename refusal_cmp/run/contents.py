@@ -305,6 +305,10 @@ def read_examples(session: Session, label: str, evaluator: str, dataset: str) ->
     return session.run.read_lines(name) if session.run.has(name) else []
 
 
+WEIGHTS = ("weights", "modules")
+"""The evaluator that a run with other checkpoints has, asked or not, and what its examples are of."""
+
+
 # report
 
 SUMMARY = "report/summary.csv"

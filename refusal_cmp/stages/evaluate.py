@@ -18,6 +18,7 @@ from refusal_cmp.run.contents import (
     MEANS,
     RESULTS,
     SELECTION,
+    WEIGHTS,
     answers_file,
     examples_file,
     made_of,
@@ -36,8 +37,6 @@ from refusal_cmp.stages.pinned import pinned_config
 from refusal_cmp.statistics.agreement import agreements
 from refusal_cmp.statistics.comparisons import compare_plans
 
-WEIGHTS = "weights"
-"""The evaluator that a run with other checkpoints has, asked or not."""
 HARMFUL = "harmful"
 """The test set on which to go along is to be unsafe, so that judges of refusal and of safety can be compared."""
 
@@ -47,8 +46,8 @@ def evaluate_stage(session: Session) -> None:
     plans = read_plans(session)
     distinct = [plan for plan, same_as in plans if plan.label == same_as]
     config = pinned_config(session)
-    names = [*config.evals, *([WEIGHTS] if any(plan.checkpoint for plan in distinct) else [])]
-    evaluators = {name: configured(config, name) for name in dict.fromkeys(names)}
+    asked = [*config.evals, *(WEIGHTS[:1] if any(plan.checkpoint for plan in distinct) else ())]
+    evaluators = {name: configured(config, name) for name in dict.fromkeys(asked)}
     order = sorted(evaluators, key=lambda name: ("model" not in evaluators[name].reads, evaluators[name].loads_model))
     made_with = {name: facts(config, name) for name in evaluators}
     inputs = {
