@@ -745,7 +745,8 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
     @property
     def checkpoints(self) -> dict[str, str]:
         """Where the other checkpoints are, by name."""
-        return {name: place for name, _, place in (one.partition("=") for one in self.also)}
+        parts = (one.partition("=") for one in self.also)
+        return {name: os.path.expanduser(place) for name, _, place in parts}
 
     def to_yaml(self) -> str:
         """The whole configuration, as `load_config` reads it."""
