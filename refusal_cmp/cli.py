@@ -23,6 +23,7 @@ from refusal_cmp.config import (
     FILE_ONLY,
     PIPELINE,
     REAL_MODEL_DEFAULTS,
+    REPEATED,
     SETTING_FILES,
     SMALL,
     STAGES,
@@ -135,7 +136,7 @@ def _option(name: str, field: FieldInfo, heading: str) -> inspect.Parameter:
     if field.annotation is bool:
         kind, names = bool | None, (f"{flag}/--no-{flag[2:]}",)
     else:
-        kind, names = str | None, (flag,)  # type: ignore[assignment]
+        kind, names = list[str] | None if is_marked(field, REPEATED) else str | None, (flag,)  # type: ignore
     option = typer.Option(
         *names,
         help=f"{field.description} {_defaults(name, field.default)}",
@@ -261,7 +262,7 @@ def _stage_command(stage: str) -> Callable[..., None]:
         debug: Debug = False,
         **flags: Any,
     ) -> None:
-        given = {name: value for name, value in flags.items() if value is not None}
+        given = {name: value for name, value in flags.items() if value not in (None, [])}
         if "openai_key" in given:
             _tell(
                 "Warning: other users of this machine can see a key that is given as an option, and shells keep it; "

@@ -49,11 +49,15 @@ class Plan:
     layer: int | None = None
     tokens: Tokens = "all"
     """Which tokens are edited: `all`, those of the `prompt`, or those `generated` after it."""
+    checkpoint: str = ""
+    """Where the other weights are that the model runs with, of a plan that is a checkpoint and edits nothing."""
+    content: str = ""
+    """A hash of that checkpoint's files, or its commit on the hub."""
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the edits and of where they act: plans with the same digest do exactly the same."""
-        digest = hashlib.sha256()
+        """A hash of the edits and where they act, or of other weights: plans of one digest do exactly the same."""
+        digest = hashlib.sha256(self.content.encode())
         if self.edits and self.tokens != "all":
             digest.update(self.tokens.encode())
         for place in sorted(self.edits):
@@ -112,6 +116,15 @@ FACTS = [
 def baseline() -> Plan:
     """The plan that does nothing: the model as it is."""
     return Plan(BASELINE, {})
+
+
+ALSO = "also/"
+"""How the label of a plan that is another checkpoint begins."""
+
+
+def checkpoint(name: str, where: str, content: str) -> Plan:
+    """The plan that runs the model with the weights of another checkpoint, unedited."""
+    return Plan(ALSO + name, {}, checkpoint=where, content=content)
 
 
 _LABEL = re.compile(r"[a-z0-9.,:@=/\[\]+-]+")

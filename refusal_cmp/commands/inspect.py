@@ -154,7 +154,13 @@ def inspect_prompt(session: Session, prompt: str, plans: Sequence[str] = (), *, 
         pushes=read_pushes(model, ids, range(begins, len(ids) - len(model.positions)), tokens),
         readings=read(model, prompt, read_selected(session)),
         responses=[
-            _respond(model, known[label], prompt, tokens, session.config.max_new_tokens)
+            _respond(
+                session.host_of(known[label]).model if known[label].checkpoint else model,
+                known[label],
+                prompt,
+                tokens,
+                session.config.max_new_tokens,
+            )
             for label in dict.fromkeys([BASELINE, *labels])
         ],
     )

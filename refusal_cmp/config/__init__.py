@@ -33,6 +33,7 @@ from pydantic.fields import FieldInfo
 
 from refusal_cmp.config.values import (
     LARGEST,
+    Checkpoints,
     Components,
     Layers,
     Names,
@@ -215,6 +216,8 @@ COMPLETING: dict[str, Any] = {"completing": True}
 """Marks what completions depend on beside their plan and prompts, which other settings of infer decide."""
 MODEL: dict[str, Any] = {"model": True}
 """Marks what names a model: if it is a folder, the files in it matter, not its name alone."""
+REPEATED: dict[str, Any] = {"repeated": True}
+"""Marks a list whose option may be given several times."""
 FILE_ONLY: dict[str, Any] = {"file_only": True}
 """Marks a setting that is no option of the command line."""
 
@@ -409,6 +412,12 @@ class InferSettings(BaseModel):
     )
     alterrep_about: Literal["midpoint", "zero"] = Field(
         "midpoint", description="AlterRep's two sides meet at the midpoint of the class means, or at zero, as published"
+    )
+    also: Checkpoints = Field(
+        (),
+        description="other checkpoints of the model, each a plan of its own, as NAME=MODEL: a fine-tuned or edited "
+        "copy, an adapter, a GGUF file; may be repeated",
+        json_schema_extra=GRID | REPEATED,
     )
     contrast: str = Field(
         "tiny-contrast", description="harmless prompts that sound harmful, the test set contrast: a name or a file"
@@ -741,6 +750,12 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
     def given_files(self) -> dict[str, Path]:
         """The files of the methods that are given directions, by method."""
         return {_given_label(path): path for path in self.given}
+
+    @property
+    def checkpoints(self) -> dict[str, str]:
+        """Where the other checkpoints are, by name."""
+        parts = (one.partition("=") for one in self.also)
+        return {name: os.path.expanduser(place) for name, _, place in parts}
 
     def to_yaml(self) -> str:
         """The whole configuration, as `load_config` reads it."""

@@ -83,6 +83,32 @@ def _one_of_each(values: Sequence[str]) -> tuple[str, ...]:
     return values
 
 
+def _checkpoint(value: str) -> str:
+    """A name and a place: `name=path`."""
+    name, sign, place = value.partition("=")
+    if not sign or not place.strip() or not re.fullmatch(r"[a-z0-9][a-z0-9.+-]{0,59}", name):
+        raise ValueError(
+            "each must be NAME=MODEL, where the name is a part of the names of files: lower-case letters, digits and "
+            ". + -, 60 at most"
+        )
+    return value
+
+
+def _in_pieces(value: Any) -> Any:
+    """`a,b` as a list, and so in a list."""
+    return [piece for one in value for piece in listed(one)] if isinstance(value, list | tuple) else pieces(value)
+
+
+def _names_once(values: Sequence[str]) -> tuple[str, ...]:
+    """Each value once; ValueError where a name stands for two places."""
+    values = once(values)
+    names = [value.partition("=")[0] for value in values]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(f"two checkpoints are called {twice[0]}, so give one of them another name")
+    return values
+
+
 def _layers(value: str) -> str:
     """A layer, or layers as a slice names them: `8`, `8:24`, `8:24:2`."""
     if not re.fullmatch(r"-?\d{1,6}|(-?\d{1,6})?:(-?\d{1,6})?(:[1-9]\d{0,5})?", value):
@@ -156,6 +182,9 @@ def check_name(text: str) -> None:
         raise ValueError(f"a name may have {LONGEST_NAME} bytes, and a path {LONGEST_PATH}")
 
 
+Checkpoints = Annotated[
+    tuple[Annotated[str, AfterValidator(_checkpoint)], ...], BeforeValidator(_in_pieces), AfterValidator(_names_once)
+]
 Components = Annotated[
     tuple[Annotated[str, AfterValidator(_component)], ...],
     BeforeValidator(_components),

@@ -9,6 +9,7 @@ from typing import ClassVar, Protocol
 from refusal_cmp.config import RunConfig
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model import ChatModel, ModelSource
+from refusal_cmp.model.chat import Chat
 from refusal_cmp.model.generation import Completion
 from refusal_cmp.plan import Plan, Tokens
 from refusal_cmp.progress import Progress, silent
@@ -29,6 +30,10 @@ class Host(Protocol):
     @property
     def source(self) -> ModelSource:
         """The model, for an engine that loads it itself."""
+
+    @property
+    def chat(self) -> Chat:
+        """What renders and tokenises prompts: the run's, also where the model is another checkpoint."""
 
     @property
     def say(self) -> Callable[[str], None]:

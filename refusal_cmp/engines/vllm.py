@@ -107,7 +107,7 @@ class VLLMEngine(Engine):
         config, source = host.config, host.source
         return cls(
             source,
-            Chat.load(source),
+            host.chat,
             device=config.device,
             tensor_parallel=config.tensor_parallel,
             gpu_memory_utilization=config.vllm_gpu_memory_utilization,

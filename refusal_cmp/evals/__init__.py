@@ -38,7 +38,9 @@ class Subject:
     baseline: Mapping[str, Sequence[Answer]]
     """The unedited model's completions on each test set."""
     model: Callable[[], ChatModel]
-    """Loads the model on first use; it is unedited until `model().edited(plan)`."""
+    """Loads the model of the plan on first use; it is unedited until `model().edited(plan)`.
+
+    A plan that is another checkpoint has a model of its own. What is loaded is alone in memory: keep none of them."""
     batch_size: int | None = None
     """Prompts in one forward pass, at most."""
     selected: Callable[[], Sequence[Selected]] = tuple
@@ -51,6 +53,12 @@ class Subject:
     progress: Progress = silent
     say: Callable[[str], None] = lambda _: None
     """Told what a reader of the results should know."""
+    unedited: Callable[[], ChatModel] | None = None
+    """Loads the model of the baseline, where the plan may be another checkpoint."""
+
+    def base(self) -> ChatModel:
+        """The model of the baseline, which is that of every plan but other checkpoints."""
+        return (self.unedited or self.model)()
 
     def judge(self, answer: Answer, phrases: Phrases) -> Judgement:
         """What a completion is, as the model's own template has it."""

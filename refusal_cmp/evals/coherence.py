@@ -142,7 +142,7 @@ class Coherence(Evaluator):
             for answers in subject.baseline.values()
             for document in _said(answers, self._judged(subject, answers))
         ]
-        return learn(subject.model(), own, subject.batch_size, subject.progress)
+        return learn(subject.base(), own, subject.batch_size, subject.progress)
 
     def _judged(self, subject: Subject, answers: Sequence[Answer]) -> list[Judgement]:
         return [subject.judge(answer, self._phrases) for answer in answers]
@@ -150,7 +150,7 @@ class Coherence(Evaluator):
     def _losses(self, subject: Subject, documents: Sequence[Document]) -> list[Loss]:
         """The unedited model's loss on each; what an earlier plan said is not read again."""
         new = [one for one in dict.fromkeys(documents) if one not in self._read]
-        read = read_answers(subject.model(), new, subject.batch_size, subject.progress)
+        read = read_answers(subject.base(), new, subject.batch_size, subject.progress)
         self._read |= zip(new, read, strict=True)
         return [self._read[one] for one in documents]
 

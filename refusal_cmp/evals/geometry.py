@@ -2,7 +2,8 @@
 
 Rocchetti & Ferrara 2026 found that projection lands harmful activations between the clusters of harmful and
 harmless ones, and reflection in the opposite one. Read at the component that selection chose for the plan's method,
-on entry to its block and after the plan's edits there, and once more on entry to the last block.
+on entry to its block and after the plan's edits there, and once more on entry to the last block. Another checkpoint,
+which has no method, is read at the component of the first of them.
 
 With the unedited means m₊ (harmful) and m₋ (harmless) and the mean m of harmful activations under the plan,
 
@@ -109,15 +110,17 @@ class Geometry(Evaluator):
         prompts = _prompts(subject)
         if not prompts or not subject.selected():
             return Evaluation([])
-        model, batch_size = subject.model(), subject.batch_size
-        last = Component(-1, model.n_layers - 1)
+        batch_size, selected = subject.batch_size, subject.selected()
+        last = Component(-1, selected[0].field.means.n_layers - 1)
         if not self._planes:
-            selected = subject.selected()
-            self._unedited = read(model, prompts, [*(one.component for one in selected), last], batch_size)
+            components = [*(one.component for one in selected), last]
+            self._unedited = read(subject.base(), prompts, components, batch_size)
             self._planes = {one.field.method: Plane.of(one, self._unedited[one.component]) for one in selected}
         if subject.plan.label == BASELINE:
             return Evaluation([], _examples(prompts, self._planes, self._unedited))
-        plane = self._planes[subject.plan.method]
+        method = subject.plan.method or next(iter(self._planes))
+        plane = self._planes[method]
+        model = subject.model()
         with model.edited(subject.plan):
             edited = read(model, prompts, [plane.component, last], batch_size)
         metrics = [
@@ -125,7 +128,7 @@ class Geometry(Evaluator):
             for place, end in ((plane.component, ""), (last, AT_LAST))
             for metric in landing(self._unedited[place], edited[place][0], end)
         ]
-        return Evaluation(metrics, _examples(prompts, {subject.plan.method: plane}, edited))
+        return Evaluation(metrics, _examples(prompts, {method: plane}, edited))
 
 
 def _prompts(subject: Subject) -> dict[str, list[str]]:

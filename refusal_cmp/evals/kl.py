@@ -51,10 +51,10 @@ class KL(Evaluator):
 
     def evaluate(self, subject: Subject) -> Evaluation:
         """The mean over prompts with its interval."""
-        model = subject.model()
         instructions = [answer.instruction for answer in subject.answers[DATASET]]
         if self._baseline is None:
-            self._baseline = model.per_prompt(instructions, model.last_logits, subject.batch_size)
+            self._baseline = _last_logits(subject.base(), instructions, subject.batch_size)
+        model = subject.model()
         with model.edited(subject.plan):
             values = divergences(model, instructions, self._baseline, subject.batch_size)
         examples = [{"instruction": text, "kl": value} for text, value in zip(instructions, values, strict=True)]
@@ -63,6 +63,10 @@ class KL(Evaluator):
     def close(self) -> None:
         """Forget the baseline's logits."""
         self._baseline = None
+
+
+def _last_logits(model: ChatModel, instructions: list[str], batch_size: int | None) -> Float[Tensor, "n vocab"]:
+    return model.per_prompt(instructions, model.last_logits, batch_size)
 
 
 def divergences(

@@ -104,7 +104,7 @@ class Chat:
         self.name = name
         self.system = system
         self.date = date
-        self._generation_config = generation_config
+        self.generation_config = generation_config
         self._in_parts = self._takes_parts()
         self._check_system()
         self._check_controls()
@@ -144,7 +144,7 @@ class Chat:
 
         Configurations are known to name `<|endoftext|>` where the template, and so the model, writes `<|im_end|>`.
         """
-        stop = self._generation_config.eos_token_id
+        stop = self.generation_config.eos_token_id
         stop = stop if isinstance(stop, list) else [stop]
         return frozenset(
             token for token in (*stop, self.tokenizer.eos_token_id, self._end_of_answer) if token is not None

@@ -37,7 +37,7 @@ def load_pretrained(source: ModelSource, device: str) -> tuple[Any, Any]:
     on_gpu = torch.cuda.is_available() if device == "auto" else device.startswith("cuda")
     precision = getattr(torch, ("bfloat16" if on_gpu else "float32") if source.dtype == "auto" else source.dtype)
     options: dict[str, Any] = {"dtype": precision}
-    tokenizer, config, generation_config = _described(source)
+    tokenizer, config, generation_config = described(source)
     files = files_of(source)
     _check_quantised(source, files, config)
     if source.quantization != "none":
@@ -87,11 +87,11 @@ def content_of(source: ModelSource, progress: Progress = silent) -> str | None:
 
 def load_chat(source: ModelSource) -> tuple[Any, Any]:
     """The tokenizer and the generation configuration, without the weights; see `Chat.load`."""
-    tokenizer, _, generation_config = _described(pinned(source))
+    tokenizer, _, generation_config = described(pinned(source))
     return tokenizer, generation_config
 
 
-def _described(source: ModelSource) -> tuple[Any, Any, Any]:
+def described(source: ModelSource) -> tuple[Any, Any, Any]:
     """All but the weights: the tokenizer, the configuration and the generation configuration."""
     from transformers import AutoConfig
 

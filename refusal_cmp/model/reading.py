@@ -136,7 +136,7 @@ def class_covariances(
     train = ~dev_split(labels, dev_share, seed)
     found = {key: torch.zeros(len(prompts), len(rows), dtype=torch.float64) for key, rows in along.items()}
     at_layer = {layer: [key for key in along if key[2] == layer] for *_, layer in along}
-    reach = max(-component.position for component, *_ in along)
+    reach = max((-component.position for component, *_ in along), default=1)
     with progress("reading covariances", len(prompts)) as advance:
 
         def read(indices: list[int], batch: Batch) -> None:

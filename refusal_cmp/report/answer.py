@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from refusal_cmp.config import KINDS
 from refusal_cmp.evals import Unit, measure_of
 from refusal_cmp.evals.perplexity import ON_DISTRIBUTION
-from refusal_cmp.plan import BASELINE
+from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.wording import sentence_list
 from refusal_cmp.statistics import ENOUGH, Estimate, rate_among
@@ -134,17 +134,23 @@ def language_lost(data: RunData, plan: str) -> float:
     return max((edited - (unedited or 0) for edited, unedited in pairs if edited is not None), default=0.0)
 
 
-def standings(data: RunData) -> list[Standing]:
+def standings(data: RunData, plans: Sequence[Plan] | None = None) -> list[Standing]:
     """The plans that were measured, best first: those that suppress refusal, then the others by how near they come.
 
     Last are those that destroy the model.
+
+    Parameters
+    ----------
+    plans
+        Those that stand beside each other; by default all edits, without other checkpoints.
     """
+    plans = data.edited if plans is None else plans
     measured = costs(data)
     texts = {name: _cost("loss", [name]) for name in data.datasets("loss")}
-    answers = {plan.label: one for plan in data.edited if (one := data.answered(plan.label)) is not None}
+    answers = {plan.label: one for plan in plans if (one := data.answered(plan.label)) is not None}
     among = len(data.distinct(list(answers)))
     found = []
-    for plan in data.edited:
+    for plan in plans:
         if plan.label not in answers:
             continue
         answered = answers[plan.label]
@@ -175,10 +181,10 @@ def standings(data: RunData) -> list[Standing]:
 
 
 def destroyed(data: RunData) -> frozenset[str]:
-    """The labels of the plans that destroy the model, as the page marks them; over seeds, with some seed."""
+    """The labels of the plans that destroy the model, as the page marks them, and of checkpoints; with some seed."""
     if data.destroyed_with_some_seed is not None:
         return data.destroyed_with_some_seed
-    return frozenset(one.plan for one in standings(data) if one.is_broken)
+    return frozenset(one.plan for one in [*standings(data), *standings(data, data.checkpoints)] if one.is_broken)
 
 
 def answers_already(data: RunData) -> bool:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from refusal_cmp.config import file_label, is_path
 from refusal_cmp.errors import unknown_name
-from refusal_cmp.plan import BASELINE, Plan
+from refusal_cmp.plan import ALSO, BASELINE, Plan
 from refusal_cmp.planning import Setting
 from refusal_cmp.report.landings import Landings, read_landings
 from refusal_cmp.report.table import PART
@@ -20,6 +20,7 @@ from refusal_cmp.run.contents import (
     COMPARISONS,
     PROMPTS,
     SCORES,
+    WEIGHTS,
     prompts_file,
     read_answers,
     read_baseline_metric,
@@ -94,6 +95,8 @@ class RunData:
     """A row per prompt and method: `dataset`, `method`, `projection`, `refusal_metric`, `refused`."""
     landings: Landings | None = None
     """Where activations land under every plan."""
+    weights: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    """By plan that is another checkpoint and was run: every weight, and how it differs."""
     destroyed_with_some_seed: frozenset[str] | None = None
     """Of runs over seeds that stand here as one: the labels of the plans that destroy the model with one or more."""
 
@@ -111,7 +114,9 @@ class RunData:
                     raise unknown_name(kind, name, known)
         methods, scopes = methods or self.methods, scopes or self.scopes
         plans = [
-            plan for plan in self.plans if plan.label == BASELINE or (plan.method in methods and plan.scope in scopes)
+            plan
+            for plan in self.plans
+            if plan.label == BASELINE or plan.checkpoint or (plan.method in methods and plan.scope in scopes)
         ]
         labels = [plan.label for plan in plans]
         bases = {self.extracted_by[method] for method in methods}
@@ -144,8 +149,13 @@ class RunData:
 
     @cached_property
     def edited(self) -> list[Plan]:
-        """All plans but the baseline."""
-        return [plan for plan in self.plans if plan.label != BASELINE]
+        """All plans that are edits, without the baseline and other checkpoints."""
+        return [plan for plan in self.plans if plan.label != BASELINE and not plan.checkpoint]
+
+    @cached_property
+    def checkpoints(self) -> list[Plan]:
+        """The plans that are other checkpoints."""
+        return [plan for plan in self.plans if plan.checkpoint]
 
     @cached_property
     def _cells(self) -> dict[tuple[str, str, str], Estimate]:
@@ -258,6 +268,7 @@ def read_run(session: Session) -> RunData:
         agreement=run.read_table(AGREEMENT) if run.has(AGREEMENT) else None,
         magnitude=_magnitude(session),
         landings=read_landings(session, results, distinct),
+        weights={plan: read_examples(session, plan, *WEIGHTS) for plan in distinct if plan.startswith(ALSO)},
     )
 
 

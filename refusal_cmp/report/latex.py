@@ -10,7 +10,7 @@ import pandas as pd
 from refusal_cmp.plan import Plan, number
 from refusal_cmp.report.answer import BROKEN, RUIN, destroyed
 from refusal_cmp.report.data import RunData
-from refusal_cmp.report.latex_phrases import best_has, escaped, on_test_prompts, public_name, where_scored
+from refusal_cmp.report.latex_phrases import best_has, escaped, on_test_prompts, public_name, tt, where_scored
 from refusal_cmp.report.seeds import SeedsData
 from refusal_cmp.report.table import Column, columns
 from refusal_cmp.report.wording import bounds, bracketed, decimal, minus, sentence_list, shown
@@ -88,6 +88,9 @@ def _what_plans_do(data: RunData) -> str:
 def _marks(data: RunData) -> str:
     """What the marks behind plans mean, of those that are there."""
     said = []
+    if data.checkpoints:
+        names = [f"{tt(plan.label)} ({escaped(public_name(plan.checkpoint))})" for plan in data.checkpoints]
+        said.append(f" Other checkpoints of the model, unedited: {sentence_list(names)}.")
     if data.distinct([plan.label for plan in data.plans]) != [plan.label for plan in data.plans]:
         said.append(" The sign = stands before a plan that does exactly the same.")
     if destroyed(data):

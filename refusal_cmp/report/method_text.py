@@ -155,9 +155,11 @@ def _evaluation(data: RunData, runs: Sequence[RunData]) -> list[str]:
     edits = f"{len(labels)} edits" if distinct == len(labels) else (
         f"{distinct} distinct edits (of {len(labels)} plans, some of which do exactly the same)"
     )  # fmt: skip
+    others = [tt(public_name(plan.checkpoint)) for plan in data.checkpoints]
+    beside = f", and with the weights of {sentence_list(others)} instead" if others else ""
     engine = f" by {cited(ENGINES, config['engine'])}" if works_behind(ENGINES, config["engine"]) else ""
     said = [
-        f"Under each of {edits} and without one, up to {config['max_new_tokens']} tokens are generated greedily"
+        f"Under each of {edits} and without one{beside}, up to {config['max_new_tokens']} tokens are generated greedily"
         f"{engine} for every test prompt: {on_test_prompts(data, lambda name: works_behind(DATASETS, name))}."
     ]
     by = {"guard": _named(config["guard"]), "phrases": _refusal_phrases(config["phrases"])}

@@ -12,7 +12,7 @@ import torch
 
 from refusal_cmp.evals import measure_of
 from refusal_cmp.plan import FACTS, Plan
-from refusal_cmp.report.answer import Standing, answers_already, costs, standings
+from refusal_cmp.report.answer import Standing, answers_already, costs, destroyed, standings
 from refusal_cmp.report.data import RunData, read_run
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Selection
@@ -86,9 +86,7 @@ class SeedsData:
             plans=list(plans.values()),
             run_as={label: self._same_everywhere(label) for label in plans},
             comparisons=None,
-            destroyed_with_some_seed=frozenset(
-                one.plan for ranked in self.standings.values() for one in ranked if one.is_broken
-            ),
+            destroyed_with_some_seed=frozenset(chain.from_iterable(map(destroyed, self.runs.values()))),
         )
 
     def _same_everywhere(self, label: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +18,8 @@ from refusal_cmp.engines import ENGINES, Engine
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.files import read_text
 from refusal_cmp.model import ChatModel, ModelSource
+from refusal_cmp.model.chat import Chat
+from refusal_cmp.plan import Plan
 from refusal_cmp.progress import Progress, silent
 from refusal_cmp.run.directory import RunDir, say_nothing, why_no_run
 
@@ -37,6 +39,9 @@ class Session:
     """The model, where the caller has it already."""
     stages: tuple[str, ...] = STAGES
     """What the command will run: what it will not need is not fetched."""
+
+    vouched: dict[str, str] = field(default_factory=dict)
+    """By label of a plan that is another checkpoint: what its files are now."""
 
     def __post_init__(self) -> None:
         self.run.say = self.say
@@ -88,6 +93,10 @@ class Session:
             date=date or DATE,
         )
 
+    def beside(self, where: str) -> ModelSource:
+        """Another checkpoint of the model, to be loaded as the model is."""
+        return replace(self.source, name=where, revision=None)
+
     @cached_property
     def _commit(self) -> str | None:
         """What the revision stands for on the hub, asked for once, so that all of a command is of one commit."""
@@ -109,8 +118,33 @@ class Session:
         self.run.note(versions=self.run.manifest.get("versions", {}) | engine.versions())
         return engine
 
+    @property
+    def chat(self) -> Chat:
+        """What renders and tokenises prompts, of the model or without loading it."""
+        return self.__dict__.get("model") or self.loaded or self._chat
+
+    @cached_property
+    def _chat(self) -> Chat:
+        return Chat.load(self.source)
+
+    def host_of(self, plan: Plan) -> Session:
+        """Whose model and engine run a plan: these, or those of another checkpoint. One is in memory at a time."""
+        beside: Beside | None = self.__dict__.get("_beside")
+        if beside is not None and beside.plan != plan:
+            beside.release()
+            del self.__dict__["_beside"]
+        if not plan.checkpoint:
+            return self
+        if "_beside" not in self.__dict__:
+            self.release()
+            self.__dict__["_beside"] = Beside(self.config, self.run, self.progress, self.say, base=self, plan=plan)
+        return self.__dict__["_beside"]
+
     def release(self) -> None:
         """Free the model and the engine: another model needs the memory. They are loaded again on next use."""
+        beside: Beside | None = self.__dict__.pop("_beside", None)
+        if beside is not None:
+            beside.release()
         self._stop_engine()
         self.__dict__.pop("model", None)
         gc.collect()
@@ -121,6 +155,54 @@ class Session:
         engine = self.__dict__.pop("engine", None)
         if engine is not None:
             engine.close()
+
+
+@dataclass
+class Beside(Session):
+    """The session as it is for a plan that is another checkpoint: its weights, and all else as the run has it."""
+
+    base: Session = field(kw_only=True)
+    plan: Plan = field(kw_only=True)
+
+    @cached_property
+    def model(self) -> ChatModel:
+        """The checkpoint, in the precision of the run.
+
+        Raises
+        ------
+        RefusalCmpError
+            If it is of another shape than the model, or its files are not those that completions were made with.
+        """
+        from refusal_cmp.model.beside import load_beside
+
+        self._vouch()
+        _hide_progress_bars()
+        if not ENGINES.get(self.config.engine).shares_model:
+            self._stop_engine()
+        return load_beside(self.plan.label, self.source, self.chat, self.config.device)
+
+    @property
+    def source(self) -> ModelSource:
+        """The checkpoint, to be loaded as the model is."""
+        self._vouch()
+        return self.base.beside(self.plan.checkpoint)
+
+    @property
+    def chat(self) -> Chat:
+        """The model's."""
+        return self.base.chat
+
+    def _vouch(self) -> None:
+        from refusal_cmp.model.beside import content_beside
+
+        known = self.base.vouched
+        if self.plan.label not in known:
+            known[self.plan.label] = content_beside(self.base.beside(self.plan.checkpoint), self.progress)
+        if known[self.plan.label] != self.plan.content:
+            raise RefusalCmpError(
+                f"The files of {self.plan.label}, {self.plan.checkpoint}, are not those that {self.run.path} has "
+                "completions of; run `refusal-cmp infer` for this run again, or give the files that it was made with."
+            )
 
 
 def open_run(path: Path, **machine: Any) -> Session:

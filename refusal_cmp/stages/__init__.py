@@ -75,6 +75,8 @@ def _check(session: Session, stages: Sequence[str]) -> None:
         )
     if session.loaded is None and not evaluated:
         load_chat(session.source)
+    if "infer" in stages:
+        _check_checkpoints(session)
     for name in config.methods:
         methods.configured(config, name)
     for name in (*config.method_options, *config.rank_key_of, *config.score_sites_of):
@@ -98,6 +100,30 @@ def _check(session: Session, stages: Sequence[str]) -> None:
     engine.check()
     for name in config.interventions:
         engine.check_tokens(INTERVENTIONS.create(name).tokens)
+
+
+def _check_checkpoints(session: Session) -> None:
+    """The other checkpoints are there, are of the same model, and have names of their own."""
+    from refusal_cmp.methods import EXTRACTORS
+    from refusal_cmp.model.beside import check_beside
+    from refusal_cmp.model.files import GGUF
+    from refusal_cmp.model.loading import described
+
+    config, loaded = session.config, session.loaded
+    for name, where in config.checkpoints.items():
+        if name in (BASELINE, *EXTRACTORS, *config.methods, *config.given_files):
+            raise RefusalCmpError(f"The checkpoint {name} ({where}) is called like a plan or a method; rename it.")
+        place = Path(where)
+        is_stranger = place.is_file() and place.suffix.lower() != GGUF
+        if is_stranger or (not place.exists() and (place.is_absolute() or where.startswith("."))):
+            raise RefusalCmpError(
+                f"The checkpoint {name} is no model that is there: {where}; give a folder, a GGUF file, or a Hugging "
+                "Face id."
+            )
+    if config.checkpoints:
+        tokenizer, shape = (loaded.tokenizer, loaded.model.config) if loaded else described(session.source)[:2]
+        for name, where in config.checkpoints.items():
+            check_beside(name, session.beside(where), tokenizer, shape)
 
 
 def _check_upstream(session: Session, upstream: Sequence[str]) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 from refusal_cmp.config import GRID, RunConfig, is_marked
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Evaluator, Subject, configured, facts, measure_of
-from refusal_cmp.plan import BASELINE, Plan
+from refusal_cmp.plan import BASELINE, Plan, baseline
 from refusal_cmp.run.contents import (
     AGREEMENT,
     COLUMNS,
@@ -18,8 +18,10 @@ from refusal_cmp.run.contents import (
     MEANS,
     RESULTS,
     SELECTION,
+    WEIGHTS,
     answers_file,
     examples_file,
+    made_of,
     metrics_file,
     read_answers,
     read_examples,
@@ -44,7 +46,8 @@ def evaluate_stage(session: Session) -> None:
     plans = read_plans(session)
     distinct = [plan for plan, same_as in plans if plan.label == same_as]
     config = pinned_config(session)
-    evaluators = {name: configured(config, name) for name in config.evals}
+    asked = [*config.evals, *(WEIGHTS[:1] if any(plan.checkpoint for plan in distinct) else ())]
+    evaluators = {name: configured(config, name) for name in dict.fromkeys(asked)}
     order = sorted(evaluators, key=lambda name: ("model" not in evaluators[name].reads, evaluators[name].loads_model))
     made_with = {name: facts(config, name) for name in evaluators}
     inputs = {
@@ -118,7 +121,7 @@ def _inputs(
         files += [SELECTION, MEANS, *(subspace_file(name) for name in config.methods)]
     lists = {name: value for name, value in made_with.items() if is_marked(RunConfig.model_fields[name], GRID)}
     settings = {name: value for name, value in made_with.items() if name not in lists}
-    return settings, {"edits": plan.digest, **lists, **{file: run.digest(file) for file in files}}
+    return settings, {**made_of(plan), **lists, **{file: run.digest(file) for file in files}}
 
 
 def _subject(session: Session, plan: Plan, evaluator: str, is_done: bool) -> Subject:
@@ -131,7 +134,8 @@ def _subject(session: Session, plan: Plan, evaluator: str, is_done: bool) -> Sub
         plan=plan,
         answers={dataset: read_answers(session, plan.label, dataset) for dataset in config.test_sets},
         baseline={dataset: read_answers(session, BASELINE, dataset) for dataset in config.test_sets},
-        model=lambda: session.model,
+        model=lambda: session.host_of(plan).model,
+        unedited=lambda: session.host_of(baseline()).model,
         batch_size=config.batch_size,
         selected=lambda: read_selected(session),
         judged=judged if is_done else None,

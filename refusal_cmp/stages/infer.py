@@ -9,15 +9,18 @@ from typing import Any
 from refusal_cmp.config import COMPLETING
 from refusal_cmp.data import Prompt
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.model.beside import content_beside
 from refusal_cmp.model.generation import Answer, Completion
-from refusal_cmp.plan import BASELINE, Plan, baseline
+from refusal_cmp.plan import BASELINE, Plan, baseline, checkpoint
 from refusal_cmp.planning import Chosen, Scope, Setting, grid, strengths_of
 from refusal_cmp.run.contents import (
     PLANS,
     PROMPTS,
     SELECTION,
     answers_file,
+    made_of,
     plan_file,
+    plan_row,
     prompts_file,
     read_answers,
     read_fields,
@@ -37,7 +40,7 @@ def infer_stage(session: Session) -> None:
     config, run = session.config, session.run
     run.require(PROMPTS)
     run.require(SELECTION)
-    plans = [baseline(), *_grid(session)]
+    plans = [baseline(), *_grid(session), *checkpoints(session)]
     originals = _originals(plans)
     prompts = {dataset: read_test_prompts(session, dataset) for dataset in config.test_sets}
     settings = {
@@ -52,7 +55,7 @@ def infer_stage(session: Session) -> None:
     ]
     for plan in distinct:
         _write_plan(session, plan)
-    run.write_json(PLANS, [{"label": plan.label, "same_as": originals[plan.label], **plan.facts()} for plan in plans])
+    run.write_json(PLANS, [plan_row(plan, originals[plan.label]) for plan in plans])
     edits = [originals[plan.label] for plan in plans if plan.label != BASELINE]
     if len(set(edits)) < len(edits):
         session.say(f"{len(edits)} plans, {len(set(edits))} of them distinct; the others do exactly the same as one.")
@@ -124,6 +127,14 @@ def _check_layers(session: Session, fields: Sequence[SubspaceField], selections:
             )
 
 
+def checkpoints(session: Session) -> list[Plan]:
+    """A plan for each of the other checkpoints."""
+    return [
+        checkpoint(name, where, content_beside(session.beside(where), session.progress))
+        for name, where in session.config.checkpoints.items()
+    ]
+
+
 def _originals(plans: Sequence[Plan]) -> dict[str, str]:
     """For each plan the label of the first plan with the same edits."""
     first: dict[str, str] = {}
@@ -132,14 +143,14 @@ def _originals(plans: Sequence[Plan]) -> dict[str, str]:
 
 def _sources(session: Session, plan: Plan, dataset: str) -> dict[str, Any]:
     prompts = prompts_file(session.config, dataset)
-    return {prompts: session.run.digest(prompts), "edits": plan.digest}
+    return {prompts: session.run.digest(prompts), **made_of(plan)}
 
 
 def _complete(
     session: Session, plan: Plan, prompts: Sequence[Prompt], done: MutableMapping[int, Completion]
 ) -> list[Answer]:
     instructions = [prompt.instruction for prompt in prompts]
-    completions = session.engine.generate(plan, instructions, session.config.max_new_tokens, done=done)
+    completions = session.host_of(plan).engine.generate(plan, instructions, session.config.max_new_tokens, done=done)
     return [
         Answer(prompt.instruction, prompt.category, one.text, one.n_tokens, one.finish)
         for prompt, one in zip(prompts, completions, strict=True)
@@ -147,5 +158,5 @@ def _complete(
 
 
 def _write_plan(session: Session, plan: Plan) -> None:
-    if plan.label != BASELINE:
+    if plan.label != BASELINE and not plan.checkpoint:
         session.run.write_tensors(plan_file(plan.label), *plan.to_tensors())

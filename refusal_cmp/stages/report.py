@@ -21,6 +21,7 @@ from refusal_cmp.run.contents import (
     SCORES,
     SELECTION,
     SUMMARY,
+    WEIGHTS,
     answers_file,
     examples_file,
     figure_file,
@@ -64,5 +65,6 @@ def _sources(session: Session) -> dict[str, Any]:
         files += [answers_file(label, dataset) for label in sorted(labels)]
         shown = [examples_file(label, evaluator, dataset) for evaluator in SHOWN for label in sorted(labels)]
         files += [name for name in shown if run.has(name)]
+    files += [name for label in sorted(labels) if run.has(name := examples_file(label, *WEIGHTS))]
     about = {name: run.manifest.get(name) for name in ("config_hash", "model", "device", "versions")}
     return {**about, **{name: run.digest(name) for name in files}}

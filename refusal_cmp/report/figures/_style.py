@@ -53,7 +53,9 @@ INTERVENTIONS = {
     "clamp": "X",
     "affine": "v",
 }
-MARKERS = ("o", "s", "^", "D", "P", "X", "v", "<", ">", "p", "*", "h", "d", "8")
+CHECKPOINT = "*"
+"""The marker of another checkpoint."""
+MARKERS = ("o", "s", "^", "D", "P", "X", "v", "<", ">", "p", "h", "d", "8")
 LINES = ("-", "--", ":", "-.")
 
 STYLE: dict[Any, Any] = {
@@ -221,7 +223,12 @@ def shades(n: int) -> list[Any]:
 
 
 def step(plan: Plan) -> str:
-    """A plan's intervention with its strength, as labels have it, and where its direction is from, if not the best."""
+    """A plan's intervention with its strength, as labels have it, and where its direction is from, if not the best.
+
+    Another checkpoint's name.
+    """
+    if plan.checkpoint:
+        return plan.label
     name = plan.intervention if plan.strength is None else f"{plan.intervention}:{number(plan.strength)}"
     component = component_of(plan)
     return name if component is None else f"{name} ({component})"
@@ -255,6 +262,11 @@ def percent_axis(axis: Any) -> None:
 def swatch(colour: str, label: str, marker: str = "o", line: Any = "", alpha: float = 1.0) -> Line2D:
     """An entry of a legend."""
     return Line2D([], [], color=colour, marker=marker, linestyle=line, label=label, markersize=4.5, alpha=alpha)
+
+
+def checkpoint_swatches(n: int) -> list[Line2D]:
+    """The entry of a legend for other checkpoints, where there are some."""
+    return [swatch(INK, "another checkpoint", marker=CHECKPOINT)] if n else []
 
 
 def destroyed_swatch() -> Line2D:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._style import (
+    CHECKPOINT,
     FAINT,
     GREY,
     INK,
@@ -20,6 +21,7 @@ from refusal_cmp.report.figures._style import (
     Drawn,
     Outcome,
     Skipped,
+    checkpoint_swatches,
     column,
     legend_below,
     method_colours,
@@ -69,6 +71,7 @@ def draw(data: RunData) -> list[Outcome]:
             for plan in data.edited
             if (plan.method, plan.scope) == (method, scope) and (method, plan.label) in data.landings.planes
         ]
+        plans += [plan for plan in data.checkpoints if (method, plan.label) in data.landings.planes]
         if any(plan.label in finite for plan in plans):
             figures.append(
                 Drawn(
@@ -137,7 +140,7 @@ def _plane(ax: Axes, unedited: np.ndarray, edited: np.ndarray) -> None:
 
 @styled
 def _landing_figure(data: RunData, found: Landings) -> Figure:
-    steps = list(dict.fromkeys(map(step, data.edited)))
+    steps = list(dict.fromkeys(map(step, (*data.edited, *data.checkpoints))))
     colours = method_colours(data.methods)
     figure = Figure(figsize=(page(), len(steps) * (0.16 + 0.075 * len(colours)) + 1.2))
     axes = figure.subplots(1, len(data.scopes), sharex=True, sharey=True, squeeze=False)[0]
@@ -152,6 +155,8 @@ def _landing_figure(data: RunData, found: Landings) -> Figure:
         for plan in (plan for plan in data.edited if plan.scope == scope):
             y = steps.index(step(plan)) + offsets[plan.method]
             _landed(ax, found.landings.get(data.run_as[plan.label], ()), y, colours[plan.method])
+        for plan in data.checkpoints:
+            _landed(ax, found.landings.get(data.run_as[plan.label], ()), steps.index(plan.label), INK, CHECKPOINT)
         ax.set_title(scope_name(scope), pad=12)
         ax.set_xlabel("harmless (0) to harmful (1)")
         ax.set_xlim(0.5 - EDGE - 0.1, 0.5 + EDGE + 0.1)
@@ -163,6 +168,7 @@ def _landing_figure(data: RunData, found: Landings) -> Figure:
         figure,
         [
             *(swatch(colour, method) for method, colour in colours.items()),
+            *checkpoint_swatches(len(data.checkpoints)),
             swatch(GREY, "at the selected component"),
             swatch(GREY, "before the last block", marker="$\\circ$"),
         ],
@@ -171,12 +177,12 @@ def _landing_figure(data: RunData, found: Landings) -> Figure:
     return figure
 
 
-def _landed(ax: Axes, landings: tuple[Landing, ...], y: float, colour: str) -> None:
-    for landing, face, size in zip(landings, (colour, "none"), (3.8, 5), strict=False):
+def _landed(ax: Axes, landings: tuple[Landing, ...], y: float, colour: str, mark: str = "o") -> None:
+    for landing, face, size, kind in zip(landings, (colour, "none"), (3.8, 5), (mark, "o"), strict=False):
         if not math.isfinite(landing.along):
             continue
         x = float(np.clip(landing.along, 0.5 - EDGE, 0.5 + EDGE))
-        marker = "o" if x == landing.along else "<" if x < landing.along else ">"
+        marker = kind if x == landing.along else "<" if x < landing.along else ">"
         marker = {"<": ">", ">": "<"}.get(marker, marker)
         ax.plot(x, y, marker, color=colour, markerfacecolor=face, markersize=size, markeredgewidth=0.8)
 

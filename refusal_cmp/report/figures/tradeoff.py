@@ -11,10 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from refusal_cmp.plan import BASELINE
+from refusal_cmp.plan import ALSO, BASELINE, Plan
 from refusal_cmp.report.answer import Cost, cost_of, costs, destroyed, pareto
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._style import (
+    CHECKPOINT,
     FAINT,
     GREEN,
     GREY,
@@ -24,6 +25,7 @@ from refusal_cmp.report.figures._style import (
     Drawn,
     Outcome,
     Skipped,
+    checkpoint_swatches,
     column,
     destroyed_swatch,
     errors,
@@ -55,6 +57,7 @@ PANEL, MARGIN = 2.0, 1.1
 """Inches, in a column: the height of a panel; that of titles and a legend of few entries."""
 LINE = 0.08
 """Inches of height, in a column, for each entry of the legend."""
+MIDDLE = 0.5
 BAND = 0.08
 """How strong the green is behind plans that answer enough."""
 
@@ -113,6 +116,7 @@ def _figure(data: RunData, measured: Sequence[Cost]) -> Figure:
             *(swatch(GREY, name, marker=marker) for name, marker in markers.items()),
             swatch(INK, textwrap.fill(front_of, LABEL) if in_column() else front_of, marker="", line="-"),
             swatch(INK, BASELINE, marker="+"),
+            *checkpoint_swatches(len(data.checkpoints)),
             destroyed_swatch(),
             *([swatch(FAINT, "another scope", marker=".")] if len(scopes) > 1 else []),
             Patch(color=GREEN, alpha=BAND, linewidth=0, label=f"{percent(ENOUGH)} or more answered"),
@@ -156,6 +160,8 @@ def _panel(
             elinewidth=0.7,
             zorder=4 if best else 3,
         )
+    for plan in data.checkpoints:
+        _star(ax, data, plan, cost, plan.label in gone)
     if cost.unit == "share":
         percent_axis(ax.xaxis)
         every = _lost(data, cost)
@@ -164,6 +170,27 @@ def _panel(
         loss_axis(ax, "x", min(0.0, *_lost(data, cost)))
     ax.set_ylim(-0.04, 1.05)
     percent_axis(ax.yaxis)
+
+
+def _star(ax: Axes, data: RunData, plan: Plan, cost: Cost, is_broken: bool) -> None:
+    """Another checkpoint, the same in every panel, with its name beside it."""
+    lost, answered = cost_of(data, plan.label, cost), data.answered(plan.label)
+    if lost is None or answered is None or not math.isfinite(lost):
+        return
+    face = PAPER if is_broken else INK
+    ax.plot(
+        lost, answered.value, CHECKPOINT, color=INK, markerfacecolor=face, markersize=7, markeredgewidth=0.7, zorder=5
+    )
+    name, below = plan.label.removeprefix(ALSO), answered.value > MIDDLE
+    ax.annotate(
+        name,
+        (lost, answered.value),
+        (0, -5 if below else 5),
+        textcoords="offset points",
+        ha="center",
+        va="top" if below else "bottom",
+        fontsize=5.5,
+    )
 
 
 def _mark(colour: str, best: bool, is_broken: bool) -> dict[str, Any]:
@@ -182,7 +209,8 @@ def _lost_in_words(cost: Cost) -> str:
 
 def _lost(data: RunData, cost: Cost) -> list[float]:
     """What every distinct plan loses, where it was measured and is finite."""
-    lost = [cost_of(data, label, cost) for label in data.distinct([plan.label for plan in data.edited])]
+    labels = [plan.label for plan in (*data.edited, *data.checkpoints)]
+    lost = [cost_of(data, label, cost) for label in data.distinct(labels)]
     return [one for one in lost if one is not None and math.isfinite(one)]
 
 
@@ -192,7 +220,7 @@ def _front(data: RunData, cost: Cost) -> list[tuple[str, float, float]]:
     Those that destroy the model have no place there.
     """
     points, gone = [], destroyed(data)
-    for plan in (one.label for one in data.plans if one.label not in gone):
+    for plan in (label for label in (BASELINE, *(one.label for one in data.edited)) if label not in gone):
         lost, answered = cost_of(data, plan, cost), data.answered(plan)
         if lost is not None and answered is not None and math.isfinite(lost):
             points.append((plan, lost, answered.value))

@@ -72,7 +72,7 @@ def first_screen(data: RunData, ranked: Sequence[Standing]) -> dict[str, Any] | 
         "among": best.among,
         "sentences": [*_sentences(data, different, measured), *_too_few(verdict, best, data)],
         "tiles": _tiles(data, best, measured),
-        "methods": [_method_row(data, one, measured) for one in best_by_method(ranked)],
+        "methods": [method_row(data, one, measured) for one in best_by_method(ranked)],
         "costs": [cost.name for cost in measured],
         "counts": f"{len(suppress)} of {counted(len(different), 'distinct plan')} do so",
         "broken": [one.plan for one in different if one.is_broken],
@@ -293,7 +293,7 @@ def _difference(one: Estimate, unit: Unit) -> str:
     return f"{value} [{low}, {high}]" + (" points" if unit == "share" else "")
 
 
-def _method_row(data: RunData, one: Standing, measured: Sequence[Cost]) -> dict[str, Any]:
+def method_row(data: RunData, one: Standing, measured: Sequence[Cost]) -> dict[str, Any]:
     """The best plan of a method."""
     over = data.get(one.plan, "harmless", "refusal")
     return {
