@@ -1,18 +1,20 @@
 """The operator through which edits reach vLLM's forward pass, whether it runs eagerly, compiled or as a CUDA graph.
 
 Hooks are traced into a compiled graph once, so a hook that is added later is ignored without a word. Ours are there
-before anything is traced, and they call one operator at every site of every layer:
+before anything is traced, and at every site of every layer they call an operator:
 
-    refusal_cmp::edit(x, site)                      x ↦ edit(x)                           what a module writes
-    refusal_cmp::edit_sum(hidden, residual, site)   (h, r) ↦ (edit(h + r), 0) or (h, r)   a stream handed on in two parts
+    refusal_cmp::edit(x, site)                      x ↦ edit(x)                          what a module writes
+    refusal_cmp::edit_sum(hidden, residual, site)   (h, r) ↦ (edit(h + r), 0) or (h, r)  a stream handed on in two parts
 
-To the compiler the operator is opaque: it is called at every step, and looks up what is to be done in the `Edits` of
-the engine that runs. A graph holds the number of a site and nothing of a plan, so it is compiled once per model.
+To the compiler it is opaque: it is called at every step, and looks up what is to be done in the `Edits` of the engine
+that runs. A graph holds the number of a site and nothing of a plan, so it is compiled once per model.
 
 A CUDA graph records kernels and their addresses, and no Python. There, `Edits` holds every term of every site in a
-buffer whose address stays, padded with zero rows to `RANK`; a plan is installed by copying into the buffers, and what is
-computed is the same whatever they hold: every token costs as much as an edit of that rank. Elsewhere the operator runs
-as Python, and an edit costs what its own rank and terms cost; a site without one costs a copy.
+buffer whose address stays, padded with zero rows to `RANK`; a plan is installed by copying into the buffers, and what
+is computed is the same whatever they hold: every token costs as much as an edit of that rank. Elsewhere the operator
+runs as Python, and an edit costs what its own rank and terms cost; a site without one costs a copy.
+
+Several plans in one batch would need no other operator: which rows are edited how is for `Edits` to say.
 """
 
 from __future__ import annotations
@@ -60,10 +62,10 @@ class Edits:
         captured: bool,
     ) -> None:
         self.captured, self.watching = captured, False
-        self.seen = torch.zeros(len(watched), SEEN, width, device=device)
         self._rows = {site: row for row, site in enumerate(watched)}
         self._scales, self._width, self._device = dict(scales), width, device
         self._dtype = torch.promote_types(dtype, torch.float32)
+        self.seen = torch.zeros(len(watched), SEEN, width, device=device, dtype=self._dtype)
         self._edits: list[LowRankEdit | None] = [None] * n_sites
         self._active = torch.zeros(n_sites, dtype=torch.bool, device=device)
         if captured:
@@ -95,7 +97,8 @@ class Edits:
         edit, scale = self._edits[site], self._scales.get(site, 1.0)
         if edit is None:
             return x.clone()
-        return edit(x) if scale == 1 else edit(x * scale) / scale
+        edited = edit(x) if scale == 1 else edit(x * scale) / scale
+        return torch.where(self._active[site], edited, x) if self.captured else edited
 
     def edit_sum(self, hidden: Tensor, residual: Tensor, site: int) -> tuple[Tensor, Tensor]:
         """The edited stream and zeros; both parts as they were where there is no edit, not rounded to one."""

