@@ -96,30 +96,34 @@ class Edits:
         self._watch(x, site)
         edit, scale = self._edits[site], self._scales.get(site, 1.0)
         if edit is None:
-            return x.clone()
+            return _copy(x)
         edited = edit(x) if scale == 1 else edit(x * scale) / scale
-        return torch.where(self._active[site], edited, x) if self.captured else edited
+        return torch.where(self._active[site], edited, x).contiguous() if self.captured else edited
 
     def edit_sum(self, hidden: Tensor, residual: Tensor, site: int) -> tuple[Tensor, Tensor]:
         """The edited stream and zeros; both parts as they were where there is no edit, not rounded to one."""
         edit = self._edits[site]
         if edit is None and not (self.watching and site in self._rows):
-            return hidden.clone(), residual.clone()
+            return _copy(hidden), _copy(residual)
         stream = hidden + residual
         self._watch(stream, site)
         if edit is None:
-            return hidden.clone(), residual.clone()
+            return _copy(hidden), _copy(residual)
         edited = edit(stream)
         if not self.captured:
-            return edited, torch.zeros_like(residual)
+            return edited, torch.zeros_like(residual, memory_format=torch.contiguous_format)
         active = self._active[site]
-        return torch.where(active, edited, hidden), residual.masked_fill(active, 0)
+        return torch.where(active, edited, hidden).contiguous(), residual.masked_fill(active, 0).contiguous()
 
     def _watch(self, stream: Tensor, site: int) -> None:
         """Keep the first tokens of the stream. A CUDA graph does so at every replay: what it does is fixed."""
         if (self.watching or self.captured) and site in self._rows:
             rows = stream.reshape(-1, self._width)[:SEEN]
             self.seen[self._rows[site], : len(rows)] = rows.to(self.seen.dtype)
+
+
+def _copy(x: Tensor) -> Tensor:
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def nothing(rank: int, d: int) -> LowRankEdit:
@@ -155,9 +159,9 @@ def _edit_sum(hidden: Tensor, residual: Tensor, site: int) -> tuple[Tensor, Tens
 
 @torch.library.register_fake("refusal_cmp::edit")
 def _like_edit(x: Tensor, site: int) -> Tensor:
-    return torch.empty_like(x)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 @torch.library.register_fake("refusal_cmp::edit_sum")
 def _like_edit_sum(hidden: Tensor, residual: Tensor, site: int) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(hidden), torch.empty_like(residual)
+    return _like_edit(hidden, site), _like_edit(residual, site)

@@ -255,7 +255,7 @@ class Editor:
                     f"an edit does not reach the residual stream: {left:.1%} of an ablated direction is left after "
                     f"layer {index} ({type(self.layers[index]).__name__})"
                 )
-        if logits.shape == plain_logits.shape and torch.equal(logits, plain_logits):
+        if logits.numel() and logits.shape == plain_logits.shape and torch.equal(logits, plain_logits):
             raise UnprovenError("an edit of the residual stream does not change the logits")
 
     def _watched(self) -> tuple[Tensor, Tensor]:
@@ -400,6 +400,10 @@ def _found(layers: nn.ModuleList, run: Callable[[], None], rounding: float) -> t
                 ),
             ]
         run()
+    except UnprovenError:
+        raise
+    except Exception as error:  # of any architecture's own code
+        raise UnprovenError(f"a pass without a cache fails in it ({type(error).__name__}: {error})") from error
     finally:
         for handle in handles:
             handle.remove()

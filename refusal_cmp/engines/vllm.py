@@ -170,6 +170,11 @@ class VLLMEngine(Engine):
         """Stop the workers and free their memory."""
         stop_vllm(self.__dict__.pop("_llm"))  # no name here may keep it alive
 
+    @property
+    def _salt(self) -> str:
+        """What tells keys and values under this plan from those under another."""
+        return self._installed
+
     def _check_lengths(self, prompts: Sequence[list[int]]) -> None:
         limit, longest = self._llm.llm_engine.model_config.max_model_len, max(map(len, prompts))
         if longest >= limit:
@@ -287,7 +292,7 @@ class VLLMEngine(Engine):
         engine, running = self._llm.llm_engine, {}
         try:
             for index, ids in prompts.items():
-                prompt = {"prompt_token_ids": ids, "cache_salt": self._installed}
+                prompt = {"prompt_token_ids": ids, "cache_salt": self._salt}
                 running[engine.add_request(str(index), prompt, params)] = index
             while engine.has_unfinished_requests():
                 outputs = [output for output in engine.step() if output.finished]
