@@ -6,14 +6,20 @@ own; start-up is reported apart. The vLLM engine needs an environment that has v
 
     .venv-vllm/bin/python benchmarks/generation.py                # tiny-refuser, and a random-weight 0.5B shape
     .venv-vllm/bin/python benchmarks/generation.py --shape 7b     # random weights in Qwen2.5-7B's shape, on a GPU
+    .venv-vllm/bin/python benchmarks/generation.py --hooks 135m   # what our hooks cost vLLM, on smol-refuser
+
+`--hooks` has vLLM as it comes, compiled, beside our engine, compiled and eager. The three take turns in one process, so
+that what else the machine does falls on all of them, and a rate is told as a share of the first one's around it.
 """
 
 from __future__ import annotations
 
 import os
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from typing import Annotated, Any
 
@@ -26,7 +32,7 @@ from rich.table import Table
 from refusal_cmp.data import DATASETS
 from refusal_cmp.engines import Engine
 from refusal_cmp.engines.hf import HFEngine
-from refusal_cmp.engines.vllm import VLLMEngine
+from refusal_cmp.engines.vllm import VLLMEngine, import_vllm, start_vllm
 from refusal_cmp.interventions import INTERVENTIONS
 from refusal_cmp.model import ChatModel, ModelSource, model_path
 from refusal_cmp.plan import Plan, baseline
@@ -35,6 +41,8 @@ from refusal_cmp.subspace import Subspace
 
 SIZES = {"tiny": (128, 64, 3), "0.5b": (32, 16, 1), "7b": (512, 128, 1)}
 """Prompts, tokens of each answer, and rounds, of which the fastest counts."""
+HOOKS = {"tiny": (64, 32, 5), "135m": (64, 32, 3)}
+"""The same for what hooks cost; of its rounds the median counts."""
 PLAIN_BATCH = 8
 RANK = 8
 """Of the subspaces that are edited."""
@@ -42,8 +50,12 @@ RANK = 8
 
 def main(
     shape: Annotated[list[str] | None, typer.Option(help="tiny, 0.5b or 7b (random weights; 7b wants a GPU)")] = None,
+    hooks: Annotated[str | None, typer.Option(help="tiny or 135m: what hooks cost vLLM, nothing else")] = None,
 ) -> None:
-    """Time all three on the baseline and on every intervention at every layer."""
+    """Time all three on the baseline and on every intervention at every layer; or what hooks cost vLLM."""
+    if hooks is not None:
+        cost_of_hooks(hooks)
+        return
     for name in shape or ("tiny", "0.5b"):
         one_shape(name)
 
@@ -82,6 +94,61 @@ def measure(kind: str, folder: str, n: int, new_tokens: int, rounds: int) -> dic
     if engine is not None:
         engine.close()  # vLLM's own processes would keep this one from ending
     return {"start_s": ready, "tokens_per_s": rates}
+
+
+def cost_of_hooks(shape: str) -> None:
+    """Measure, print and write what our hooks cost vLLM."""
+    load, (n, new_tokens, rounds) = os.getloadavg()[0], HOOKS[shape]
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+    name = "tiny-refuser" if shape == "tiny" else "smol-refuser"
+    found = in_own_process(taking_turns, name, n, new_tokens, rounds)
+    table = Table("share of vLLM's own rate", "median", "of each round", title=f"{shape}, {n} × {new_tokens} tokens")
+    for way, shares in found["shares"].items():
+        table.add_row(way, f"{statistics.median(shares):.3f}", ", ".join(f"{share:.3f}" for share in shares))
+    Console().print(table)
+    Console().print("vLLM's own, tokens per second:", found["own"], "; start-up, s:", found["start_s"])
+    about = {"shape": shape, "prompts": n, "new_tokens": new_tokens, "rounds": rounds, "load": load}
+    write(f"hooks-{shape}", about | found)
+
+
+def taking_turns(name: str, n: int, new_tokens: int, rounds: int) -> dict[str, Any]:
+    """The rate of vLLM as it comes, compiled, and as shares of it those of our engine, by way and plan."""
+    dtype = "float32" if not torch.cuda.is_available() else "bfloat16"
+    source, model = ModelSource(name, dtype=dtype), Endless.load(name, dtype=dtype)
+    prompts = ([prompt.instruction for prompt in DATASETS.get("tiny-harmful")("test")] * (n // 64 + 1))[:n]
+    start_s, ways = {}, {}
+    for way in ("own", "compiled", "eager"):
+        started = time.perf_counter()
+        if way == "own":
+            llm = start_vllm(source, enforce_eager=False)
+        else:
+            ways[way] = counted(VLLMEngine(source, model, eager=way == "eager"), new_tokens)
+        start_s[way] = time.perf_counter() - started
+    tokens = [{"prompt_token_ids": ids} for ids in model.tokenize(prompts)]
+    params = import_vllm().SamplingParams(temperature=0, max_tokens=new_tokens, ignore_eos=True, detokenize=False)
+
+    def rate(make: Callable[[], int]) -> float:
+        begun = time.perf_counter()
+        return make() / (time.perf_counter() - begun)
+
+    def own() -> int:
+        return sum(len(one.outputs[0].token_ids) for one in llm.generate(tokens, params, use_tqdm=False))
+
+    todo = {
+        name: plan for name, plan in plans(model).items() if name in ("baseline", "ablation", "nullspace", "alterrep")
+    }
+    shares: dict[str, list[float]] = {f"{way}, {plan}": [] for way in ways for plan in todo}
+    rates = []
+    for turn in range(rounds + 1):  # the first is to warm up
+        for plan_name, plan in todo.items():
+            before = rate(own)
+            here = {way: rate(partial(generate, plan, prompts)) for way, generate in ways.items()}
+            around = (before + rate(own)) / 2
+            if turn:
+                rates.append(around)
+                for way, found in here.items():
+                    shares[f"{way}, {plan_name}"].append(found / around)
+    return {"start_s": start_s, "own": statistics.median(rates), "shares": shares}
 
 
 class Endless(ChatModel):

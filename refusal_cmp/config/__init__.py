@@ -502,6 +502,9 @@ class MachineSettings(BaseModel):
     vllm_gpu_memory_utilization: float = Field(
         0.9, gt=0, le=1, description="share of a GPU's memory that vLLM may take"
     )
+    vllm_eager: bool = Field(
+        False, description="vLLM does not compile the model: a start of seconds instead of a minute, and slower passes"
+    )
     openai_url: Address | None = Field(
         None, description="OpenAI-compatible endpoint of guard and rubric; by default OPENAI_BASE_URL"
     )

@@ -1,13 +1,16 @@
-"""What runs inside vLLM's workers: finds the sites of vLLM's decoder layers, proves them, and edits there.
+"""What runs inside vLLM's workers: finds the sites of vLLM's decoder layers, edits there, and proves that it does.
 
 Most of vLLM's layers hand on (hidden_states, residual) and leave the addition to the next norm; the residual
 stream is then their sum. Others hand on the stream alone, some of them beside a residual that nobody reads.
-So nothing is taken for granted. A first probe pass finds, layer by layer, what adds up:
+So nothing is taken for granted. As soon as the model is loaded, before anything is compiled, one eager pass in which
+every module of a layer returns noise finds, layer by layer, what adds up:
 
     entry of layer l + 1 = exit of layer l = entry of layer l + s · (attn_out + mlp_out)
 
-A second one ablates a random direction û at every site, after which no layer's exit may have a component
-along û, and the logits must have changed. Whatever does not pass is refused.
+Hooks at these sites call the operator of `refusal_cmp.engines._vllm_operator`, and stay; what is compiled and captured
+after that holds them. Once vLLM is ready, a random direction û is ablated at every site in the passes that count, as
+they will be run: no layer's exit may then have a component along û, and the logits must have changed. Whatever
+does not pass is refused.
 
 The engine speaks to this class by collective RPC. Edits come as the bytes of a safetensors file, answers are
 strings, so that nothing is ever pickled.
@@ -17,20 +20,30 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from hashlib import sha256
+from importlib import import_module
 from typing import Any
 
 import torch
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from refusal_cmp.config import SITES
 from refusal_cmp.edit import LowRankEdit
+from refusal_cmp.engines._vllm_operator import OF, SEEN, Edits
 from refusal_cmp.model.blocks import ATTENTION_NAMES, MLP_NAMES
-from refusal_cmp.model.hooks import after, first
+from refusal_cmp.model.hooks import after, first, with_first
 from refusal_cmp.plan import Place, Plan
 
+WORKERS = {
+    "cpu": "vllm.v1.worker.cpu_worker.CPUWorker",
+    "cuda": "vllm.v1.worker.gpu_worker.Worker",
+    "xpu": "vllm.v1.worker.xpu_worker.XPUWorker",
+}
+"""The worker class that vLLM takes by itself, by kind of device."""
 ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-5}
 COARSE_ROUNDING = 2**-7
 """For 16-bit models. What is lost in an addition, relative to the stream."""
@@ -46,20 +59,21 @@ class LayerSites:
     """The two modules of a decoder layer that write to the stream, and the scale of what they write."""
 
     layer: nn.Module
-    attn_out: nn.Module
-    mlp_out: nn.Module
+    attn_out: str
+    mlp_out: str
     scale: float
 
 
 @dataclass
 class Record:
-    """What one decoder layer did in the probe pass; float64 on the CPU."""
+    """What one decoder layer did in the pass that finds its sites; float64 on the CPU."""
 
     entries: list[Tensor] = field(default_factory=list)
     """What the layer takes in both readings: the sum of hidden_states and residual, and hidden_states alone."""
     exits: list[Tensor] = field(default_factory=list)
     """What the layer returns in both readings: the sum of its tensors, and the first alone."""
     children: dict[str, Tensor] = field(default_factory=dict)
+    """The noise that each of its modules returned."""
 
 
 class UnprovenError(Exception):
@@ -67,29 +81,61 @@ class UnprovenError(Exception):
 
 
 class PlanWorker:
-    """Mixed into vLLM's worker class (`worker_extension_cls`); the public methods are its RPCs."""
+    """Mixed into vLLM's worker class; the public methods are its RPCs. See `EditedWorker`."""
 
-    def refusal_cmp_begin(self: Any) -> str:
-        """Find the decoder layers, and record the next forward pass; '' or why there are none."""
+    def load_model(self: Any, *args: Any, **kwargs: Any) -> None:
+        """Load the model, find the sites, and put the hooks there, before anything is traced or captured."""
+        super().load_model(*args, **kwargs)  # type: ignore[misc]
+        self._refusal_cmp = None
+        self._refusal_cmp_reason = _reason(self._refusal_cmp_hook)
 
-        def begin() -> None:
-            n_layers = self.model_config.hf_text_config.num_hidden_layers
-            self._refusal_cmp = Editor(self.get_model(), n_layers)
-            self._refusal_cmp.record()
+    def _refusal_cmp_hook(self: Any) -> None:
+        config = self.vllm_config
+        self._refusal_cmp = editor = Editor(
+            self.get_model(),
+            self.model_config.hf_text_config.num_hidden_layers,
+            self._refusal_cmp_pass,
+            captured=_captures(self.model_config.enforce_eager, self.device),
+        )
+        OF[id(config.compilation_config.static_forward_context)] = editor.edits
+        # A graph of another model, or of this one with other sites or without ours, is not taken from vLLM's cache.
+        config.additional_config = {**config.additional_config, "refusal_cmp": editor.digest}
 
-        return _reason(begin)
+    def _refusal_cmp_pass(self: Any) -> None:
+        """One eager pass without a cache, as those by which vLLM measures its memory."""
+        from vllm.config import set_current_vllm_config
+        from vllm.forward_context import set_forward_context
 
-    def refusal_cmp_find(self: Any) -> str:
-        """Find the sites from what was recorded, and record the next pass under a test edit; '' or why not."""
-        return _reason(self._refusal_cmp.find)
+        ids = torch.linspace(0, self.model_config.get_vocab_size() - 1, SEEN, device=self.device).long()
+        positions = torch.arange(SEEN, device=self.device)
+        if getattr(self.model_runner, "uses_mrope", False):
+            positions = positions.expand(3, -1)
+        with (
+            torch.inference_mode(),
+            set_current_vllm_config(self.vllm_config),
+            set_forward_context(None, self.vllm_config, num_tokens=SEEN, skip_compiled=True),
+        ):
+            self.get_model()(input_ids=ids, positions=positions, intermediate_tensors=None, inputs_embeds=None)
+
+    def refusal_cmp_found(self: Any) -> str:
+        """'' if the sites were found when the model was loaded, or why not."""
+        return self._refusal_cmp_reason
+
+    def refusal_cmp_watch(self: Any) -> None:
+        """Keep what the next passes do without an edit."""
+        self._refusal_cmp.watch()
+
+    def refusal_cmp_test(self: Any) -> str:
+        """Keep what was seen, and install the test edit for the next passes; '' or why nothing was seen."""
+        return _reason(self._refusal_cmp.test)
 
     def refusal_cmp_prove(self: Any) -> str:
-        """Check what was recorded under the test edit, and remove it; '' or why the sites are not proven."""
+        """Check what was seen under the test edit, and remove it; '' or why the sites are not proven."""
         return _reason(self._refusal_cmp.prove)
 
-    def refusal_cmp_install(self: Any, tensors: bytes, metadata: dict[str, str]) -> None:
-        """Install a plan, as `Plan.to_tensors` gives it, in the place of the one before."""
-        self._refusal_cmp.install(Plan.from_tensors(load(tensors), metadata).edits)
+    def refusal_cmp_install(self: Any, tensors: bytes, metadata: dict[str, str]) -> str:
+        """Install a plan, as `Plan.to_tensors` gives it, in the place of the one before; '' or why not."""
+        return self._refusal_cmp.install(Plan.from_tensors(load(tensors), metadata).edits)
 
     def refusal_cmp_non_finite(self: Any) -> str:
         """Whether any logits held a NaN or an infinity since `refusal_cmp_clear`: 'yes' or ''."""
@@ -98,125 +144,138 @@ class PlanWorker:
     def refusal_cmp_clear(self: Any) -> None:
         """Forget that logits were not finite, and the keys and values: attention multiplies even masked ones."""
         self._refusal_cmp.non_finite.zero_()
-        for cache in self.model_runner.kv_caches:
-            cache.zero_()
+        for cache_of_layer in self.model_runner.kv_caches:
+            cache_of_layer.zero_()
+
+
+def _captures(eager: bool, device: torch.device) -> bool:
+    """Whether passes are captured as CUDA graphs: on a CPU none are."""
+    return not eager and device.type != "cpu"
+
+
+@cache
+def _edited_worker() -> type[Any]:
+    from vllm.platforms import current_platform
+
+    module, _, name = WORKERS[current_platform.device_type].rpartition(".")
+    return type("EditedWorker", (PlanWorker, getattr(import_module(module), name)), {})
+
+
+def __getattr__(name: str) -> Any:
+    """`EditedWorker`, vLLM's worker class for this machine with `PlanWorker` before it: made where vLLM asks for it."""
+    if name == "EditedWorker":
+        return _edited_worker()
+    raise AttributeError(name)
 
 
 class Editor:
-    """Hooks on the decoder layers of one vLLM model."""
+    """Permanent hooks at the sites of one vLLM model, and the proof that they act.
 
-    def __init__(self, model: nn.Module, n_layers: int) -> None:
+    Parameters
+    ----------
+    run
+        One eager pass through the model.
+    captured
+        Whether passes are captured as CUDA graphs.
+    """
+
+    def __init__(self, model: nn.Module, n_layers: int, run: Callable[[], None], *, captured: bool) -> None:
         self.model = model
         self.layers = layers = _decoder_layers(model, n_layers)
-        self.sites: list[LayerSites] = []
-        self._reading = SUM
         some = next(layers.parameters())
         self.device, self.dtype = some.device, _dtype(layers)
-        self._edits: list[Any] = []
-        self._recording: list[Any] = []
-        self._records: list[Record] = []
-        self._logits: list[Tensor] = []
+        self._reading, self.sites, width = _found(layers, run, ROUNDING.get(self.dtype, COARSE_ROUNDING))
+        last = len(layers) * len(SITES)
+        self.edits = Edits(
+            last + 1,
+            [*range(0, last + 1, len(SITES))],
+            width,
+            self.device,
+            self.dtype,
+            scales={
+                _number(Place(layer, site)): found.scale for layer, found in enumerate(self.sites) for site in SITES[1:]
+            },
+            captured=captured,
+        )
+        self._direction = _random_direction(width)
         self._plain: list[Tensor] = []
+        self._logits: list[Tensor] = []
         self.non_finite = torch.zeros((), dtype=torch.bool, device=self.device)
+        for layer, found in enumerate(self.sites):
+            _on_entry(found.layer, partial(_edited_entry, self._reading, _number(Place(layer, "resid_pre"))))
+            attention, mlp = map(found.layer.get_submodule, (found.attn_out, found.mlp_out))
+            after(attention, partial(_edited_output, _number(Place(layer, "attn_out"))))
+            after(mlp, partial(_edited_output, _number(Place(layer, "mlp_out"))))
+        layers[-1].register_forward_hook(partial(_seen_exit, self._reading, last))
         self._watch_logits()
 
-    def record(self) -> None:
-        """Record the next forward pass: streams, children's outputs and logits."""
-        self._records = [Record() for _ in self.layers]
-        self._logits = []
-        for layer, record in zip(self.layers, self._records, strict=True):
-            self._recording += [
-                _on_entry(layer, partial(_record_entry, record)),
-                layer.register_forward_hook(partial(_record_exit, record)),
-                *(
-                    child.register_forward_hook(partial(_record_child, record, name))
-                    for name, child in layer.named_children()
-                ),
-            ]
+    @property
+    def digest(self) -> str:
+        """A hash of where the hooks are: what a compiled graph depends on."""
+        where = [(type(one.layer).__name__, one.attn_out, one.mlp_out) for one in self.sites]
+        return sha256(repr((self._reading, where)).encode()).hexdigest()[:16]
 
-    def find(self) -> None:
-        """The sites, from the pass that was recorded; then the test edit, recorded as well."""
-        records, logits = self._recorded()
-        for reading in (SUM, ALONE):
-            try:
-                self.sites = _sites(self.layers, records, reading, self._rounding)
-            except UnprovenError:
-                if reading == ALONE:
-                    raise
-            else:
-                self._reading = reading
-                break
-        self._direction = _random_direction(records[0].exits[0].shape[-1])
-        self._plain = [*(record.exits[self._reading] @ self._direction for record in records), logits]
+    def install(self, edits: Mapping[Place, LowRankEdit]) -> str:
+        """These edits in the place of those before; '' or why they cannot be installed here."""
+        numbered = {_number(place): edit for place, edit in edits.items()}
+        reason = self.edits.refused(numbered)
+        if not reason:
+            self.edits.install(numbered)
+        return reason
+
+    def watch(self) -> None:
+        """Keep the streams and the logits of the passes that follow."""
+        self._logits = []
+        self.edits.seen.zero_()
+        self.edits.watching = True
+
+    def test(self) -> None:
+        """Keep what was seen; then ablate a direction at every site, and watch again."""
+        components, logits = self._watched()
+        if bool((components == 0).all(dim=-1).any()):
+            raise UnprovenError("its decoder layers run without their hooks")
+        self._plain = [components, logits]
         row = self._direction[None]
         ablation = LowRankEdit(V=row, A=-row)
-        self.install(
-            {
-                Place(layer, site): ablation
-                for layer in range(len(self.layers))
-                for site in ("resid_pre", "attn_out", "mlp_out")
-            }
-        )
-        self.record()
+        self.install({Place(layer, site): ablation for layer in range(len(self.layers)) for site in SITES})
+        self.watch()
 
     def prove(self) -> None:
         """The test edit left nothing along its direction in any layer's exit, and it changed the logits."""
-        records, logits = self._recorded()
+        components, logits = self._watched()
         self.install({})
-        *plain, plain_logits = self._plain
-        self._plain = []
+        self.edits.watching = False
+        plain, plain_logits = self._plain
+        self._plain, self._logits = [], []
         most = LEFT_OVER.get(self.dtype, COARSE_LEFT_OVER)
-        for index, (record, before) in enumerate(zip(records, plain, strict=True)):
-            left = float((record.exits[self._reading] @ self._direction).norm() / before.norm())
+        for index, (after_edit, before) in enumerate(zip(components, plain, strict=True)):
+            left = float(after_edit.norm() / before.norm())
             if not left <= most:
                 raise UnprovenError(
                     f"an edit does not reach the residual stream: {left:.1%} of an ablated direction is left after "
                     f"layer {index} ({type(self.layers[index]).__name__})"
                 )
-        if logits.shape == plain_logits.shape and torch.equal(logits, plain_logits):
+        if logits.numel() and logits.shape == plain_logits.shape and torch.equal(logits, plain_logits):
             raise UnprovenError("an edit of the residual stream does not change the logits")
 
-    def install(self, edits: dict[Place, LowRankEdit]) -> None:
-        """The hooks of these edits in the place of those before."""
-        for handle in self._edits:
-            handle.remove()
-        self._edits = [self._hook(place, edit) for place, edit in edits.items()]
-
-    def _hook(self, place: Place, edit: LowRankEdit) -> Any:
-        site = self.sites[place.layer]
-        edit = edit.to(self.device, torch.promote_types(self.dtype, torch.float32))
-        if place.site == "resid_pre":
-            return _on_entry(site.layer, partial(_edited_entry, edit, self._reading))
-        module = site.attn_out if place.site == "attn_out" else site.mlp_out
-        if site.scale == 1:
-            return after(module, edit)
-        return after(module, lambda x: edit(x * site.scale) / site.scale)
+    def _watched(self) -> tuple[Tensor, Tensor]:
+        """The components along the test direction of the stream after each layer, (l, n), and the logits."""
+        components = self.edits.seen[1:].double().cpu() @ self._direction
+        return components, torch.cat(self._logits) if self._logits else torch.empty(0)
 
     def _watch_logits(self) -> None:
-        """Notes logits that are not finite, without waiting for the device, and keeps those of a probe pass."""
+        """Notes logits that are not finite, without waiting for the device, and keeps those of a probe."""
         compute: Any = self.model.compute_logits
 
         def watched(*args: Any, **kwargs: Any) -> Any:
             logits = compute(*args, **kwargs)
             if logits is not None:  # ranks that hold no logits
                 self.non_finite |= ~logits.isfinite().all()
-                if self._recording:
+                if self.edits.watching:
                     self._logits.append(logits.double().cpu())
             return logits
 
         self.model.compute_logits = watched  # type: ignore[assignment]
-
-    def _recorded(self) -> tuple[list[Record], Tensor]:
-        for handle in self._recording:
-            handle.remove()
-        self._recording = []
-        if not all(record.entries and record.exits for record in self._records):
-            raise UnprovenError("its decoder layers run without their hooks (compiled or captured as a graph)")
-        return self._records, torch.cat(self._logits) if self._logits else torch.empty(0)
-
-    @property
-    def _rounding(self) -> float:
-        return ROUNDING.get(self.dtype, COARSE_ROUNDING)
 
 
 def _reason(work: Callable[[], None]) -> str:
@@ -225,6 +284,11 @@ def _reason(work: Callable[[], None]) -> str:
     except UnprovenError as error:
         return str(error)
     return ""
+
+
+def _number(place: Place) -> int:
+    """What the operator calls a place."""
+    return place.layer * len(SITES) + SITES.index(place.site)
 
 
 def _random_direction(width: int) -> Tensor:
@@ -265,13 +329,30 @@ def _on_entry(layer: nn.Module, change: Callable[[Tensor, Tensor | None], tuple[
     return layer.register_forward_pre_hook(hook, with_kwargs=True)
 
 
-def _edited_entry(
-    edit: LowRankEdit, reading: int, hidden: Tensor, residual: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """The edited stream, with zeros for a residual that is still to be added."""
+def _edited_entry(reading: int, site: int, hidden: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What enters a layer, edited: its sum with what is still to be added, where that is the stream."""
     if reading == ALONE or residual is None:
-        return edit(hidden), residual
-    return edit(hidden + residual), torch.zeros_like(residual)
+        return torch.ops.refusal_cmp.edit(hidden, site), residual
+    return torch.ops.refusal_cmp.edit_sum(hidden, residual, site)
+
+
+def _edited_output(site: int, hidden: Tensor) -> Tensor:
+    """What a module writes, edited."""
+    return torch.ops.refusal_cmp.edit(hidden, site)
+
+
+def _seen_exit(reading: int, site: int, _: nn.Module, __: Any, output: Any) -> Any:
+    """What the last layer returns, as it is: the operator sees it there."""
+    if reading == SUM and isinstance(output, tuple) and len(_alike(output)) > 1:
+        hidden, residual, *rest = output
+        return (*torch.ops.refusal_cmp.edit_sum(hidden, residual, site), *rest)
+    return with_first(output, torch.ops.refusal_cmp.edit(first(output), site))
+
+
+def _alike(output: Any) -> list[Tensor]:
+    """The tensors that a layer returns, of the first one's shape."""
+    tensors = [one for one in (output if isinstance(output, tuple) else (output,)) if isinstance(one, Tensor)]
+    return [one for one in tensors if one.shape == tensors[0].shape]
 
 
 def _exact(hidden: Tensor) -> Tensor:
@@ -287,17 +368,52 @@ def _record_entry(record: Record, hidden: Tensor, residual: Tensor | None) -> No
 
 def _record_exit(record: Record, _: nn.Module, __: Any, output: Any) -> None:
     if not record.exits:
-        tensors = [one for one in (output if isinstance(output, tuple) else (output,)) if isinstance(one, Tensor)]
-        rows = [_exact(one) for one in tensors if one.shape == tensors[0].shape]
+        rows = [_exact(one) for one in _alike(output)]
         record.exits = [torch.stack(rows).sum(0), rows[0]]
 
 
-def _record_child(record: Record, name: str, _: nn.Module, __: Any, output: Any) -> None:
+def _record_noise(record: Record, name: str, generator: torch.Generator, _: nn.Module, __: Any, output: Any) -> Any:
+    """Noise in the place of what a module returns: without a cache attention returns what happens to be in memory."""
     hidden = first(output)
     if not record.entries or name in record.children or not isinstance(hidden, Tensor):
-        return
-    if hidden.numel() == record.entries[0].numel():
-        record.children[name] = _exact(hidden)
+        return None
+    if hidden.numel() != record.entries[0].numel():
+        return None
+    noise = torch.randn(hidden.shape, generator=generator).to(hidden)
+    record.children[name] = _exact(noise)
+    return with_first(output, noise)
+
+
+def _found(layers: nn.ModuleList, run: Callable[[], None], rounding: float) -> tuple[int, list[LayerSites], int]:
+    """The reading of what layers hand on in which all adds up, the sites of all layers, and d."""
+    records = [Record() for _ in layers]
+    generator = torch.Generator().manual_seed(0)  # the same noise in every worker
+    handles = []
+    try:
+        for layer, record in zip(layers, records, strict=True):
+            handles += [
+                _on_entry(layer, partial(_record_entry, record)),
+                layer.register_forward_hook(partial(_record_exit, record)),
+                *(
+                    child.register_forward_hook(partial(_record_noise, record, name, generator))
+                    for name, child in layer.named_children()
+                ),
+            ]
+        run()
+    except UnprovenError:
+        raise
+    except Exception as error:  # of any architecture's own code
+        raise UnprovenError(f"a pass without a cache fails in it ({type(error).__name__}: {error})") from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not all(record.entries and record.exits for record in records):
+        raise UnprovenError("its decoder layers run without their hooks")
+    width = records[0].entries[0].shape[-1]
+    try:
+        return SUM, _sites(layers, records, SUM, rounding), width
+    except UnprovenError:
+        return ALONE, _sites(layers, records, ALONE, rounding), width
 
 
 def _sites(layers: nn.ModuleList, records: list[Record], reading: int, rounding: float) -> list[LayerSites]:
@@ -331,7 +447,7 @@ def _site(index: int, layer: nn.Module, record: Record, reading: int, rounding: 
             f"residual stream; looked at {', '.join(record.children) or 'no module of the stream’s width'}"
         )
     _, _, (attention, mlp), scale = min(fitting)
-    return LayerSites(layer, layer.get_submodule(attention), layer.get_submodule(mlp), scale)
+    return LayerSites(layer, attention, mlp, scale)
 
 
 def _named(pair: tuple[str, str]) -> int:

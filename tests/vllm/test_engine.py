@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from peft import LoraConfig
 from refusal_cmp.api import plan_intervention
 from refusal_cmp.commands.export import export
 from refusal_cmp.edit import LowRankEdit
+from refusal_cmp.engines import _vllm_operator, _vllm_worker
 from refusal_cmp.engines import vllm as vllm_engine
+from refusal_cmp.engines._vllm_operator import Edits
 from refusal_cmp.engines.vllm import VLLMEngine
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.interventions import INTERVENTIONS
@@ -28,8 +31,15 @@ NEW_TOKENS = 24
 
 
 @pytest.fixture(scope="module")
-def engine(tiny):
-    engine = VLLMEngine(ModelSource(), tiny)
+def told():
+    """What the engine said of itself."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def engine(tiny, told):
+    """Compiled, by Inductor; what is compiled is kept for the other engines of these tests."""
+    engine = VLLMEngine(ModelSource(), tiny, say=told.append)
     yield engine
     engine.close()
 
@@ -43,7 +53,7 @@ def test_an_adapter_and_a_gguf_file_run_as_in_this_process(kind, tmp_path, monke
     else:
         path = write_gguf(Path(model_path("tiny-refuser")), tmp_path / "tiny.gguf", "F16")
     source, prompts = ModelSource(str(path)), instructions("tiny-harmless", "test", 8)
-    engine = VLLMEngine(source, Chat.load(source))
+    engine = VLLMEngine(source, Chat.load(source), eager=True)
     try:
         found = engine.generate(baseline(), prompts, NEW_TOKENS)
     finally:
@@ -113,7 +123,7 @@ def test_work_that_is_cut_short_keeps_what_is_finished(tiny, engine):
 
 
 def test_no_keys_and_values_of_an_earlier_plan_are_used(tiny, tiny_fields, engine, monkeypatch):
-    """Prompts long enough to fill cache blocks; without the reset the test must see the wrong completions."""
+    """Prompts long enough to fill cache blocks; without its salt the test must see the wrong completions."""
     block = engine._llm.llm_engine.vllm_config.cache_config.block_size
     shared = " ".join(instructions("tiny-harmless", "train", 30))
     prompts = [f"{shared} {prompt}" for prompt in instructions("tiny-harmful", "test", 8)]
@@ -123,9 +133,9 @@ def test_no_keys_and_values_of_an_earlier_plan_are_used(tiny, tiny_fields, engin
 
     engine.generate(baseline(), prompts, NEW_TOKENS)
     assert engine.generate(plan, prompts, NEW_TOKENS) == expected
-    engine.generate(baseline(), prompts, NEW_TOKENS)
     with monkeypatch.context() as patched:
-        patched.setattr(engine, "_forget", lambda: None)
+        patched.setattr(VLLMEngine, "_salt", property(lambda _: "the same"))
+        engine.generate(baseline(), prompts, NEW_TOKENS)
         assert engine.generate(plan, prompts, NEW_TOKENS) != expected
     engine.generate(baseline(), prompts, NEW_TOKENS)
     assert engine.generate(plan, prompts, NEW_TOKENS) == expected
@@ -159,7 +169,7 @@ def test_an_exported_model_in_plain_vllm_gives_the_hooked_completions(tiny, tiny
     prompts = instructions("tiny-harmful", "test", 20)
     plan = plan_intervention("nullspace", tiny_fields["inlp"], **AT)
     export(tiny, plan, tmp_path / "folded")
-    plain = VLLMEngine(ModelSource(str(tmp_path / "folded")), tiny)
+    plain = VLLMEngine(ModelSource(str(tmp_path / "folded")), tiny, eager=True)
     try:
         assert disagreements(plain.generate(baseline(), prompts, NEW_TOKENS), under(tiny, plan, prompts)) == []
     finally:
@@ -169,10 +179,75 @@ def test_an_exported_model_in_plain_vllm_gives_the_hooked_completions(tiny, tiny
 def test_too_little_memory_is_one_sentence(tiny, monkeypatch):
     monkeypatch.setattr(vllm_engine, "CPU_CACHE_BYTES", 2**50)
     with pytest.raises(RefusalCmpError, match="lower its share of it") as caught:
-        VLLMEngine(ModelSource(), tiny)
+        VLLMEngine(ModelSource(), tiny, eager=True)
     assert {"vllm_gpu_memory_utilization", "engine"} <= set(caught.value.settings)
 
 
 def test_another_device_than_vllm_is_made_for_is_one_sentence(tiny):
     with pytest.raises(RefusalCmpError, match="runs on cpu, and the device is cuda:1"):
         VLLMEngine(ModelSource(), tiny, device="cuda:1")
+
+
+def test_it_says_how_it_runs_the_model(engine, told):
+    assert "about a minute the first time" in told[0]
+    assert re.fullmatch(r"vLLM is ready after \d+ s and runs the model compiled\.", told[1])
+    assert engine.versions()["vllm"].endswith(", compiled")
+
+
+def test_a_compiled_graph_is_looked_up_with_our_hooks_in_its_key(engine):
+    """Else vLLM's store of graphs would give plain vLLM ours, whose operator it lacks, or us one without hooks."""
+
+    def keys(worker):
+        config = worker.vllm_config
+        ours, config.additional_config = config.additional_config, {}
+        plain, config.additional_config = config.compute_hash(), ours
+        return plain, config.compute_hash()
+
+    [(plain, ours)] = engine._llm.collective_rpc(keys)
+    assert plain != ours
+
+
+def test_a_model_that_is_not_proven_compiled_runs_eagerly_and_says_so(tiny, tiny_fields, monkeypatch):
+    """Here because its graph does not ask for the edits that are installed."""
+    monkeypatch.setenv("VLLM_CPU_CI_ENV", "1")
+    prompts, plan = instructions("tiny-harmful", "test", 6), plan_intervention("ablation", tiny_fields["inlp"], **AT)
+    told = []
+
+    def hear(said):
+        told.append(said)
+        if "eager mode" in said:
+            monkeypatch.undo()
+
+    monkeypatch.setattr(Edits, "install", lambda *_: None)
+    engine = VLLMEngine(ModelSource(), tiny, say=hear)
+    try:
+        assert "cannot run the model compiled (an edit does not reach the residual stream: 100.0%" in told[1]
+        assert told[2].endswith("runs the model in eager mode.")
+        assert engine.versions()["vllm"].endswith(", eager")
+        assert engine.generate(plan, prompts, NEW_TOKENS) == under(tiny, plan, prompts)
+    finally:
+        engine.close()
+
+
+def test_buffers_as_for_cuda_graphs_give_the_same_and_what_they_lack_room_for_runs_eagerly(
+    tiny, tiny_fields, monkeypatch
+):
+    monkeypatch.setenv("VLLM_CPU_CI_ENV", "1")
+    monkeypatch.setattr(_vllm_worker, "_captures", lambda eager, device: not eager)
+    monkeypatch.setattr(_vllm_operator, "RANK", 2)
+    prompts, told = instructions("tiny-harmful", "test", 12), []
+    small = [
+        plan_intervention(name, tiny_fields["diff-in-means"], scope="all", **AT) for name in ("ablation", "actadd")
+    ]
+    V = torch.linalg.qr(torch.randn(tiny.d_model, 3, generator=torch.Generator().manual_seed(0)))[0].mT
+    large = Plan("large", {Place(2, "resid_pre"): LowRankEdit(V=V, A=-V)})
+    engine = VLLMEngine(ModelSource(), tiny, say=told.append)
+    try:
+        for plan in (baseline(), *small, baseline()):
+            assert engine.generate(plan, prompts, NEW_TOKENS) == under(tiny, plan, prompts), plan.label
+        assert engine.versions()["vllm"].endswith(", compiled")
+        assert engine.generate(large, prompts, NEW_TOKENS) == under(tiny, large, prompts)
+        assert "large needs the model in eager mode, as it edits along 3 directions" in told[-2]
+        assert engine.versions()["vllm"].endswith(", eager")
+    finally:
+        engine.close()

@@ -46,8 +46,8 @@ SITES = ("resid_pre", "attn_out", "mlp_out")
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_completions_are_those_of_the_hooked_model(name, tmp_path):
-    """For an edit at each kind of site, everywhere and at one layer; and for the baseline at the end."""
+def test_completions_are_those_of_the_hooked_model(name, tmp_path, monkeypatch):
+    """Eager and traced, for an edit at each kind of site, everywhere and at one layer; and the baseline at the end."""
     chat = random_chat(name, tmp_path)
     prompts = [prompt.instruction for prompt in DATASETS.get("tiny-harmful")("test")[:12]]
     generator = torch.Generator().manual_seed(1)
@@ -66,12 +66,15 @@ def test_completions_are_those_of_the_hooked_model(name, tmp_path):
         with chat.edited(plan):
             expected.append(chat.generate(prompts, max_new_tokens=12))
     assert all(one != expected[0] for one in expected[1:-1])
-    engine = VLLMEngine(ModelSource(str(tmp_path)), chat)
-    try:
-        for plan, completions in zip(plans, expected, strict=True):
-            assert engine.generate(plan, prompts, 12) == completions, plan.label
-    finally:
-        engine.close()
+    monkeypatch.setenv("VLLM_CPU_CI_ENV", "1")  # traced as ever, and run as traced: Inductor would take a minute
+    for eager in (True, False):
+        engine = VLLMEngine(ModelSource(str(tmp_path)), chat, eager=eager)
+        try:
+            assert engine.versions()["vllm"].endswith("eager" if eager else "compiled")
+            for plan, completions in zip(plans, expected, strict=True):
+                assert engine.generate(plan, prompts, 12) == completions, plan.label
+        finally:
+            engine.close()
 
 
 def random_chat(name, folder):

@@ -73,8 +73,7 @@ def test_a_run_that_vllm_stops_goes_on_from_what_was_finished(by_hf, tmp_path, m
     run_stages(session, ("infer",))
     session.release()
     assert answers(session.run.path) == answers(by_hf)
-    probes = 4  # two at each start
-    assert len(made) <= sum(text.count("\n") for text in answers(by_hf).values()) + probes + 6
+    assert len(made) <= sum(text.count("\n") for text in answers(by_hf).values()) + 6
 
 
 def test_vllm_in_processes_of_its_own(tiny, tiny_fields, monkeypatch):
