@@ -155,7 +155,7 @@ class Evaluator(ABC):
     measures: ClassVar[tuple[Measure, ...]] = ()
     """What its metrics are, in the order of columns."""
     order: ClassVar[int] = 10
-    """Columns of evaluators of a lower order stand first; ours have 1 to 9."""
+    """Columns of evaluators of a lower order stand first; ours have 0 to 9."""
 
     def check(self, test_sets: Sequence[str]) -> None:  # noqa: B027
         """RefusalCmpError if it cannot work with its hyper-parameters on these test sets; asked before any work."""

@@ -42,7 +42,7 @@ class Weights(Evaluator):
             shown="never",
         ),
     )
-    order = 9
+    order = 0
 
     def __init__(self) -> None:
         self._base: _Kept | None = None
@@ -117,7 +117,8 @@ class _Kept(Mapping[Weight, Tensor]):
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() and not tensor.is_meta
+    """Whether a tensor holds the numbers that count; codes of eight bits do not without their scales."""
+    return tensor.is_floating_point() and tensor.element_size() > 1 and not tensor.is_meta
 
 
 def _row(one: Difference, directions: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Where and how the weights of two checkpoints of one model differ: Δ = W' − W of every weight.
 
     relative   |Δ|_F / |W|_F
-    rank       singular values of Δ above what rounding W' can make: 2 s (√m + √n), for noise of standard
+    rank       singular values of Δ above what rounding W' can make: 4 s (√m + √n), for noise of standard
                deviation s in every element of an m × n matrix (Davidson & Szarek 2001, theorem II.13), where
                s = ε |W'|_F / √(12 m n) and ε is the precision of the numbers in W', not of their container
     energy     share of |Δ|²_F in the leading singular directions
@@ -27,6 +27,8 @@ from refusal_cmp.model.hooks import installed
 
 LEADING = 128
 POWER = 2
+ROUNDINGS = 4
+"""Times the noise of one rounding: weights that were merged, scaled and merged again were rounded more than once."""
 SEED = 0
 PROBE = "Name a colour."
 Side = str
@@ -104,7 +106,7 @@ def _difference(place: Weight, before: Tensor, after: Tensor, side: Side, transp
         found.shape,
         found.before,
         found.change,
-        rank=int((values > 2 * noise).sum()),
+        rank=int((values > ROUNDINGS * noise).sum()),
         energy=tuple((values.square().cumsum(0) / found.change**2).tolist()),
         side=side,
         axis=None if axis is None else axis.cpu(),

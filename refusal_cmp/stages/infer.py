@@ -129,10 +129,12 @@ def _check_layers(session: Session, fields: Sequence[SubspaceField], selections:
 
 def checkpoints(session: Session) -> list[Plan]:
     """A plan for each of the other checkpoints."""
-    return [
+    plans = [
         checkpoint(name, where, content_beside(session.beside(where), session.progress))
         for name, where in session.config.checkpoints.items()
     ]
+    session.vouched.update({plan.label: plan.content for plan in plans})
+    return plans
 
 
 def _originals(plans: Sequence[Plan]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Other checkpoints are plans: a folded edit does what the hooked one does, and what changes or does not fit is said."""
+"""Other checkpoints are plans: a folded edit does what the hooked one does; what changes or does not fit is said."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from refusal_cmp.cli import app
 from refusal_cmp.commands.export import export_plan
 from refusal_cmp.commands.inspect import inspect_prompt
 from refusal_cmp.config import STAGES, load_config
+from refusal_cmp.engines import ENGINES, Engine
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.plan import baseline
 from refusal_cmp.report.data import read_run
@@ -105,7 +106,7 @@ def test_finished_work_is_kept_and_another_content_makes_it_again(home, tiny, tm
         {name: 1.1 * x if "down_proj" in name else x for name, x in weights.items()}, folder / "model.safetensors"
     )
     with pytest.raises(RefusalCmpError, match=r"The files of also/folded.*refusal-cmp infer"):
-        session, _ = start(run, tiny, ("evaluate",), **SETTINGS, also=f"folded={folder}", force=True)
+        start(run, tiny, ("evaluate",), **SETTINGS, also=f"folded={folder}", force=True)
     _, messages = start(run, tiny, ("infer",), **SETTINGS, also=f"folded={folder}")
     assert any("also_folded" in one and "checkpoint has changed" in one for one in messages)
     assert not any("ablation" in one for one in messages)
@@ -123,6 +124,35 @@ def test_one_model_is_in_memory_at_a_time(home):
     assert not torch.equal(*(one.model.get_input_embeddings().weight for one in (base, beside.model)))
     assert session.host_of(baseline()) is session
     assert "model" not in beside.__dict__
+
+
+def test_an_engine_that_loads_models_itself_is_started_anew_with_the_checkpoint_and_the_chat_of_the_run(
+    home, monkeypatch
+):
+    session, said = open_run(home / "run"), []
+
+    class Apart(Engine):
+        """Says what it is started with."""
+
+        @classmethod
+        def start(cls, host):
+            host.release()
+            said.append((host.source.name, host.chat))
+            return cls()
+
+        def generate(self, *args, **more):
+            raise AssertionError("nothing is asked of it")
+
+        def close(self):
+            said.append("closed")
+
+    monkeypatch.setattr(ENGINES, "get", lambda name: Apart)
+    (plan,) = read_run(session).checkpoints
+    for one in (baseline(), plan, baseline()):
+        assert isinstance(session.host_of(one).engine, Apart)
+    model, closed, folded, *rest = said
+    assert (model, folded) == (("tiny-refuser", session.chat), (str(home / "folded"), session.chat))
+    assert (closed, rest) == ("closed", ["closed", model])
 
 
 def test_it_is_inspected_with_its_own_weights_and_not_exported(home, finished, tmp_path):

@@ -72,7 +72,7 @@ def draw(data: RunData) -> list[Outcome]:
         return [Skipped("tradeoff", TITLE, "refusal was not measured; add it to --evals")]
     if not measured:
         return [Skipped("tradeoff", TITLE, "no cost was measured; add perplexity, capability or kl to --evals")]
-    measured = [cost for cost in measured if _lost(data, cost)]
+    measured = [cost for cost in measured if _lost_by(data, cost, data.edited)]
     if not measured:
         return [Skipped("tradeoff", TITLE, "no plan has a finite cost")]
     size = len(measured) if _height(data, len(measured)) <= TALLEST or not in_column() else 1
@@ -208,9 +208,12 @@ def _lost_in_words(cost: Cost) -> str:
 
 
 def _lost(data: RunData, cost: Cost) -> list[float]:
-    """What every distinct plan loses, where it was measured and is finite."""
-    labels = [plan.label for plan in (*data.edited, *data.checkpoints)]
-    lost = [cost_of(data, label, cost) for label in data.distinct(labels)]
+    """What every distinct plan loses, and every checkpoint, where it was measured and is finite."""
+    return [*_lost_by(data, cost, data.edited), *_lost_by(data, cost, data.checkpoints)]
+
+
+def _lost_by(data: RunData, cost: Cost, plans: Sequence[Plan]) -> list[float]:
+    lost = [cost_of(data, label, cost) for label in data.distinct([plan.label for plan in plans])]
     return [one for one in lost if one is not None and math.isfinite(one)]
 
 
@@ -230,7 +233,7 @@ def _front(data: RunData, cost: Cost) -> list[tuple[str, float, float]]:
 def _says(data: RunData, cost: Cost) -> str:
     front = [one for one in _front(data, cost) if one[0] != BASELINE]
     best = [plan for plan, _, answered in front if answered >= ENOUGH]
-    lost = _lost(data, cost)
+    lost = _lost_by(data, cost, data.edited)
     cheap = sum(one <= cost.tie for one in lost)
     amounts = [
         counted(round(100 * one), "point") if cost.unit == "share" else f"{one:.2g} nats"
