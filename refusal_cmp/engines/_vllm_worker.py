@@ -157,7 +157,10 @@ def _captures(eager: bool, device: torch.device) -> bool:
 def _edited_worker() -> type[Any]:
     from vllm.platforms import current_platform
 
-    module, _, name = WORKERS[current_platform.device_type].rpartition(".")
+    kind = current_platform.device_type
+    if kind not in WORKERS:
+        raise NotImplementedError(f"plans are known to get into vLLM's workers on {', '.join(WORKERS)}, not on {kind}")
+    module, _, name = WORKERS[kind].rpartition(".")
     return type("EditedWorker", (PlanWorker, getattr(import_module(module), name)), {})
 
 

@@ -169,7 +169,8 @@ class VLLMEngine(Engine):
 
     def close(self) -> None:
         """Stop the workers and free their memory."""
-        stop_vllm(self.__dict__.pop("_llm"))  # no name here may keep it alive
+        if "_llm" in self.__dict__:  # not if it could not start again
+            stop_vllm(self.__dict__.pop("_llm"))  # no name here may keep it alive
 
     @property
     def _salt(self) -> str:
@@ -357,10 +358,7 @@ def start_vllm(
         source = replace(source, dtype="float32" if on_cpu else "bfloat16")
     source = plain(source, say)
     if on_cpu and not enforce_eager:
-        # Read when something is compiled. vLLM's own store of whole graphs cannot be read again on a CPU, and torch's
-        # of their parts is by default in a folder that the next start of the machine empties.
-        os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache() / "compiled"))
+        _keep_compiled()
     try:
         return vllm.LLM(
             model=source.path,
@@ -389,6 +387,18 @@ def start_vllm(
             tensor_parallel="",
             **instead,
         ) from error
+
+
+def _keep_compiled() -> None:
+    """Have what is compiled on a CPU kept by torch, in our cache unless the user names a place.
+
+    What vLLM itself writes there it cannot read again (0.32), and torch's own place is emptied when a machine starts.
+    """
+    from torch._inductor.runtime.cache_dir_utils import default_cache_dir
+
+    os.environ.setdefault("VLLM_USE_AOT_COMPILE", "0")
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, default_cache_dir()):  # torch sets it when it is imported
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache() / "compiled")
 
 
 def _one_process() -> type[Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from refusal_cmp.api import plan_intervention
 from refusal_cmp.commands.export import export
@@ -192,6 +194,12 @@ def test_it_says_how_it_runs_the_model(engine, told):
     assert "about a minute the first time" in told[0]
     assert re.fullmatch(r"vLLM is ready after \d+ s and runs the model compiled\.", told[1])
     assert engine.versions()["vllm"].endswith(", compiled")
+
+
+def test_what_is_compiled_is_kept_where_it_outlives_the_machine(engine):
+    kept = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert kept != Path(default_cache_dir())
+    assert any(kept.rglob("*.so"))
 
 
 def test_a_compiled_graph_is_looked_up_with_our_hooks_in_its_key(engine):
