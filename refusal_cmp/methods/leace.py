@@ -8,8 +8,9 @@ dimensions, Σ⁺ δ reads the training prompts by heart. Classes coincide after
 is read of δ is its length.
 
 Cost: one covariance in the span of the prompts, O(n² d).
-Use it to ask for the least damage: an edit of rank one that takes out what a linear classifier can read, and leaves
-alone what merely varies along with it. With `nullspace` it is the map without μ, with `affine` towards harmless.
+Use it with `affine`, which has a μ, the harmless mean: without one, what is read of μ is taken out of every prompt. The
+least change is that of the training prompts at the component. An edit acts on other tokens too, of which the dual, a
+longer row than û, may read anything: look at the KL.
 """
 
 from __future__ import annotations
