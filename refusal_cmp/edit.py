@@ -113,7 +113,7 @@ def stack(edits: Sequence[LowRankEdit | None]) -> LowRankEdit:
     if not names:
         return LowRankEdit()
     rank = max((edit.V.shape[0] for edit in present if edit.V is not None), default=0)
-    some = next(iter(present[0].tensors().values()))  # V or b: both end in d
+    some = next(term for edit in present for term in edit.tensors().values())  # V or b: both end in d
     d = some.shape[-1]
     shapes = {"V": (rank, d), "A": (rank, d), "B": (rank, d), "t": (rank,), "tau": (), "keep": ()}
 

@@ -216,6 +216,12 @@ def test_stacked_edits_equal_one_at_a_time(seed, ranks):
     torch.testing.assert_close(stack(edits)(torch.cat(groups)), expected)
 
 
+def test_an_edit_that_does_nothing_may_come_first():
+    x, edit = vectors(0, 6), any_edit(0, 2, 6, "VA")
+    stacked = stack([LowRankEdit(), edit])(torch.cat([x, x]))
+    torch.testing.assert_close(stacked, torch.cat([x, edit(x)]))
+
+
 def test_half_precision_input_is_edited_in_float32():
     target = make_target(0, 2, 16)
     edit = edit_of("nullspace", target).to("cpu")
