@@ -72,6 +72,22 @@ def test_every_figure_fits_a_paper(outcomes):
         assert height <= 9.5, one.name
 
 
+def test_both_rules_with_any_number_of_methods_fit_a_paper(data):
+    """A row for each rule, a figure for each reach."""
+    scores = data.scores.assign(local_cosmic=-data.scores["local_bypass"], global_cosmic=-data.scores["global_bypass"])
+    cosmic = [one | {"rule": "cosmic"} for one in data.ranking_rules]
+    both = replace(data, scores=scores, ranking_rules=[*data.ranking_rules, *cosmic])
+    for methods in ([], ["inlp"]):
+        found = FIGURES["rules"](both.only(methods))
+        assert [one.name for one in found] == ["rules-local", "rules-global"]
+        assert [one.figure.get_axes()[0].get_title().split("\n")[0].split(", ")[1] for one in found] == [
+            "local",
+            "global",
+        ]
+        test_every_figure_fits_a_paper(found)
+        nothing_is_cut_off(found)
+
+
 def test_a_figure_has_the_same_bytes_every_time(data):
     (one,), (again,) = FIGURES["tradeoff"](data), FIGURES["tradeoff"](data)
     for kind in ("png", "svg", "pdf"):
@@ -83,6 +99,7 @@ def test_what_was_not_measured_is_said_not_drawn(data):
         data,
         results=data.results[data.results["metric"] == "compression"],
         rankings=None,
+        ranking_rules=None,
         magnitude=None,
         landings=None,
         fields={"diff-in-means": data.fields["diff-in-means"]},
@@ -90,6 +107,7 @@ def test_what_was_not_measured_is_said_not_drawn(data):
     skipped = {one.name: one.why for one in draw_all(without) if isinstance(one, Skipped)}
     assert set(skipped) == set(FIGURES) - {"scores"}
     assert "--compare-rankings" in skipped["rankings"]
+    assert "--ranking-rules" in skipped["rules"]
     assert "magnitude" in skipped["magnitude"]
 
 

@@ -19,21 +19,24 @@ TITLE = "Other ranking rules against bypass"
 
 
 def draw(data: RunData) -> list[Outcome]:
-    """Ranks by each rule, three methods a figure."""
+    """Ranks by each rule, a figure for each reach and three methods."""
     if not data.ranking_rules:
         return [Skipped("rules", TITLE, "components were ranked by no other rule; run with --ranking-rules")]
-    methods = list(dict.fromkeys(one["method"] for one in data.ranking_rules))
     figures: list[Outcome] = []
-    for start in range(0, len(methods), WIDEST):
-        studies = [one for one in data.ranking_rules if one["method"] in methods[start : start + WIDEST]]
-        name = "rules" if not start else f"rules-{start // WIDEST + 1}"
-        figures.append(Drawn(name, TITLE, rules_figure(data.scores, studies), " ".join(map(_says, studies))))
+    for reach in dict.fromkeys(one["reach"] for one in data.ranking_rules):
+        found = [one for one in data.ranking_rules if one["reach"] == reach]
+        methods = list(dict.fromkeys(one["method"] for one in found))
+        for start in range(0, len(methods), WIDEST):
+            studies = [one for one in found if one["method"] in methods[start : start + WIDEST]]
+            name = f"rules-{reach}" + (f"-{start // WIDEST + 1}" if start else "")
+            title = f"{TITLE}, {reach}"
+            figures.append(Drawn(name, title, rules_figure(data.scores, studies), " ".join(map(_says, studies))))
     return figures
 
 
 @styled
 def rules_figure(table: pd.DataFrame, studies: Sequence[Mapping[str, Any]]) -> Figure:
-    """Ranks by each rule against those by exact bypass of the same reach, a column per method."""
+    """Ranks by each rule against those by exact bypass of the same reach, a column per method and a row per rule."""
     methods = list(dict.fromkeys(one["method"] for one in studies))
     rules = list(dict.fromkeys((one["rule"], one["reach"]) for one in studies))
     width = column() if len(methods) == 1 else page()
