@@ -559,14 +559,20 @@ def _execute_seeds(
 
 
 def _session(path: str | None, given: dict[str, Any], stages: tuple[str, ...], force: bool) -> Any:
-    """A session on the run directory that the settings name; a later stage goes on with the settings of the run."""
-    from refusal_cmp.run.directory import RunDir
+    """A session on the run directory that the settings name.
+
+    A later stage goes on with the settings of the run, and so does the first in a run that is named without a model.
+    """
+    from refusal_cmp.run.directory import MANIFEST, RunDir
     from refusal_cmp.run.session import Session
 
     config = load_config(path, given)
     run = RunDir(config.runs_dir / config.run_name, stages if force else ())
-    if stages[0] != STAGES[0] and path is None:
+    if path is None and stages[0] != STAGES[0]:
         config = load_config(None, run.settings | given)
+    elif path is None and "alias" in given and "model" not in given and run.has(MANIFEST):
+        config = load_config(None, run.settings | given)
+        _tell(f"Going on with the settings of {run.path}, a run of {config.model}.")
     return Session(config, run, say=_tell)
 
 

@@ -168,7 +168,7 @@ def _answers(run: RunDir) -> dict[tuple[str, str], str]:
         folder = run.path / "infer" / file_name(row["same_as"])
         names = sorted(path.stem for path in folder.glob("*.jsonl"))
         if not names:
-            raise RefusalCmpError(f"{folder} holds no completions; run `refusal-cmp infer` for this run first.")
+            raise RefusalCmpError(f"{folder} holds no completions; run {run.command('infer')} first.")
         found |= {(row["label"], name): answers_file(row["same_as"], name) for name in names}
     return found
 

@@ -97,12 +97,13 @@ def print_what_if(console: Console, session: Session) -> None:
     if any(one.others for one in found.values()):
         console.print(
             "Open: with that KL threshold more or fewer directions of the method stay within the budget, and these are "
-            "not scored yet; `refusal-cmp select` with it scores them.",
+            f"not scored yet; {session.run.command('select')} with it scores them.",
             style="dim",
             highlight=False,
         )
     console.print(
-        "One setting is changed at a time. Type `refusal-cmp select` with one to choose by it, from the same scores.",
+        f"One setting is changed at a time. Type {session.run.command('select')} with one to choose by it, from the "
+        "same scores.",
         style="dim",
         highlight=False,
     )

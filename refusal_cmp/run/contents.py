@@ -190,8 +190,7 @@ def read_choices(run: RunDir) -> dict[str, Selection]:
     rows = run.read_json(SELECTION)["methods"]
     if any("kl_budget" not in row for row in rows):
         raise RefusalCmpError(
-            f"{run.path / SELECTION} is of an older version, without kl_budget; run `refusal-cmp select` for this run "
-            "again."
+            f"{run.path / SELECTION} is of an older version, without kl_budget; run {run.command('select')} again."
         )
     return {row["method"]: Selection(**{**_layers_of(run, row), **row, **_components_of(row)}) for row in rows}
 
@@ -217,7 +216,7 @@ def read_selections(session: Session) -> list[Selection]:
         if method not in selections:
             raise RefusalCmpError(
                 f"select has not scored {method} in {session.run.path}, only {', '.join(selections)}; run "
-                "`refusal-cmp select` with the same methods first."
+                f"{session.run.command('select')} with the same methods first."
             )
     return [selections[method] for method in methods]
 
@@ -328,8 +327,7 @@ def read_results(run: RunDir) -> pd.DataFrame:
     results = run.read_table(RESULTS)
     if "plan" not in results:
         raise RefusalCmpError(
-            f"{run.path / RESULTS} is of an older version: it has no column plan; run `refusal-cmp evaluate` for this "
-            "run again."
+            f"{run.path / RESULTS} is of an older version: it has no column plan; run {run.command('evaluate')} again."
         )
     return results
 

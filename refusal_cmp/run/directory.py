@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -26,7 +27,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from refusal_cmp.activations import ACTIVATIONS
-from refusal_cmp.config import STAGES, MachineSettings
+from refusal_cmp.config import EMBEDDED, STAGES, MachineSettings, RunConfig
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.run.files import OWN, TEMPORARY, UNFINISHED, replacing, writing
 from refusal_cmp.run.journal import Journal
@@ -44,6 +45,8 @@ NAMES = dict.fromkeys((
 """Columns of tables that hold text, whatever it looks like: a test set may be called `null`, or `2024`."""
 TRIES = 5
 """To lock a directory that other processes, which leave nothing, remove at the same time."""
+
+RUNS: Path = RunConfig.model_fields["runs_dir"].default
 
 
 def say_nothing(message: str) -> None:
@@ -111,12 +114,21 @@ class RunDir:
         """Whether the file is there."""
         return (self.path / name).is_file()
 
+    def command(self, stage: str) -> str:
+        """The command for a stage of this run as it is typed, in backquotes, with the run's name where it needs one."""
+        words = ["refusal-cmp", *stage.split()]
+        if (self.path.parent, self.path.name) != (RUNS, EMBEDDED):
+            words += ["--alias", self.path.name]
+        if self.path.parent != RUNS:
+            words += ["--runs-dir", str(self.path.parent)]
+        return f"`{shlex.join(words)}`"
+
     def require(self, name: str) -> None:
         """An error that names the stage to run first, if the file is not there."""
         if not self.has(name):
             raise RefusalCmpError(
-                f"{self.path / name} is missing; run `refusal-cmp {stage_of(name)}` for this run first, or "
-                "`refusal-cmp run` for everything."
+                f"{self.path / name} is missing; run {self.command(stage_of(name))} first, or {self.command('run')} "
+                "for everything."
             )
 
     def require_finished(self) -> None:
@@ -126,8 +138,8 @@ class RunDir:
         if unfinished:
             why = ", ".join(f"{name} is {states[name]}" for name in unfinished)
             raise RefusalCmpError(
-                f"{self.path} holds results of different choices or settings ({why}); run `refusal-cmp "
-                f"{unfinished[0]}` and the stages after it first."
+                f"{self.path} holds results of different choices or settings ({why}); run "
+                f"{self.command(f'run --from {unfinished[0]}')} first."
             )
 
     def read_json(self, name: str) -> Json:
@@ -165,7 +177,7 @@ class RunDir:
             stage = stage_of(name)
             raise RefusalCmpError(
                 f"{self.path / name} is not what {stage} wrote there: it is damaged, edited or unfinished; run "
-                f"`refusal-cmp {stage}` for this run again."
+                f"{self.command(stage)} again."
             )
         return self._hash(name)
 

@@ -201,7 +201,7 @@ class Beside(Session):
         if known[self.plan.label] != self.plan.content:
             raise RefusalCmpError(
                 f"The files of {self.plan.label}, {self.plan.checkpoint}, are not those that {self.run.path} has "
-                "completions of; run `refusal-cmp infer` for this run again, or give the files that it was made with."
+                f"completions of; run {self.run.command('infer')} again, or give the files that it was made with."
             )
 
 

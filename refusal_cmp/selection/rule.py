@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import pandas as pd
 from jaxtyping import Float
@@ -30,6 +30,9 @@ STEPS = (1, 2, 5)
 """Where the filters keep nothing the KL budget goes from the threshold through these and their tenfolds."""
 SUPPRESSES_WITHIN = 10
 """Times the threshold that it may grow to until a component is within it whose removal suppresses refusal."""
+
+HALF = 0.5
+"""Of the refusal that a component might remove: one that removes less is told of, with what it was preferred to."""
 
 
 @dataclass(frozen=True)
@@ -247,6 +250,54 @@ def outcome(table: pd.DataFrame, field: SubspaceField, rule: Rule) -> Selection:
         nan=len(table) - len(ranked),
         layers=int(rule.prune_layers * field.means.n_layers),
     )
+
+
+class Missed(NamedTuple):
+    """A component whose removal takes away much more refusal than the selected one's, and changes more besides."""
+
+    component: Component
+    bypass: float
+    kl: float
+    instead: float
+    """The bypass score of the selected component."""
+
+    def sentence(self, unedited: float, threshold: float) -> str:
+        """What was selected and what was missed, with a KL threshold at which it would not be."""
+        larger = next(budget for budget in _budgets(threshold) if budget >= self.kl)
+        return (
+            f"Its removal takes the log-odds of refusal from {_digits(unedited)} to {_digits(self.instead)} only; that "
+            f"at {self.component} would take them to {_digits(self.bypass)}, at a KL of {_digits(self.kl)} nats "
+            f"(--kl-threshold {number(larger)})."
+        )
+
+
+def missed(table: pd.DataFrame, rule: Rule, unedited: float) -> Missed | None:
+    """What the KL filter alone keeps from being selected, if the selected component removes not half as much.
+
+    Among components of one method's table that no other filter drops, at up to ten times the KL threshold.
+
+    Parameters
+    ----------
+    unedited
+        The refusal metric that removal begins from: of the unedited model, on harmful validation prompts.
+    """
+    bypass, kl = f"{rule.rank_by}_bypass", f"{rule.rank_by}_kl"
+    selected = table[table["selected"].astype(bool)].iloc[0]
+    scored = table[table["rank"].notna() & (table[kl] <= SUPPRESSES_WITHIN * rule.kl_threshold)]
+    open_to_it = scored[scored["dropped_by"].fillna("").isin(["", "kl"])]
+    if open_to_it.empty:
+        return None
+    best = open_to_it.sort_values([bypass, "layer"]).iloc[0]
+    removed, removable = unedited - float(selected[bypass]), unedited - float(best[bypass])
+    if removable <= 0 or removed >= HALF * removable or float(best[kl]) <= float(selected["kl_budget"]):
+        return None
+    component = Component(int(best["position"]), int(best["layer"]))
+    return Missed(component, float(best[bypass]), float(best[kl]), float(selected[bypass]))
+
+
+def _digits(value: float) -> str:
+    """A number to two digits, whatever its size: −0.04 is not 0."""
+    return f"{value:.2g}".replace("-", "−")
 
 
 def _keeping(selected: pd.Series[Any]) -> dict[str, float]:

@@ -133,8 +133,8 @@ def _check_upstream(session: Session, upstream: Sequence[str]) -> None:
             continue  # the stage that reads its files says so
         if record["state"] != "done":
             raise RefusalCmpError(
-                f"The stage {stage} of {session.run.path} is not finished ({record['state']}); run `refusal-cmp "
-                f"{stage}` again first, with the same settings."
+                f"The stage {stage} of {session.run.path} is not finished ({record['state']}); run "
+                f"{session.run.command(stage)} again first, with the same settings."
             )
         before = record["settings"] if "settings" in record else session.run.manifest["config"]  # of older versions
         for name, value in session.config.binding(stage).items():

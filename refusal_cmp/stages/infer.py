@@ -122,8 +122,8 @@ def _check_layers(session: Session, fields: Sequence[SubspaceField], selections:
             (setting, *_) = [name for name, is_wanted in wanted.items() if is_wanted]
             raise RefusalCmpError(
                 f"The setting {setting} {getattr(config, setting)} needs scores of the components from layer "
-                f"{one.layers} on, which {session.run.path} has not; type `refusal-cmp select` with the same settings "
-                "first."
+                f"{one.layers} on, which {session.run.path} has not; type {session.run.command('select')} with the "
+                "same settings first."
             )
 
 

@@ -36,7 +36,7 @@ from refusal_cmp.run.contents import (
     subspace_file,
 )
 from refusal_cmp.run.session import Session
-from refusal_cmp.selection import Rule, Selection, outcome, ranked_table
+from refusal_cmp.selection import Missed, Rule, Selection, missed, outcome, ranked_table
 from refusal_cmp.selection.among import among, chosen, left_out, said
 from refusal_cmp.selection.budget import within_budget
 from refusal_cmp.selection.rankings import prediction, spread_out, study
@@ -83,12 +83,13 @@ def select_stage(session: Session) -> None:
     tables = [ranked_table(field, scores[field.method], rules[field.method], ruled[field.method]) for field in fields]
     selections = [outcome(table, field, rules[field.method]) for table, field in zip(tables, fields, strict=True)]
     _check_choice(session, choosing, selections, pd.concat(tables, ignore_index=True))
+    baseline = _baseline(session, scorer)
     for field, selection, table in zip(fields, selections, tables, strict=True):
         bypass = float(table.loc[table["selected"], f"{config.rank_by}_bypass"].iloc[0])
         unscored = left_out(read_field(session, field.extracted_by), config) if selection.fallback else 0
         _report(session, selection, bypass, unscored)
+        _warn(session, selection, missed(table, rules[field.method], baseline["harmful"]), baseline["harmful"])
     run.write_table(SCORES, pd.concat(tables, ignore_index=True))
-    baseline = _baseline(session, scorer)
     run.write_json(
         SELECTION,
         {
@@ -146,8 +147,8 @@ def _check_choice(
     if moved and finished and "infer" in session.stages:
         raise RefusalCmpError(
             f"{how}, which changes what is chosen with {', '.join(moved)}, and {run.path} has finished work with the "
-            "old choice; keep it and name another run, or choose anew with `refusal-cmp select` and then run the later "
-            "stages again.",
+            f"old choice; keep it and name another run, or choose anew with {run.command('select')} and then run the "
+            "later stages again.",
             alias="NAME",
         )
     session.say(f"{how}: the stored scores are ranked again.")
@@ -296,6 +297,16 @@ def _report(session: Session, selection: Selection, bypass: float, unscored: int
         session.say(f"{selection.method}: {selection.selected} selected; the filters keep {kept} of {n} components.")
     if selection.nan:
         session.say(f"Warning: {selection.method}: {selection.nan} components have NaN scores and are not ranked.")
+
+
+def _warn(session: Session, selection: Selection, other: Missed | None, unedited: float) -> None:
+    """Say so where the KL threshold alone decides how much refusal the selected component can remove."""
+    if other is not None:
+        session.say(
+            f"Warning: {selection.method}: {other.sentence(unedited, session.config.kl_threshold)} "
+            f"{session.run.command('select --what-if')} says what other thresholds would choose, and `--component "
+            "shared` compares all methods at one component."
+        )
 
 
 def _compare_rankings(

@@ -173,7 +173,7 @@ def test_results_of_other_choices_are_not_compared(original, copy, refusal_cmp):
     (copy / "manifest.json").write_text(json.dumps(manifest))
     code, said = refusal_cmp("compare", original, copy)
     assert code == 2
-    assert "holds results of different choices or settings (evaluate is outdated); run `refusal-cmp evaluate`" in said
+    assert "of different choices or settings (evaluate is outdated); run `refusal-cmp run --from evaluate --a" in said
 
 
 def test_a_mistake_is_one_sentence_and_exit_code_2(original, copy, refusal_cmp, tmp_path):
@@ -188,7 +188,7 @@ def test_a_mistake_is_one_sentence_and_exit_code_2(original, copy, refusal_cmp, 
         path.rename(tmp_path / path.name)
         code, shown = refusal_cmp("compare", original, copy)
         assert code == 2
-        assert f"run `refusal-cmp {stage}` for this run first" in shown
+        assert f"run `refusal-cmp {stage} --alias" in shown
 
 
 @given(st.floats(), st.floats())

@@ -46,7 +46,7 @@ def test_the_summary_is_the_results_and_parts_of_sets_do_not_count_twice(finishe
 def test_results_of_an_older_version_are_asked_for_again(finished, tmp_path):
     run = RunDir(tmp_path)
     run.write_table("results.csv", read_results(finished.run).drop(columns="plan"))
-    with pytest.raises(RefusalCmpError, match="run `refusal-cmp evaluate` for this run again"):
+    with pytest.raises(RefusalCmpError, match="run `refusal-cmp evaluate --alias [^`]*` again"):
         read_results(run)
 
 

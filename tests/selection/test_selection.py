@@ -19,7 +19,7 @@ from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model import refusal_metric
 from refusal_cmp.plan import Place
 from refusal_cmp.planning import Setting
-from refusal_cmp.selection import Rule, outcome, ranked_table, score_table, select
+from refusal_cmp.selection import Rule, missed, outcome, ranked_table, score_table, select
 from refusal_cmp.selection.rankings import agreement, regret, study
 from refusal_cmp.selection.scoring import PromptScores, Scorer
 from refusal_cmp.subspace import Component, SubspaceField
@@ -137,6 +137,20 @@ def table(**columns) -> pd.DataFrame:
 def field_of(n: int) -> SubspaceField:
     missing = {Component(-2, layer): "none" for layer in range(n)}
     return SubspaceField("inlp", SimpleNamespace(n_layers=8), {}, missing)  # type: ignore[arg-type]
+
+
+def test_what_the_kl_threshold_alone_keeps_from_removing_much_more_is_told():
+    scored = table(local_bypass=[3.0, -0.25, -4.2, -5, 2, -6, -9, -9], local_kl=[0, 0.05, 0.75, 1.2, 0, 0.4, 0, 0],
+                   local_induce=[1, 1, 1, 1, 1, -1, 1, 1])  # fmt: skip
+    chosen = select(scored, Rule(), 8)
+    other = missed(chosen, Rule(), 3.4)
+    assert (other.component, other.bypass, other.kl, other.instead) == (Component(-1, 2), -4.2, 0.75, -0.25)
+    assert "from 3.4 to −0.25 only; that at (-1, 2) would take them to −4.2, at a KL of 0.75" in (
+        other.sentence(3.4, 0.1)
+    )
+    assert other.sentence(3.4, 0.1).endswith("(--kl-threshold 1).")
+    assert missed(chosen, Rule(), 20.0) is None  # the selected one removes more than half as much
+    assert missed(select(scored, Rule(kl_threshold=1), 8), Rule(kl_threshold=1), 3.4) is None
 
 
 def test_the_best_component_that_the_filters_keep_is_selected():

@@ -69,5 +69,7 @@ def test_a_selection_of_an_older_version_is_refused_with_what_to_do(run, monkeyp
     for row in rows["methods"]:
         del row["kl_budget"]
     monkeypatch.setattr(run.run, "read_json", lambda name: rows)
-    with pytest.raises(RefusalCmpError, match="is of an older version, without kl_budget; run `refusal-cmp select`"):
+    with pytest.raises(
+        RefusalCmpError, match="is of an older version, without kl_budget; run `refusal-cmp select --alias"
+    ):
         read_selections(run)

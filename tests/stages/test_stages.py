@@ -212,7 +212,7 @@ def test_methods_in_another_order_are_the_same_plans(copied, tiny, generated):
 
 
 def test_a_method_that_select_has_not_scored_is_named(copied, tiny):
-    message = r"select has not scored inlp\[k=full\] in .*, only diff-in-means, inlp; run `refusal-cmp select`"
+    message = r"select has not scored inlp\[k=full\] in .*, only diff-in-means, inlp; run `refusal-cmp select --alias"
     with pytest.raises(RefusalCmpError, match=message):
         start(copied, tiny, stages=("infer",), inlp_k="full,1")
 
@@ -234,7 +234,9 @@ def test_a_stage_that_was_interrupted_is_run_again_before_others_build_on_it(cop
     run = RunDir(copied)
     run.manifest["stages"]["select"]["state"] = "running"
     run.save()
-    with pytest.raises(RefusalCmpError, match=r"select of .* is not finished \(running\); run `refusal-cmp select`"):
+    with pytest.raises(
+        RefusalCmpError, match=r"select of .* is not finished \(running\); run `refusal-cmp select --alias"
+    ):
         start(copied, tiny, stages=("infer",))
     start(copied, tiny, stages=("select",))
     start(copied, tiny, stages=("infer",))
@@ -292,7 +294,7 @@ def test_redoing_that_was_stopped_is_forgotten_once_something_else_is_typed(copi
 
 def test_a_stage_without_the_one_before_names_it(tiny, tmp_path):
     for stage, missing in (("select", "extract"), ("infer", "extract"), ("evaluate", "infer"), ("report", "evaluate")):
-        with pytest.raises(RefusalCmpError, match=f"run `refusal-cmp {missing}` for this run first"):
+        with pytest.raises(RefusalCmpError, match=f"run `refusal-cmp {missing} --alias [^`]*` first"):
             start(tmp_path / "empty", tiny, stages=(stage,))
 
 

@@ -23,6 +23,7 @@ from refusal_cmp.report.answer import (
 )
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.wording import bounds, counted, decimal, minus, percent, sentence_list, shown, with_bounds
+from refusal_cmp.selection import missed
 from refusal_cmp.statistics import ENOUGH, Estimate, fewest, rate_among
 
 TILES = (
@@ -124,7 +125,25 @@ def _sentences(data: RunData, ranked: Sequence[Standing], measured: Sequence[Cos
         *_on_harmless(data, best),
         *_to_the_point(data, best),
         *_component(data, best),
+        *_thresholds(data, best),
         *_phrases(data, best),
+    ]
+
+
+def _thresholds(data: RunData, best: Standing) -> list[str]:
+    """Where the KL threshold alone decides how much a method removes: that method is compared by the threshold."""
+    unedited, said = data.baseline_metric.get("harmful"), []
+    if unedited is None or component_of(next(one for one in data.edited if one.label == best.plan)) is not None:
+        return []
+    for method, table in data.scores.groupby("method", sort=False):
+        other = missed(table, data.rule, unedited)
+        if other is not None:
+            said.append(f"{method}: {other.sentence(unedited, data.rule.kl_threshold)}")
+    if not said:
+        return []
+    return [
+        f"Beware: the KL threshold decides what is compared. {' '.join(said)} Compare methods at one component too "
+        "(--component best,shared)."
     ]
 
 
