@@ -123,7 +123,7 @@ def _parts(value: Any) -> Any:
 
 def _whole(values: tuple[float, ...]) -> tuple[float, ...]:
     if len(values) != 3 or not all(value > 0 for value in values) or abs(sum(values) - 100) > 1e-6:
-        raise ValueError("it must be three parts of 100 for train, val and test, as in 60/20/20")
+        raise ValueError("it must be three parts of 100, each above 0, for train, val and test, as in 60/20/20")
     return values
 
 

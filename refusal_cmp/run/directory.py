@@ -139,7 +139,7 @@ class RunDir:
             why = ", ".join(f"{name} is {states[name]}" for name in unfinished)
             raise RefusalCmpError(
                 f"{self.path} holds results of different choices or settings ({why}); run "
-                f"{self.command(f'run --from {unfinished[0]}')} first."
+                f"{self.command(unfinished[0])} and the stages after it first."
             )
 
     def read_json(self, name: str) -> Json:

@@ -64,20 +64,23 @@ def evaluate_stage(session: Session) -> None:
         ]
         for name in order
     }
-    with session.progress("plans × evaluators", sum(map(len, missing.values()))) as advance:
-        for name, of_evaluator in missing.items():
-            if of_evaluator and evaluators[name].loads_model:
+    busy = [name for name in order if missing[name]]
+    for name in order:
+        done = session.run.journal(f"evaluate/{name}", made_with[name])
+        if name in busy:
+            if evaluators[name].loads_model:
                 session.release()
-            done = session.run.journal(f"evaluate/{name}", made_with[name])
-            if of_evaluator:
-                subjects = [_subject(session, plan, name, is_done=plan not in of_evaluator) for plan in distinct]
+            # One evaluator's plans take about the same time, and another's ten times as long.
+            which = f"{name} ({busy.index(name) + 1} of {len(busy)} evaluators), plans"
+            with session.progress(which, len(missing[name])) as advance:
+                subjects = [_subject(session, plan, name, is_done=plan not in missing[name]) for plan in distinct]
                 evaluators[name].prepare(subjects, Memo(done))
                 for subject in subjects:
                     if subject.judged is None:
                         _evaluate(session, subject, name, evaluators[name], inputs[subject.plan.label, name])
                         advance(1)
-            done.discard()
-            evaluators[name].close()
+        done.discard()
+        evaluators[name].close()
     metrics = {
         plan.label: [one for name in evaluators for one in session.run.read_json(metrics_file(plan.label, name))]
         for plan in distinct

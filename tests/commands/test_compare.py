@@ -173,7 +173,7 @@ def test_results_of_other_choices_are_not_compared(original, copy, refusal_cmp):
     (copy / "manifest.json").write_text(json.dumps(manifest))
     code, said = refusal_cmp("compare", original, copy)
     assert code == 2
-    assert "of different choices or settings (evaluate is outdated); run `refusal-cmp run --from evaluate --a" in said
+    assert "of different choices or settings (evaluate is outdated); run `refusal-cmp evaluate --alias" in said
 
 
 def test_a_mistake_is_one_sentence_and_exit_code_2(original, copy, refusal_cmp, tmp_path):
