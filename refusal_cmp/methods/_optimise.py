@@ -58,6 +58,14 @@ class Goals(NamedTuple):
             yield self.some(range(start, min(start + TOGETHER, n)))
 
 
+class Terms(NamedTuple):
+    """The weighted terms of the objective."""
+
+    answer: float
+    refusal: float
+    keep: float
+
+
 @dataclass(frozen=True)
 class Objective:
     """L(r) at one component."""
@@ -69,8 +77,8 @@ class Objective:
     weights: tuple[float, float, float]
     """λ₁, λ₂, λ₃"""
 
-    def __call__(self, direction: Float[Tensor, " d"], goals: Goals) -> Float[Tensor, ""]:
-        """The objective of a unit direction, in which it is differentiable."""
+    def __call__(self, direction: Float[Tensor, " d"], goals: Goals) -> Float[Tensor, " 3"]:
+        """The weighted terms of a unit direction, in which they are differentiable; the objective is their sum."""
         n_layers, n = self.sight.activations.n_layers, len(goals.answers)
         ablated = self.sight.foresees([*goals.answers, *goals.kept], ablation(direction, n_layers))
         added = self.sight.foresees(
@@ -80,14 +88,14 @@ class Objective:
             unedited = self.sight.foresees(goals.kept, {})
         answer, refusal = (_mean([cross_entropy(*one) for one in some]) for some in (ablated[:n], added))
         kept = _mean([divergence(one.logits, was.logits) for one, was in zip(ablated[n:], unedited, strict=True)])
-        return self.weights[0] * answer + self.weights[1] * refusal + self.weights[2] * kept
+        return torch.stack([answer, refusal, kept]) * torch.tensor(self.weights).to(answer)
 
     @torch.no_grad()
-    def of(self, directions: Float[Tensor, "m d"], goals: Goals) -> float:
-        """The mean over directions and over all the goals."""
+    def of(self, directions: Float[Tensor, "m d"], goals: Goals) -> Terms:
+        """The weighted terms, on average over directions and over all the goals."""
         parts = [(part, len(part.answers)) for part in goals.parts()]
-        total = sum(n * float(self(direction, part)) for direction in directions for part, n in parts)
-        return total / (len(directions) * sum(n for _, n in parts))
+        total = torch.stack([n * self(direction, part) for direction in directions for part, n in parts]).sum(0)
+        return Terms(*(total / (len(directions) * sum(n for _, n in parts))).tolist())
 
 
 def ablation(direction: Float[Tensor, " d"], n_layers: int) -> Edits:
@@ -152,9 +160,9 @@ class Descent(NamedTuple):
 
     basis: Float[Tensor, "k d"]
     """Orthonormal rows; float64."""
-    start: float
+    start: Terms
     """The objective of the rows that it began with, on the held-out goals."""
-    best: float
+    best: Terms
     """That of those that it found."""
     steps: int
     """How many steps were made."""
@@ -184,7 +192,7 @@ def descend(
     generator = torch.Generator().manual_seed(seed)
     fixed = torch.Generator().manual_seed(seed).get_state()
 
-    def value(rows: Float[Tensor, "k d"]) -> float:
+    def value(rows: Float[Tensor, "k d"]) -> Terms:
         again = torch.Generator()
         again.set_state(fixed)
         return objective.of(torch.cat([rows, in_cone(rows, samples, again)]), held_out)
@@ -206,7 +214,7 @@ def descend(
             if done % EVERY and done < steps:
                 continue
             found, since = value(rows.detach()), since + 1
-            if found < least:
+            if sum(found) < sum(least):
                 best, least, since = rows.detach().clone(), found, 0
             if since == patience:
                 break
@@ -221,7 +229,7 @@ def _gradient(
     for weights in mixed:
         for part in goals.parts():
             share = len(part.answers) / (len(goals.answers) * len(mixed))
-            (gradient,) = torch.autograd.grad(share * objective(weights @ rows, part), rows)
+            (gradient,) = torch.autograd.grad(share * objective(weights @ rows, part).sum(), rows)
             total += gradient
     return total
 

@@ -139,9 +139,11 @@ class Optimised(ModelMethod):
             progress=progress,
             name=f"optimising {method}",
         )
+        changes = [f"{was:.3f} to {is_now:.3f}" for was, is_now in zip(found.start, found.best, strict=True)]
         sight.say(
             f"{method}: from the difference in means at {at}, the objective on held-out prompts falls from "
-            f"{found.start:.3f} to {found.best:.3f} within {found.steps} steps."
+            f"{sum(found.start):.3f} to {sum(found.best):.3f} within {found.steps} steps: of answers {changes[0]}, of "
+            f"refusals {changes[1]}, of what is to be kept {changes[2]}."
         )
         why = f"it is optimised at {at} alone"
         missing = {other: why for other in seen.components() if other != at}

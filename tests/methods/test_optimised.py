@@ -14,6 +14,7 @@ from refusal_cmp.methods._optimise import (
     Adam,
     Goals,
     Objective,
+    Terms,
     ablation,
     descend,
     first_sentence,
@@ -74,17 +75,18 @@ def test_the_objective_is_its_equation_under_the_plans_of_the_interventions(rand
     kl = (p.exp() * (p - q)).sum(-1).mean()
     expected = weights[0] * cross_entropy(SAID[0], removed) + weights[1] * cross_entropy(SAID[1], added)
     found = Objective(sight, layer, norm, weights)(direction, goals)
-    assert float(found) == pytest.approx(float(expected + weights[2] * kl), rel=1e-5)
+    assert found.shape == (3,)
+    assert float(found.sum()) == pytest.approx(float(expected + weights[2] * kl), rel=1e-5)
 
 
 def test_its_gradient_is_that_of_finite_differences_and_the_weights_have_none(random_model, sight):
     goals, objective = Goals(SAID[:2], SAID[1:], SAID[:2]), Objective(sight, 1, 2.0, (1.0, 0.5, 1.0))
     direction, step = unit_rows(1)[0], unit_rows(1, seed=3)[0]
     asked = direction.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(objective(asked, goals), asked)
+    (gradient,) = torch.autograd.grad(objective(asked, goals).sum(), asked)
     small = 0.01
     with torch.no_grad():
-        ahead, behind = (float(objective(direction + sign * small * step, goals)) for sign in (1, -1))
+        ahead, behind = (float(objective(direction + sign * small * step, goals).sum()) for sign in (1, -1))
     assert float(gradient @ step) == pytest.approx((ahead - behind) / (2 * small), rel=1e-2)
     assert all(weight.requires_grad and weight.grad is None for weight in random_model.model.parameters())
     assert not any(block.module._forward_pre_hooks for block in random_model.blocks)
@@ -104,10 +106,10 @@ def toy(target):
 
     class Toy:
         def __call__(self, direction, goals):
-            return (direction - target).square().sum()
+            return (direction - target).square()
 
         def of(self, directions, goals):
-            return float(torch.stack([self(one, goals) for one in directions]).mean())
+            return Terms(float(torch.stack([self(one, goals).sum() for one in directions]).mean()), 0.0, 0.0)
 
     return Toy()
 
@@ -122,7 +124,7 @@ def test_descent_finds_the_direction_that_there_is_to_find():
     target = unit_rows(1, seed=1)[0]
     found = run(toy(target), unit_rows(1))
     assert float(found.basis[0] @ target) > 0.999
-    assert found.best < 1e-3 < found.start
+    assert sum(found.best) < 1e-3 < sum(found.start)
     assert torch.equal(found.basis, run(toy(target), unit_rows(1)).basis), "the same seed finds the same"
 
 
@@ -139,7 +141,7 @@ def test_a_cone_turns_its_middle_to_the_direction_and_stays_orthonormal():
     torch.testing.assert_close(found.basis @ found.basis.mT, torch.eye(3, dtype=torch.float64))
     middle = found.basis.sum(0) / found.basis.sum(0).norm()
     assert float(middle @ target) > 0.95
-    assert found.best < found.start
+    assert sum(found.best) < sum(found.start)
 
 
 def test_draws_of_a_cone_are_unit_and_not_negative():
@@ -222,7 +224,7 @@ def test_it_is_no_worse_than_difference_in_means_on_prompts_that_neither_has_see
         [Said(*pair) for pair in zip(harmless, sight.answers(harmless, {}, 8), strict=True)],
     )
     objective = Objective(sight, at.layer, found["rdo"].means.distance(at), (1.0, 0.2, 1.0))
-    assert objective.of(found["rdo"][at].direction[None], goals) <= objective.of(start[None], goals)
+    assert sum(objective.of(found["rdo"][at].direction[None], goals)) <= sum(objective.of(start[None], goals))
 
 
 def tiny_activations(tiny):
