@@ -94,7 +94,7 @@ def test_finished_completions_are_not_replaced_unasked_and_select_says_what_is_o
     assert read_choices(again.run)["diff-in-means"].selected.layer < chosen.layer
     with pytest.raises(RefusalCmpError, match="infer of .* is not finished \\(outdated\\)"):
         start(session.run.path, tiny, ("evaluate",), **other)
-    outdated = "infer is outdated, evaluate is outdated\\); run `refusal-cmp infer --alias [^`]*` and the stages after it first"
+    outdated = "infer is outdated, evaluate is outdated\\); run `refusal-cmp infer --alias [^`]*` and the stages after"
     with pytest.raises(RefusalCmpError, match=outdated):
         read_run(again)
     start(session.run.path, tiny, ("infer", "evaluate", "report"), **other)
