@@ -8,6 +8,8 @@ costs some microseconds.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -38,8 +40,14 @@ def use_onednn(model: nn.Module) -> None:
     if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")):
         return
     for module in model.modules():
-        if type(module) in FAST and module.weight.device.type == "cpu" and module.weight.dtype == torch.float32:
+        if type(module) in FAST and "forward" not in vars(module) and _plain(dict(module.named_parameters())):
             module.__class__ = FAST[type(module)]
+
+
+def _plain(parameters: Mapping[str, Tensor]) -> bool:
+    """Whether a layer has a weight of its own that is as it was made: compressed ones have others, or none."""
+    weight = parameters.get("weight")
+    return weight is not None and weight.device.type == "cpu" and weight.dtype == torch.float32
 
 
 def _worth(x: Tensor, weight: Tensor) -> bool:

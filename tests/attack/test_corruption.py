@@ -86,7 +86,7 @@ def test_a_damaged_file_is_healed_or_named_and_never_used(whole, tiny, tmp_path)
 @pytest.mark.parametrize("name", ["select/scores.csv", "extract/inlp.safetensors", "infer/plans.json", "results.csv"])
 def test_who_reads_a_damaged_file_names_it_and_the_stage_that_makes_it(copied, name):
     (copied / name).write_bytes((copied / name).read_bytes().replace(b"1", b"2", 1))
-    said = rf"{name} is not what {stage_of(name)} wrote there: .*; run `refusal-cmp {stage_of(name)}`"
+    said = rf"{name} is not what {stage_of(name)} wrote there: .*; run `refusal-cmp {stage_of(name)} --alias"
     with pytest.raises(RefusalCmpError, match=said):
         run_stages(open_run(copied), ("report",))
 
@@ -101,7 +101,7 @@ def test_what_is_made_again_is_said(copied, tiny):
 @pytest.mark.parametrize("gone", ["infer/baseline/harmful.jsonl", "select/selection.json", "extract/prompts.json"])
 def test_a_file_that_is_gone_is_named_with_the_stage_that_makes_it(copied, gone):
     (copied / gone).unlink()
-    with pytest.raises(RefusalCmpError, match=rf"{gone} is missing; run `refusal-cmp {stage_of(gone)}`"):
+    with pytest.raises(RefusalCmpError, match=rf"{gone} is missing; run `refusal-cmp {stage_of(gone)} --alias"):
         run_stages(open_run(copied), ("report",))
 
 

@@ -98,6 +98,9 @@ def test_only_plain_float32_layers_on_the_cpu_are_taken():
     class Mine(nn.Linear):
         pass
 
-    layers = [Mine(4, 4), nn.Linear(4, 4).bfloat16(), nn.Linear(4, 4, device="meta")]
+    packed, wrapped = nn.Linear(4, 4), nn.Linear(4, 4)
+    del packed.weight
+    wrapped.forward = lambda x: x
+    layers = [Mine(4, 4), nn.Linear(4, 4).bfloat16(), nn.Linear(4, 4, device="meta"), packed, wrapped]
     use_onednn(nn.Sequential(*layers))
-    assert [type(layer) for layer in layers] == [Mine, nn.Linear, nn.Linear]
+    assert [type(layer) for layer in layers] == [Mine, *[nn.Linear] * 4]
