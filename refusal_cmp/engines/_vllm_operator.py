@@ -25,7 +25,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from refusal_cmp.edit import LowRankEdit, stack
+from refusal_cmp.edit import ALWAYS, LowRankEdit, stack
 
 RANK = 32
 """The largest rank of an edit where CUDA graphs are captured."""
@@ -128,8 +128,9 @@ def _copy(x: Tensor) -> Tensor:
 
 def nothing(rank: int, d: int) -> LowRankEdit:
     """The edit that changes nothing, with every term there, of that rank."""
-    rows = torch.zeros(rank, d)
-    return LowRankEdit(V=rows, A=rows.clone(), B=rows.clone(), t=torch.zeros(rank), b=torch.zeros(d))
+    V, A, B = torch.zeros(3, rank, d)
+    r, b, c = torch.zeros(3, d)
+    return LowRankEdit(V, A, B, torch.zeros(rank), r, b, c, tau=torch.tensor(ALWAYS), keep=torch.tensor(0.0))
 
 
 OF: WeakValueDictionary[int, Edits] = WeakValueDictionary()

@@ -168,9 +168,9 @@ def test_folders_are_compared_run_by_run(original, copy, refusal_cmp):
 
 
 def test_results_of_other_choices_are_not_compared(original, copy, refusal_cmp):
-    manifest = json.loads((copy / "manifest.json").read_text())
-    manifest["stages"]["evaluate"]["state"] = "outdated"
-    (copy / "manifest.json").write_text(json.dumps(manifest))
+    run = RunDir(copy)
+    run.outdate(["evaluate"])
+    run.save()
     code, said = refusal_cmp("compare", original, copy)
     assert code == 2
     assert "of different choices or settings (evaluate is outdated); run `refusal-cmp evaluate --alias" in said

@@ -8,6 +8,7 @@ from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures import (
     inlp,
     magnitude,
+    methods,
     plane,
     plans,
     rankings,
@@ -23,6 +24,7 @@ __all__ = ["FIGURES", "Drawn", "Outcome", "Skipped", "draw_all", "images", "rend
 
 FIGURES: dict[str, Callable[[RunData], list[Outcome]]] = {
     "plans": plans.draw,
+    "methods": methods.draw,
     "tradeoff": tradeoff.draw,
     "plane": plane.draw,
     "scores": scores.draw,

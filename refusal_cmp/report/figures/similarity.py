@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from refusal_cmp.report.data import RunData
+from refusal_cmp.report.figures._matrix import matrix
 from refusal_cmp.report.figures._style import (
     GREY,
     Drawn,
@@ -29,6 +30,8 @@ from refusal_cmp.subspace import Component, Subspace, SubspaceField
 
 TITLE = "How similar the methods' subspaces are"
 WIDEST = 4
+MOST_PAIRS = 10
+"""Of methods, each in a column; more are a matrix."""
 
 
 def draw(data: RunData) -> list[Outcome]:
@@ -36,6 +39,8 @@ def draw(data: RunData) -> list[Outcome]:
     if len(data.fields) < 2:
         return [Skipped("similarity", TITLE, "there is one method only")]
     pairs = list(combinations(data.fields, 2))
+    if len(pairs) > MOST_PAIRS:
+        return [Drawn("similarity", TITLE, _all_pairs(data), _says_of_all(data))]
     figures: list[Outcome] = []
     for start in range(0, len(pairs), WIDEST):
         shown = pairs[start : start + WIDEST]
@@ -79,6 +84,43 @@ def _figure(data: RunData, pairs: Sequence[tuple[str, str]]) -> Figure:
     handles.append(swatch(GREY, "random directions", marker="", line="--"))
     legend_below(figure, handles, columns=2 if len(pairs) <= WIDEST // 2 else 5)
     return figure
+
+
+@styled
+def _all_pairs(data: RunData) -> Figure:
+    """|cosine| of the directions of every two methods, its mean over the components of both."""
+    names = list(data.fields)
+    size = min(page(), 0.27 * len(names) + 1.6)
+    figure = Figure(figsize=(size, size))
+    ax = figure.subplots()
+    found = {(one, other): _mean_cosine(data, one, other) for one in names for other in names}
+    matrix(
+        ax, names, names, {at: (one, f"{100 * one:.0f}") for at, one in found.items() if math.isfinite(one)}, most=1.0
+    )
+    ax.set_title("mean |cosine| of directions, %", loc="left")
+    return figure
+
+
+def _mean_cosine(data: RunData, first: str, second: str) -> float:
+    """NaN where two methods have no component in common."""
+    one, other = data.fields[first], data.fields[second]
+    cosines = [abs(float(one[a].direction @ other[b].direction)) for a, b in _matched(one, other)]
+    return sum(cosines) / len(cosines) if cosines else math.nan
+
+
+def _says_of_all(data: RunData) -> str:
+    """The two methods that are most alike, and the two that are least."""
+    found = {pair: _mean_cosine(data, *pair) for pair in combinations(data.fields, 2)}
+    known = {pair: value for pair, value in found.items() if math.isfinite(value)}
+    if not known:
+        return "No two methods have a component in common."
+    (most, least) = (pick(known, key=lambda pair: known[pair]) for pick in (max, min))
+    field = next(iter(data.fields.values()))
+    return (
+        f"The directions of {most[0]} and {most[1]} are most alike, with a |cosine| of {known[most]:.2f} on average "
+        f"over the components of both; those of {least[0]} and {least[1]} least, with {known[least]:.2f} (two random "
+        f"directions: about {_by_chance(field):.2f})."
+    )
 
 
 def _by_chance(field: SubspaceField) -> float:
