@@ -4,8 +4,10 @@
 
 L is the objective of `rdo`, which is the case k = 1, and c is drawn evenly: every direction of the cone is to act as a
 refusal direction. Descent begins with rows in the middle of which is the difference in means, at right angles in a
-plane that is drawn with the seed. It costs as much as `rdo` for each direction that a step looks at, one row and
-`samples` draws. Use it to ask whether refusal has several directions: the objective rises with k once it has no more.
+plane that is drawn with the seed.
+
+Cost: that of `rdo` for each direction that a step looks at, one row and `samples` draws.
+Use it to ask whether refusal has several directions: the objective rises with k once it has no more.
 """
 
 from __future__ import annotations

@@ -4,7 +4,10 @@
 
 The same difference as that of the refusal direction, read before the chat template has said that it is time to answer.
 There a model is found to hold whether a request is harmful; at the tokens behind the instruction, whether it is going
-to refuse. It costs what difference in means costs. Use it beside that, to see which of the two an edit has to remove.
+to refuse.
+
+Cost: that of `diff-in-means`.
+Use it beside that, to see which of the two an edit has to remove.
 """
 
 from __future__ import annotations

@@ -5,9 +5,11 @@
 
 Gradient descent through the model, from the difference in means of one component, on answers that the model itself
 gives (see `refusal_cmp.methods._optimise`). What it finds is what acts as a refusal direction, whether or not it is
-what tells the classes apart. A step costs seven passes over a few prompts and their answers, and 60 of them are made,
-so it wants a GPU for models of some billions of parameters; all other components have no subspace. Use it to see how
-far the difference in means is from the best direction there is.
+what tells the classes apart. All other components have no subspace.
+
+Cost: 60 steps of seven passes over a few prompts and their answers, so it wants a GPU for models of some billions of
+parameters.
+Use it to see how far the difference in means is from the best direction there is.
 """
 
 from __future__ import annotations
