@@ -105,23 +105,20 @@ def _metric(runs: Sequence[RunData]) -> str:
     """What the log-odds are of that filter prompts and score components."""
     by_seed = {run.config["seed"]: _refusal_tokens(run) for run in runs}
     same = len(set(by_seed.values())) == 1
-    tokens = (
-        next(iter(by_seed.values()))
-        if same
-        else "; ".join(f"with seed {seed} {those}" for seed, those in by_seed.items())
-    )
+    each = [those if same else f"{those} with seed {seed}" for seed, those in by_seed.items()]
     exponent = round(math.log10(METRIC_EPSILON))
     return (
         "The refusal metric of a prompt is the log-odds $\\log(P + \\epsilon) - \\log(1 - P + \\epsilon)$, with "
-        f"$\\epsilon = 10^{{{exponent}}}$, where $P$ is the probability that the first token of the answer is one of the "
-        f"refusal tokens: {tokens} (with their numbers in the vocabulary)."
+        f"$\\epsilon = 10^{{{exponent}}}$, where $P$ is the probability that the first token of the answer is "
+        f"{'; '.join(each[:1] if same else each)} (numbers are those of the vocabulary)."
     )
 
 
 def _refusal_tokens(run: RunData) -> str:
     """The refusal tokens of a run, each with its number in the vocabulary."""
     pairs = zip(run.prompts["refusal_token_texts"], run.prompts["refusal_tokens"], strict=True)
-    return sentence_list([f"{token_tt(text)} ({token})" for text, token in pairs])
+    named = [f"{token_tt(text)} ({token})" for text, token in pairs]
+    return f"{'the refusal token' if len(named) == 1 else 'one of the refusal tokens'} {sentence_list(named)}"
 
 
 def _inlp(data: RunData, runs: Sequence[RunData]) -> list[str]:

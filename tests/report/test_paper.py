@@ -279,7 +279,7 @@ def test_the_refusal_metric_can_be_reproduced_from_the_paragraph(data):
     text = method_text(with_tokens(data, one="I", two=" As", three="\n_"))
     assert r"log-odds $\log(P + \epsilon) - \log(1 - P + \epsilon)$, with $\epsilon = 10^{-8}$, where $P$ is" in text
     named = r"\texttt{I} (57), \texttt{\textvisiblespace{}As} (58) and \texttt{\textbackslash{}n\_} (59)"
-    assert f"is one of the refusal tokens: {named} (with their numbers in the vocabulary)." in text
+    assert f"is one of the refusal tokens {named} (numbers are those of the vocabulary)." in text
     assert "the mean refusal metric of harmful prompts with its subspace removed" in text
 
 
@@ -294,10 +294,12 @@ def test_what_is_left_out_is_left_out_by_the_metric_and_not_by_words(data):
 
 def test_seeds_with_other_refusal_tokens_say_which(two_seeds):
     same = method_text_over_seeds(two_seeds)
-    assert "tokens: with seed" not in same
+    assert same.count("refusal token") == 1
     first, second = (with_tokens(run, one=text) for run, text in zip(two_seeds.runs.values(), "IN", strict=True))
     text = method_text_over_seeds(SeedsData("seeds", {1: first, 2: second}))
-    assert r"refusal tokens: with seed 1 \texttt{I} (57); with seed 2 \texttt{N} (57) (with their" in text
+    assert (
+        r"is the refusal token \texttt{I} (57) with seed 1; the refusal token \texttt{N} (57) with seed 2 (numb" in text
+    )
 
 
 def test_the_component_that_methods_share_stands_beside_what_each_seed_chose(two_seeds):
