@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,29 @@ def test_a_mistake_is_one_sentence(args, says, tmp_path):
     assert says in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--layers", "40:50"], "what is no layer of the model's 10, 0 to 9"),
+        (["--component=-1,45"], "the model has no such component"),
+        (["--positions=-40"], "the model has 4 post-instruction tokens"),
+        (["--layers", "40:50", "--seeds", "1,2"], "what is no layer of the model's 10, 0 to 9"),
+        (["--component", "3,12"], "The setting component is '3,12', and this does not hold"),
+        (["--component", "3,12"], "positions are negative, -1 the last"),
+    ],
+)
+def test_a_component_that_the_model_has_not_is_refused_before_a_folder_is_made(args, says, tmp_path):
+    result = run("run", *args, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert says in " ".join(result.stderr.split())
+    assert "Loading" not in result.stderr
+    assert not [*tmp_path.iterdir()]
+
+
+def test_the_version_is_shown(tmp_path):
+    assert run("--version", cwd=tmp_path).stdout == f"refusal-cmp {version('refusal-cmp')}\n"
 
 
 def test_a_model_without_chat_template_is_refused(tmp_path):

@@ -36,6 +36,7 @@ from refusal_cmp.report.answer import best_by_method, standings
 from refusal_cmp.report.data import read_run
 from refusal_cmp.report.figures import rendered
 from refusal_cmp.report.figures._style import BLUE, INK, PAPER, VERMILION, column, page, styled
+from refusal_cmp.report.wording import log_odds
 from refusal_cmp.run.contents import PROMPTS, read_plans, read_selected
 from refusal_cmp.run.session import Session
 from refusal_cmp.subspace import Component
@@ -58,6 +59,8 @@ NO_SCALE = "·"
 HEAT_LABEL = "projection on the direction, by layer; ends: beyond a mean; blank: the means coincide; framed: chosen"
 LETTERS = 15
 """Of a label, to the inch."""
+PUSHES = "(+ towards refusal, as the metric is lower by that much without the token; − away from it)"
+"""What the numbers say that stand behind tokens."""
 PUSHING = 8
 """Tokens that are named as those that push the refusal metric."""
 AT_ONCE = 32
@@ -317,14 +320,19 @@ def _print_metric(console: Console, inspection: Inspection) -> None:
     *lens, own = inspection.lens.tolist()
     console.print()
     console.print(line("refusal metric by layer", "bold"), "(logit lens, at the last token)", highlight=False)
-    values = [f"{layer}: {value:+.1f}" for layer, value in enumerate(lens)] + [f"at the end: {own:+.2f}"]
+    values = [f"{layer}: {_signed(value, 1)}" for layer, value in enumerate(lens)] + [f"at the end: {_signed(own)}"]
     console.print("  ".join(values), highlight=False)
     pushes = inspection.pushes.nan_to_num().tolist()
     strongest = sorted(range(len(pushes)), key=lambda index: -abs(pushes[index]))[:PUSHING]
-    named = [f"{_visible(inspection.tokens[index])} {pushes[index]:+.2f}" for index in strongest if pushes[index]]
+    named = [f"{_visible(inspection.tokens[index])} {_signed(pushes[index])}" for index in strongest if pushes[index]]
     if named:
-        console.print(line("tokens that push it", "bold"), "(what is missing without them)", highlight=False)
+        console.print(line("tokens that push it", "bold"), PUSHES, highlight=False)
         console.print("  ".join(named), highlight=False)
+
+
+def _signed(value: float, digits: int = 2) -> str:
+    """Log-odds with their sign."""
+    return f"+{log_odds(value, digits)}" if value > 0 else log_odds(value, digits)
 
 
 def _print_strip(console: Console, tokens: Sequence[str], reading: Reading, first: int) -> None:
@@ -372,7 +380,7 @@ def _print_responses(console: Console, responses: Sequence[Response]) -> None:
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for one in responses:
         table.add_column(line(one.plan), overflow="fold", ratio=1)
-    table.add_row(*(f"refusal metric {one.metric:+.2f}, {one.verdict}" for one in responses), style="dim")
+    table.add_row(*(f"refusal metric {_signed(one.metric)}, {one.verdict}" for one in responses), style="dim")
     table.add_row(*(lines(one.completion) or Text("(nothing)", "dim") for one in responses))
     console.print()
     console.print(table, highlight=False)

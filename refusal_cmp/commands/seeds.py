@@ -15,7 +15,7 @@ from refusal_cmp.run.contents import BY_SEED, PAGE, RESULTS, SUMMARY, figure_fil
 from refusal_cmp.run.directory import RunDir, cell_name
 from refusal_cmp.run.seeds import claim
 from refusal_cmp.run.session import Session
-from refusal_cmp.stages import run_stages
+from refusal_cmp.stages import check_stages, run_stages
 
 
 def run_seeds(home: RunDir, sessions: Mapping[int, Session], stages: Sequence[str], say: Callable[[str], None]) -> None:
@@ -28,6 +28,7 @@ def run_seeds(home: RunDir, sessions: Mapping[int, Session], stages: Sequence[st
     sessions
         By seed, each on its own run directory in that folder.
     """
+    check_stages(next(iter(sessions.values())), stages)
     claim(home, tuple(sessions))
     for at, (seed, session) in enumerate(sessions.items(), 1):
         say(f"Seed {seed}, {at} of {counted(len(sessions), 'seed')}: {session.run.path}")

@@ -39,6 +39,8 @@ FIRST: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("acc", ()),
 )
 """Metrics that matter most, with their datasets (by default all): they are shown first, and others if there is room."""
+EVERY_SET = "all sets"
+"""What is said of a column that holds all test sets together."""
 WIDEST = 8
 """Letters of a heading's line."""
 EMBEDDED = ("tiny-", "world_", "everyday-", "everyday_")
@@ -292,7 +294,7 @@ def _heading(column: Column) -> str:
     dataset = column.dataset
     for start in EMBEDDED:
         dataset = dataset.removeprefix(start)
-    return "\n".join([*wrap(column.measure.heading, WIDEST), *([visible(dataset)] if dataset else [])])
+    return "\n".join([*wrap(column.measure.heading, WIDEST), visible(dataset) or EVERY_SET])
 
 
 def _cell(column: Column, row: pd.Series) -> str:

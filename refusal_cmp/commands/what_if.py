@@ -13,7 +13,7 @@ from rich.text import Text
 from refusal_cmp.config import BUDGET
 from refusal_cmp.methods import configured
 from refusal_cmp.plan import number
-from refusal_cmp.report.wording import counted
+from refusal_cmp.report.wording import counted, log_odds
 from refusal_cmp.run.contents import SCORES, budget_file, budgeted, read_fields
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Rule, Selection, outcome
@@ -116,4 +116,4 @@ def _cell(one: WhatIf, own: WhatIf) -> Text:
     at, is_same = one.selection.selected, bool(one.setting) and one.selection.selected == own.selection.selected
     kept = "none kept, fallback" if one.selection.fallback else f"{len(one.selection.kept)} kept"
     where = "the same" if is_same else f"({at.position}, {at.layer})"
-    return line(f"{where}: {kept}, KL {one.kl:.3f}, bypass {one.bypass:.2f}", "dim" if is_same else "")
+    return line(f"{where}: {kept}, KL {one.kl:.3f}, bypass {log_odds(one.bypass)}", "dim" if is_same else "")

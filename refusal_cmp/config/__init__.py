@@ -273,7 +273,7 @@ class ExtractSettings(BaseModel):
     n_test: int = Field(100, ge=1, description="prompts of each test set")
     limit: int | None = Field(None, ge=1, description="most prompts of any set")
     filter_prompts: bool = Field(
-        True, description="drop train and validation prompts on which the model does not do as expected"
+        True, description="drop train and validation prompts of which the refusal metric says otherwise than their kind"
     )
     refusal_tokens: Annotated[tuple[int, ...], BeforeValidator(pieces), AfterValidator(once)] | None = Field(
         None, description="token ids of the refusal metric; by default found on the training prompts"
@@ -799,7 +799,7 @@ def load_config(path: str | Path | None, flags: dict[str, Any]) -> RunConfig:
         message = first["msg"].removeprefix("Value error, ")
         if not first["loc"]:  # a rule between settings
             raise RefusalCmpError(f"The settings do not go together: {message}.") from None
-        name = ".".join(map(str, first["loc"]))
+        name = ".".join(part for part in first["loc"] if isinstance(part, str))
         line = lines.get(str(first["loc"][0]))
         where, at = ("", "") if line is None else (f" in {path}", f" (line {line})")
         message = message[0].lower() + message[1:]

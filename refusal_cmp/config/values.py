@@ -138,7 +138,7 @@ def _components(value: Any) -> Any:
 
 def _component(value: str) -> str:
     if not re.fullmatch(r"best|shared|-\d{1,6},\d{1,6}", value):
-        raise ValueError("each must be best, shared, or POSITION,LAYER as in -1,8")
+        raise ValueError("each must be best, shared, or POSITION,LAYER as in -1,8; positions are negative, -1 the last")
     return value
 
 

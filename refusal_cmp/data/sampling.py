@@ -108,6 +108,21 @@ def check_apart(harmful: Sampled, harmless: Sampled) -> None:
         )
 
 
+def to_raise(there: int, needed: int, **most: int | None) -> list[str]:
+    """Of the settings that keep a run to so many prompts of a set, those that keep it from as many as it needs.
+
+    None where the set does not hold that many: then more prompts have to be given.
+
+    Parameters
+    ----------
+    there
+        Different prompts of the set.
+    most
+        Settings by name, as in `n_test=100, limit=None`.
+    """
+    return [name for name, value in most.items() if value is not None and value < needed] if there >= needed else []
+
+
 def unlike_learned(
     prompts: Sequence[Prompt], learned: Mapping[Split, Sequence[Prompt]], near_duplicates: float | None
 ) -> tuple[list[Prompt], dict[str, int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -88,6 +89,8 @@ class Measure:
     """A metric that says the same; where that one is there, this one needs no column."""
     positive: bool = False
     """Whether it is never negative, as a loss, so that no interval over seeds goes below zero."""
+    limits: tuple[float, float] = (-math.inf, math.inf)
+    """Between which values it is by definition, where neither its unit nor `positive` says so."""
     is_distance: bool = False
     """Whether it is a distance from the baseline, which of the baseline is zero by definition and of any other plan is
     not: no plan is tested against the baseline by it."""
@@ -96,6 +99,14 @@ class Measure:
     def share(cls, name: str, heading: str, of: str, **more: Any) -> Measure:
         """The measure that a share of examples is, with Wilson's interval."""
         return cls(name, heading, f"share of {of}", "share", "Wilson", **more)
+
+    def within(self, one: Estimate) -> Estimate:
+        """An estimate whose interval ends where there are no more values: a share's at 0 and 1."""
+        least, most = self.limits
+        least = max(least, 0.0) if self.positive or self.unit == "share" else least
+        most = min(most, 1.0) if self.unit == "share" else most
+        low, high = (min(max(end, least), most) if math.isfinite(end) else end for end in (one.low, one.high))
+        return one._replace(low=low, high=high)
 
     @property
     def in_a_sentence(self) -> str:

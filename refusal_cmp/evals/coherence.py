@@ -54,9 +54,9 @@ class Coherence(Evaluator):
         Measure(
             "compression",
             "Compressed size",
-            "mean of zlib's size over the text's size; small is repetitive",
-            "share",
-            "t",
+            "mean of zlib's size over the text's size, above one for short texts; small is repetitive",
+            interval="t",
+            positive=True,
         ),
         Measure.share("empty", "Empty", "completions without a word", better="lower", shown="if any"),
         Measure(

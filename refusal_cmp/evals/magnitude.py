@@ -40,11 +40,12 @@ class Magnitude(Evaluator):
             f"{what} projection on a method's direction",
             interval="bootstrap",
             shown="never",
+            limits=(least, 1.0),
         )
-        for name, heading, what in (
-            ("pearson", "r", "Pearson's r of refusal metric and"),
-            ("spearman", "ρ", "Spearman's ρ of refusal metric and"),
-            ("auroc", "AUROC", "AUROC of telling refused completions by"),
+        for name, heading, what, least in (
+            ("pearson", "r", "Pearson's r of refusal metric and", -1.0),
+            ("spearman", "ρ", "Spearman's ρ of refusal metric and", -1.0),
+            ("auroc", "AUROC", "AUROC of telling refused completions by", 0.0),
         )
     )
     order = 8

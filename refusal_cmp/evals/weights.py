@@ -40,6 +40,7 @@ class Weights(Evaluator):
             "Weights changed by",
             "size of all changes of weights beside the size of the weights (Frobenius norms)",
             shown="never",
+            positive=True,
         ),
     )
     order = 0

@@ -78,7 +78,7 @@ class RunData:
     prompts: Mapping[str, Any]
     """`extract/prompts.json`, with the counts of the other test sets."""
     dropped: Sequence[Row]
-    """The prompts on which the model does not do as expected, as `read_dropped` has them."""
+    """The prompts whose refusal metric says otherwise than their kind, as `read_dropped` has them."""
     answers: Mapping[tuple[str, str], Sequence[Row]]
     """By distinct plan and test set: completions, each with its `verdict` where it was judged."""
     test_sources: Mapping[str, str]

@@ -7,13 +7,14 @@ from typing import Any
 
 import pandas as pd
 
+from refusal_cmp.evals.perplexity import ON_DISTRIBUTION
 from refusal_cmp.plan import Plan, number
 from refusal_cmp.report.answer import BROKEN, RUIN, destroyed
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.latex_phrases import best_has, escaped, on_test_prompts, public_name, tt, where_scored
-from refusal_cmp.report.seeds import SeedsData
+from refusal_cmp.report.seeds import SHARED, SeedsData
 from refusal_cmp.report.table import Column, columns
-from refusal_cmp.report.wording import bounds, bracketed, decimal, minus, sentence_list, shown
+from refusal_cmp.report.wording import bounds, bracketed, decimal, log_odds, minus, sentence_list, shown
 from refusal_cmp.statistics import Estimate
 
 METRICS = ("refusal", "in_language", "guard_unsafe", "loss", "acc", "kl")
@@ -81,8 +82,15 @@ def _plans_caption(data: RunData) -> str:
 def _what_plans_do(data: RunData) -> str:
     return (
         r"What every plan (\texttt{method/intervention:strength@scope}) does to "
-        f"{escaped(public_name(data.config['model']))}, on {on_test_prompts(data)} test prompts."
+        f"{escaped(public_name(data.config['model']))}, on {on_test_prompts(data)} test prompts.{_own_answers(data)}"
     )
+
+
+def _own_answers(data: RunData) -> str:
+    """What the text set is whose name does not say it, where the table has it."""
+    if ON_DISTRIBUTION not in data.datasets("loss"):
+        return ""
+    return f" The text set {tt(ON_DISTRIBUTION)} is the unedited model's own answers to the harmless prompts."
 
 
 def _marks(data: RunData) -> str:
@@ -132,10 +140,12 @@ def _seeds_caption(data: SeedsData) -> str:
 
 
 def _selection_by_seed_caption(data: SeedsData) -> str:
+    name = tt(f"component={SHARED}")
+    shared = f" Plans labelled {name} use one component for all methods." if any(map(data.shared, data.seeds)) else ""
     return (
         f"The component of each method on {escaped(public_name(data.first.config['model']))} (position, layer; number "
         "of directions) by seed, and the mean cosine of the chosen directions over pairs of seeds."
-        f"{_fallbacks(data.runs.values())}"
+        f"{shared}{_fallbacks(data.runs.values())}"
     )
 
 
@@ -184,6 +194,12 @@ def _selection_by_seed(data: SeedsData) -> pd.DataFrame:
             )  # fmt: skip
         alike = data.alike(method)
         rows.append({"method": method, **chosen, "cosine": "–" if alike is None else decimal(alike)})
+    shared = {f"seed {seed}": data.shared(seed) for seed in data.seeds}
+    if any(shared.values()):
+        places = {
+            seed: "–" if one is None else f"({minus(str(one.position))}, {one.layer})" for seed, one in shared.items()
+        }
+        rows.append({"method": f"component={SHARED}", **places, "cosine": "–"})
     return pd.DataFrame(rows)
 
 
@@ -198,8 +214,8 @@ def _selection(data: RunData) -> pd.DataFrame:
                 "position": minus(str(one.selected.position)),
                 "layer": str(one.selected.layer),
                 "directions": str(int(chosen["k"])),
-                "bypass": decimal(chosen["bypass"]),
-                "induce": decimal(chosen["induce"]),
+                "bypass": log_odds(chosen["bypass"]),
+                "induce": log_odds(chosen["induce"]),
                 "KL": decimal(chosen["kl"], 3),
                 "kept": f"{len(one.kept)} of {len(one.ranking)}" + (f" ({one.note})" if one.note else ""),
             }

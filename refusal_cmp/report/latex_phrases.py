@@ -44,6 +44,12 @@ def tt(text: str) -> str:
     return rf"\texttt{{{escaped(text)}}}"
 
 
+def token_tt(text: str) -> str:
+    """A token in the letters of a typewriter, its spaces seen and what is not printed as Python writes it."""
+    signs = {"\\": r"\textbackslash{}", " ": r"\textvisiblespace{}"}
+    return rf"\texttt{{{''.join(signs.get(one) or escaped(one) for one in repr(text)[1:-1])}}}"
+
+
 def public_name(name: str) -> str:
     """A model or a set as a paper names it: of a path its last part, without a column; an id of a hub as it is."""
     path, _ = path_and_column(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from refusal_cmp.config import KINDS
@@ -10,6 +11,7 @@ from refusal_cmp.engines import ENGINES
 from refusal_cmp.evals import EVALUATORS
 from refusal_cmp.evals.perplexity import ON_DISTRIBUTION
 from refusal_cmp.methods import EXTRACTORS
+from refusal_cmp.model.chat_model import METRIC_EPSILON
 from refusal_cmp.plan import number
 from refusal_cmp.registry import parse_spec
 from refusal_cmp.report.citations import HARNESS, OURS, OWN_KEY, PHRASES, works_named
@@ -22,13 +24,14 @@ from refusal_cmp.report.latex_phrases import (
     on_test_prompts,
     own_source,
     public_name,
+    token_tt,
     tt,
     where_scored,
     works_behind,
 )
 from refusal_cmp.report.method_edits import components_text, edits_text, inlp_directions
 from refusal_cmp.report.seeds import SeedsData
-from refusal_cmp.report.wording import sentence_list
+from refusal_cmp.report.wording import clause_list, sentence_list, span
 
 MEASURES = {
     "refusal": "whether it refuses, by {phrases}",
@@ -37,6 +40,11 @@ MEASURES = {
     "rubric": "how a model grades it by a rubric",
 }
 """What evaluators say of a completion."""
+FILTERED = (
+    "Training and validation prompts of which the refusal metric of the unedited model says otherwise than their "
+    "label, at most 0 on harmful ones or above 0 on harmless ones, are left out, whatever the model goes on to answer."
+)
+"""By what prompts are filtered."""
 CLASSIFIERS = {
     "newton": "logistic regressions",
     "logistic": "scikit-learn's logistic regressions",
@@ -90,12 +98,27 @@ def _extraction(data: RunData, runs: Sequence[RunData]) -> list[str]:
         said.append(
             "With each of the seeds prompts are drawn and all that follows is done anew, on the same test prompts."
         )
-    if config["filter_prompts"]:
-        said.append(
-            "Training and validation prompts on which the unedited model does not do as expected (harmful ones that it "
-            "does not refuse, harmless ones that it does) are left out."
-        )
-    return said
+    return [*said, _metric(runs), *([FILTERED] if config["filter_prompts"] else [])]
+
+
+def _metric(runs: Sequence[RunData]) -> str:
+    """What the log-odds are of that filter prompts and score components."""
+    by_seed = {run.config["seed"]: _refusal_tokens(run) for run in runs}
+    same = len(set(by_seed.values())) == 1
+    each = [those if same else f"{those} with seed {seed}" for seed, those in by_seed.items()]
+    exponent = round(math.log10(METRIC_EPSILON))
+    return (
+        "The refusal metric of a prompt is the log-odds $\\log(P + \\epsilon) - \\log(1 - P + \\epsilon)$, with "
+        f"$\\epsilon = 10^{{{exponent}}}$, where $P$ is the probability that the first token of the answer is "
+        f"{'; '.join(each[:1] if same else each)} (numbers are those of the vocabulary)."
+    )
+
+
+def _refusal_tokens(run: RunData) -> str:
+    """The refusal tokens of a run, each with its number in the vocabulary."""
+    pairs = zip(run.prompts["refusal_token_texts"], run.prompts["refusal_tokens"], strict=True)
+    named = [f"{token_tt(text)} ({token})" for text, token in pairs]
+    return f"{'the refusal token' if len(named) == 1 else 'one of the refusal tokens'} {sentence_list(named)}"
 
 
 def _inlp(data: RunData, runs: Sequence[RunData]) -> list[str]:
@@ -124,8 +147,8 @@ def _selection(data: RunData, runs: Sequence[RunData]) -> list[str]:
     uses = "each method uses the one with" if "best" in data.config["component"] else "the best of a method has"
     return [
         f"Every component (a token and a layer){where_scored(data)} is scored on {n['harmful']} harmful and "
-        f"{n['harmless']} harmless validation prompts: by the log-odds of refusal of harmful prompts with its subspace "
-        f"removed {reach} (bypass), by those of harmless prompts with its direction added (induce), and by the "
+        f"{n['harmless']} harmless validation prompts: by the mean refusal metric of harmful prompts with its "
+        f"subspace removed {reach} (bypass), by that of harmless prompts with its direction added (induce), and by the "
         "Kullback--Leibler divergence of the next token on harmless prompts (KL).",
         f"Of those in the first {_in_percent(rule.prune_layers)} of the blocks with an induce score from "
         f"{number(rule.induce_threshold)} on and a KL of at most {number(rule.kl_threshold)} nats, {uses} "
@@ -165,7 +188,7 @@ def _evaluation(data: RunData, runs: Sequence[RunData]) -> list[str]:
     by = {"guard": _named(config["guard"]), "phrases": _refusal_phrases(config["phrases"])}
     judged = [f"{MEASURES[name].format(**by)}{works_behind(EVALUATORS, name)}" for name in evals if name in MEASURES]
     if judged:
-        said.append(f"Of each completion we ask {sentence_list(judged)}.")
+        said.append(f"Of each completion we ask {clause_list(judged)}.")
     costs = []
     if "perplexity" in evals:
         texts = [
@@ -179,7 +202,7 @@ def _evaluation(data: RunData, runs: Sequence[RunData]) -> list[str]:
     if "kl" in evals:
         costs.append("the KL to the unedited model's next token on harmless test prompts")
     if costs:
-        said.append(f"As costs we measure {sentence_list(costs)}.")
+        said.append(f"As costs we measure {clause_list(costs)}.")
     return [*said, _intervals(data, runs)]
 
 
@@ -199,7 +222,7 @@ def _intervals(data: RunData, runs: Sequence[RunData]) -> str:
 def _kept(runs: Sequence[RunData], split: str) -> str:
     """How many prompts of a split there are; from the fewest to the most, where seeds differ in that."""
     found = {len(run.prompts["prompts"][split]) for run in runs}
-    return str(min(found)) if len(found) == 1 else f"{min(found)} to {max(found)}"
+    return span(min(found), max(found))
 
 
 def _named(name: str) -> str:
@@ -210,7 +233,7 @@ def _named(name: str) -> str:
 def _refusal_phrases(phrases: str) -> str:
     """Whose phrases say what refuses."""
     known = {
-        "published": f"the phrases of Arditi et al.{citation([PHRASES['published']])}",
+        "published": f"the phrases of \\citet{{{PHRASES['published']}}}",
         "extended": f"the extended phrases of {tt(OURS)}, which are not the published ones",
     }
     return known.get(phrases) or f"phrases of our own ({tt(public_name(phrases))})"

@@ -11,15 +11,20 @@ import pandas as pd
 import torch
 
 from refusal_cmp.evals import measure_of
-from refusal_cmp.plan import FACTS, Plan
+from refusal_cmp.plan import FACTS, Plan, component_of
 from refusal_cmp.report.answer import Standing, answers_already, costs, destroyed, standings
 from refusal_cmp.report.data import RunData, read_run
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Selection
 from refusal_cmp.statistics import Estimate, fewest, over_seeds
+from refusal_cmp.subspace import Component
 
 OVER = ["model", "plan", *FACTS, "n_seeds", "dataset", "metric", "value", "sd", "ci_low", "ci_high", "n"]
 """Columns of `results.csv` over seeds."""
+
+
+SHARED = "shared"
+"""What the component is called that all methods use."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,13 @@ class SeedsData:
         """What a method chose with a seed."""
         return next((one for one in self.runs[seed].selections if one.method == method), None)
 
+    def shared(self, seed: int) -> Component | None:
+        """The component that all methods share with a seed; None where no plan uses one."""
+        for plan in self.runs[seed].edited:
+            if component_of(plan) == SHARED and plan.position is not None and plan.layer is not None:
+                return Component(plan.position, plan.layer)
+        return None
+
     def alike(self, method: str) -> float | None:
         """Mean cosine of the directions that a method chose, over pairs of seeds; None if it had none twice."""
         chosen = [(data, self.selection(method, seed)) for seed, data in self.runs.items()]
@@ -161,10 +173,11 @@ def pooled(results: Sequence[pd.DataFrame]) -> pd.DataFrame:
     for (plan, dataset, metric), of_metric in table.groupby(["plan", "dataset", "metric"], sort=False):
         estimates = [Estimate(*row) for row in of_metric[["value", "ci_low", "ci_high", "n"]].itertuples(index=False)]
         measure = measure_of(str(metric))
-        found = over_seeds(estimates, bounded=measure.unit == "share", positive=measure.positive)
+        found = over_seeds(estimates, positive=measure.positive)
+        mean = measure.within(found.mean)
         row: dict[str, object] = {name: _common(of_metric[name]) for name in ("model", *FACTS)}
         row |= {"plan": plan, "dataset": dataset, "metric": metric, "sd": found.sd, "n_seeds": found.n_seeds}
-        row |= {"value": found.mean.value, "ci_low": found.mean.low, "ci_high": found.mean.high, "n": found.mean.n}
+        row |= {"value": mean.value, "ci_low": mean.low, "ci_high": mean.high, "n": mean.n}
         rows.append(row)
     whole = dict.fromkeys(("k", "n_components", "n_layers", "position", "layer"), "Int64")
     return pd.DataFrame(rows)[OVER].astype(whole)

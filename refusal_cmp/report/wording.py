@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import pandas as pd
@@ -11,6 +12,10 @@ from refusal_cmp.statistics import Estimate
 
 PERCENT = "\u202f%"
 """With a narrow space before the sign."""
+
+
+MOST_DIGITS = 6
+"""After the point, of log-odds however near to zero."""
 
 
 def percent(share: float) -> str:
@@ -50,6 +55,13 @@ def decimal(value: float, digits: int = 2) -> str:
     return minus(f"{value:.{digits}f}")
 
 
+def log_odds(value: float, digits: int = 2) -> str:
+    """Log-odds to so many digits after the point, or to as many as show two that are not zero: `−0.040`."""
+    if value and math.isfinite(value):
+        digits = max(digits, min(MOST_DIGITS, 1 - math.floor(math.log10(abs(value)))))
+    return decimal(value, digits)
+
+
 def bracketed(low: float, high: float) -> str:
     """An interval to two digits."""
     return f"[{decimal(low)}, {decimal(high)}]"
@@ -60,6 +72,11 @@ def counted(n: int, what: str) -> str:
     return f"{n} {what}" + ("" if n == 1 else "s")
 
 
+def span(low: int | str, high: int | str) -> str:
+    """`1 to 3`, and `1` where both ends are the same."""
+    return str(low) if str(low) == str(high) else f"{low} to {high}"
+
+
 def does(n: int, verb: str) -> str:
     """What one does, or several do: `answers`, `answer`."""
     return f"{verb}s" if n == 1 else verb
@@ -68,6 +85,11 @@ def does(n: int, verb: str) -> str:
 def sentence_list(names: Sequence[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def clause_list(clauses: Sequence[str]) -> str:
+    """`a`, `a, and b`, `a, b, and c`: of what has commas and lists of its own."""
+    return clauses[0] if len(clauses) == 1 else f"{', '.join(clauses[:-1])}, and {clauses[-1]}"
 
 
 def scope_name(scope: str) -> str:

@@ -37,7 +37,7 @@ PROMPTS = "extract/prompts.json"
 
 
 DROPPED = "extract/dropped.jsonl"
-"""The prompts on which the model does not do as expected, with its refusal metric, its answer and the verdict."""
+"""The prompts whose refusal metric says otherwise than their kind, with that, the model's answer and the verdict."""
 
 
 def read_dropped(session: Session) -> list[dict[str, Any]]:

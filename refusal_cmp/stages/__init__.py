@@ -17,12 +17,12 @@ from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.plan import BASELINE
 from refusal_cmp.run.contents import CONFIG, answers_file
 from refusal_cmp.run.session import Session
+from refusal_cmp.selection.among import chosen, named
 
 
 def run_stages(session: Session, stages: Sequence[str]) -> None:
     """Run these stages, in order; settings of earlier stages must be those that they were run with."""
-    session.stages = tuple(stages)
-    _check(session, stages)
+    check_stages(session, stages)
     with session.run.locked():
         _check_upstream(session, STAGES[: STAGES.index(stages[0])])
         if "config" not in session.run.manifest:
@@ -54,8 +54,9 @@ def _read_more_than_the_run(stages: Sequence[str]) -> bool:
     return tuple(stages) != STAGES[-1:]
 
 
-def _check(session: Session, stages: Sequence[str]) -> None:
-    """Every name in the configuration is looked up before any work starts."""
+def check_stages(session: Session, stages: Sequence[str]) -> None:
+    """Every name in the configuration is looked up before any work starts, or a folder is made."""
+    session.stages = tuple(stages)
     config = session.config
     evaluated = session.run.manifest.get("stages", {}).get("evaluate", {}).get("state") == "done"
     from refusal_cmp import evals, methods
@@ -75,10 +76,12 @@ def _check(session: Session, stages: Sequence[str]) -> None:
         )
     if session.loaded is None and not evaluated:
         load_chat(session.source)
-    if "infer" in stages:
-        _check_checkpoints(session)
     for name in config.methods:
         methods.configured(config, name)
+    if not evaluated and {"extract", "select"} & set(stages):
+        _check_components(session)
+    if "infer" in stages:
+        _check_checkpoints(session)
     for name in (*config.method_options, *config.rank_key_of, *config.score_sites_of):
         EXTRACTORS.get(name)
     for name in config.interventions:
@@ -100,6 +103,20 @@ def _check(session: Session, stages: Sequence[str]) -> None:
     engine.check()
     for name in config.interventions:
         engine.check_tokens(INTERVENTIONS.create(name).tokens)
+
+
+def _check_components(session: Session) -> None:
+    """The model has the components that the settings name, as its tokenizer and its configuration say."""
+    config, loaded = session.config, session.loaded
+    if config.positions is None and config.layers is None and all(named(one) is None for one in config.component):
+        return
+    from refusal_cmp.methods import configured
+    from refusal_cmp.model.loading import described
+
+    post = session.chat.positions
+    shape = loaded.model.config if loaded else described(session.source)[1]
+    beyond = {at for name in config.methods for at in configured(config, name).positions(post)} - set(post)
+    chosen(config, post, shape.get_text_config().num_hidden_layers, sorted(beyond))
 
 
 def _check_checkpoints(session: Session) -> None:

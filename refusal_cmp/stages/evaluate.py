@@ -34,6 +34,7 @@ from refusal_cmp.run.contents import (
 from refusal_cmp.run.journal import Memo
 from refusal_cmp.run.session import Session
 from refusal_cmp.stages.pinned import pinned_config
+from refusal_cmp.statistics import Estimate
 from refusal_cmp.statistics.agreement import agreements
 from refusal_cmp.statistics.comparisons import compare_plans
 
@@ -195,6 +196,13 @@ def _tabulate(
             **plan.facts(),
             "method": plan.method or plan.label,
         }
-        rows += [{**facts, **metric, "ci_low": metric["low"], "ci_high": metric["high"]} for metric in metrics[same_as]]
+        rows += [{**facts, **metric, **_interval(metric)} for metric in metrics[same_as]]
     table = pd.DataFrame(rows)[COLUMNS]
     return table.astype(dict.fromkeys(("k", "n_components", "n_layers", "position", "layer"), "Int64"))
+
+
+def _interval(metric: Mapping[str, Any]) -> dict[str, float]:
+    """The ends of a metric's interval, which is no wider than what the metric can be."""
+    found = Estimate(*(metric[name] for name in Estimate._fields))
+    within = measure_of(metric["metric"]).within(found)
+    return {"ci_low": within.low, "ci_high": within.high}

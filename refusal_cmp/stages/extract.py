@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -10,11 +11,13 @@ import pandas as pd
 from refusal_cmp.activations import MIN_PROMPTS, Activations, dev_split
 from refusal_cmp.config.values import LARGEST
 from refusal_cmp.data import Prompt
+from refusal_cmp.data.sampling import to_raise
 from refusal_cmp.errors import NoSubspaceError, RefusalCmpError
 from refusal_cmp.judges.completion import refuses
 from refusal_cmp.methods import Extractor, Method, ModelMethod, configured
 from refusal_cmp.model.reading import collect
 from refusal_cmp.model.sight import ModelSight
+from refusal_cmp.report.wording import counted, span
 from refusal_cmp.run.contents import MEANS, PROMPTS, means_file, ranks_file, read_prompts, subspace_file
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection.among import chosen
@@ -101,16 +104,23 @@ def _check_enough(session: Session) -> None:
     """RefusalCmpError where too few training prompts are left, with what would give more of those that are short."""
     counts = session.run.read_json(PROMPTS)["counts"]
     left = {kind: len(read_prompts(session, f"{kind}_train")) for kind in KINDS}
-    short = [counts[f"{kind}_train"] for kind in KINDS if left[kind] < MIN_PROMPTS]
+    short = {kind: counts[f"{kind}_train"] for kind in KINDS if left[kind] < MIN_PROMPTS}
     if not short:
         return
-    unread = [one["available"] - one["duplicates"] - one["near_duplicates"] - one["sampled"] for one in short]
-    dropped = sum(one["dropped"] for one in short)
-    mend: dict[str, str] = {"n_train": "", "limit": ""} if all(unread) else {"split": ""}
-    ways = ["take more of those that there are" if all(unread) else "give more, or of one list a larger training part"]
+    config, settings = session.config, []
+    for kind, one in short.items():
+        there = one["available"] - one["duplicates"] - one["near_duplicates"]
+        needed = one["sampled"] + MIN_PROMPTS - left[kind]
+        settings.append(to_raise(there, needed, n_train=config.n_train, limit=config.limit))
+    dropped = sum(one["dropped"] for one in short.values())
+    mend = dict.fromkeys(chain.from_iterable(settings), "") if all(settings) else {"split": ""}
+    ways = [
+        "take more of those that there are" if all(settings) else "give more, or of one list a larger training part"
+    ]
     if dropped:
         mend["no_filter_prompts"] = ""
-        ways.append(f"keep the {dropped} that were dropped, as the model does not do as expected on them")
+        those = "one that was" if dropped == 1 else f"{dropped} that were"
+        ways.append(f"keep the {those} dropped by the refusal metric")
     there = " and ".join(f"{left[kind]} {kind}" for kind in KINDS)
     raise RefusalCmpError(
         f"Extraction needs at least {MIN_PROMPTS} different training prompts of each kind, and there are {there} ones; "
@@ -138,11 +148,12 @@ def _ranks(
 
 def _spread(method: str, ranks: pd.DataFrame) -> str:
     by_component = ranks.groupby(["layer", "position"])["k"]
-    spans = [f"({position}, {layer}) {k.min()} to {k.max()}" for (layer, position), k in by_component]
+    spans = [f"({position}, {layer}) {span(k.min(), k.max())}" for (layer, position), k in by_component]
     return f"{method}: rank over {ranks['seed'].nunique()} dev splits of the same prompts: {', '.join(spans)}."
 
 
 def _summary(field: SubspaceField, activations: Activations) -> str:
     ranks = [subspace.k for subspace in field.subspaces.values()]
     total = len(list(activations.components()))
-    return f"{field.method}: a subspace at {len(field)} of {total} components, rank {min(ranks)} to {max(ranks)}."
+    rank = span(min(ranks), max(ranks))
+    return f"{field.method}: a subspace at {len(field)} of {counted(total, 'component')}, rank {rank}."

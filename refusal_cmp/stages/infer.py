@@ -58,7 +58,10 @@ def infer_stage(session: Session) -> None:
     run.write_json(PLANS, [plan_row(plan, originals[plan.label]) for plan in plans])
     edits = [originals[plan.label] for plan in plans if plan.label != BASELINE]
     if len(set(edits)) < len(edits):
-        session.say(f"{len(edits)} plans, {len(set(edits))} of them distinct; the others do exactly the same as one.")
+        n = len(set(edits))
+        others = "the other does" if len(edits) - n == 1 else "the others do"
+        same = "the same as it" if n == 1 else "what one of these does"
+        session.say(f"{len(edits)} plans, {n} of them distinct; {others} exactly {same}.")
     with session.progress("plans × test sets", len(missing)) as advance:
         for plan, dataset in missing:
             name, sources = answers_file(plan.label, dataset), _sources(session, plan, dataset)

@@ -11,7 +11,7 @@ from typing import Any
 from refusal_cmp.config import EMBEDDED, KINDS, SMALL_DEFAULTS, RunConfig, is_path, path_and_column
 from refusal_cmp.data import SPLITS, Prompt, Split
 from refusal_cmp.data.files import digests, seeming_label
-from refusal_cmp.data.sampling import EARLIER, Sampled, check_apart, draw, unlike_learned
+from refusal_cmp.data.sampling import EARLIER, Sampled, check_apart, draw, to_raise, unlike_learned
 from refusal_cmp.data.sets import columns_of, load_test, pick
 from refusal_cmp.engines import ENGINES
 from refusal_cmp.errors import RefusalCmpError
@@ -115,8 +115,8 @@ def _report_few(session: Session, drawn: dict[str, Sampled] | None, tests: dict[
     """Say at once where the harmful test prompts are too few to choose among plans, as the page does at the end."""
     config = session.config
     if "harmful" in tests:
-        there, taken = len(tests["harmful"]), config.prompts(config.n_test)
-        n = min(there, taken)
+        there = len(tests["harmful"])
+        n = min(there, config.prompts(config.n_test))
     elif drawn is not None and "harmful" in config.eval_datasets:
         count = drawn["harmful"].counts["test"]
         there, n = count["available"] - count["duplicates"], count["sampled"]
@@ -135,11 +135,9 @@ def _report_few(session: Session, drawn: dict[str, Sampled] | None, tests: dict[
     )
     enlarged = there * LARGEST_TEST_PART / (config.split[2] or LARGEST_TEST_PART)
     split = ", or a larger test part of one list (setting split, as in 40/20/40)" if enlarged >= fewest(1) else ""
-    more = (
-        f"its set has {there}, so take more of them (settings n-test, limit)"
-        if there > n and there >= fewest(1)
-        else f"give more prompts{split}{also}"
-    )
+    settings = to_raise(there, fewest(1), n_test=config.n_test, limit=config.limit)
+    named = f"setting{'s' * (len(settings) > 1)} {', '.join(settings)}".replace("_", "-")
+    more = f"its set has {there}, so take more of them ({named})" if settings else f"give more prompts{split}{also}"
     among = f", and {fewest(plans)} among {plans}" if plans > 1 else ""
     session.say(
         f"{n} harmful test prompts {cannot} decide which plan suppresses refusal, even if all are answered: it takes "
@@ -266,7 +264,7 @@ def _report_dropped(session: Session, counts: dict[str, dict[str, int]], dropped
         cause = _cause(name, rows) if len(rows) > MANY * fitting else ""
         if len(rows) == fitting:
             raise RefusalCmpError(
-                f"No prompt of {name} is left: the model does not do as expected on any of {count['sampled']}. {cause} "
+                f"No prompt of {name} is left of {count['sampled']}: {_measured(name, rows)}. {cause} "
                 "Choose another model or other prompts, or keep those.",
                 no_filter_prompts="",
             )
@@ -287,7 +285,7 @@ def _measured(name: str, rows: list[dict[str, Any]]) -> str:
 
 
 def _cause(name: str, rows: list[dict[str, Any]]) -> str:
-    """Why the model probably does not do as expected on so many prompts, from how it answers them."""
+    """Why the refusal metric of so many prompts probably says otherwise than their kind, from how it answers them."""
     verdicts = [row["verdict"] for row in rows]
     most = max(sorted(set(verdicts)), key=verdicts.count)
     many, harmful = f"{verdicts.count(most)} of these {len(rows)} prompts", name.startswith("harmful")

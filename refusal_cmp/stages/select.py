@@ -17,6 +17,7 @@ from refusal_cmp.methods import configured
 from refusal_cmp.plan import number
 from refusal_cmp.planning import UNIT_METHOD, Chosen, Scope, Setting, make_plan
 from refusal_cmp.registry import parse_spec
+from refusal_cmp.report.wording import counted, log_odds, span
 from refusal_cmp.run.contents import (
     BASELINE_SCORES,
     PROMPTS,
@@ -194,9 +195,11 @@ def _settle_budget(session: Session, field: SubspaceField, scorer: Callable[[], 
     found = {at: of for at, of in budgeted(run.read_table(name), config.kl_threshold) if at in field.subspaces}
     k = {at: number for at, (number, _) in found.items()}
     without = sum(not within for _, within in found.values())
+    used = span(min(k.values()), max(k.values()))
+    its = "first direction is" if used == "1" else f"first {used} directions are"
     session.say(
-        f"{field.method}: its first {min(k.values())} to {max(k.values())} directions are used, as many as stay within "
-        f"a KL of {number(config.kl_threshold)} nats; at {without} of {len(k)} components not even one does."
+        f"{field.method}: its {its} used, as many as stay within a KL of {number(config.kl_threshold)} nats; at "
+        f"{without} of {counted(len(k), 'component')} not even one does."
     )
 
 
@@ -282,7 +285,9 @@ def _report(session: Session, selection: Selection, bypass: float, unscored: int
     if selection.fallback:
         dropped = ", ".join(f"{name} {count}" for name, count in selection.dropped.items())
         effect = (
-            "" if bypass < 0 else f" Its removal leaves refusal likelier than not (a bypass score of {bypass:.2f})."
+            ""
+            if bypass < 0
+            else f" Its removal leaves refusal likelier than not (a bypass score of {log_odds(bypass)})."
         )
         others = (
             f" Other components ({unscored}) were not scored, and may meet the filters (--layers, --positions)."
@@ -290,13 +295,16 @@ def _report(session: Session, selection: Selection, bypass: float, unscored: int
             else ""
         )
         session.say(
-            f"Warning: {selection.method}: the filters keep none of {n} components (dropped by {dropped}); with "
-            f"{selection.options} they would keep {selection.selected}, which is taken.{effect}{others}"
+            f"Warning: {selection.method}: the filters keep none of {counted(n, 'component')} (dropped by {dropped}); "
+            f"with {selection.options} they would keep {selection.selected}, which is taken.{effect}{others}"
         )
     else:
-        session.say(f"{selection.method}: {selection.selected} selected; the filters keep {kept} of {n} components.")
+        session.say(
+            f"{selection.method}: {selection.selected} selected; the filters keep {kept} of {counted(n, 'component')}."
+        )
     if selection.nan:
-        session.say(f"Warning: {selection.method}: {selection.nan} components have NaN scores and are not ranked.")
+        have = "component has NaN scores and is" if selection.nan == 1 else "components have NaN scores and are"
+        session.say(f"Warning: {selection.method}: {selection.nan} {have} not ranked.")
 
 
 def _warn(session: Session, selection: Selection, other: Missed | None, unedited: float) -> None:

@@ -178,6 +178,14 @@ def test_the_strip_is_read_without_colours_and_has_them_on_a_terminal(session):
     assert "\x1b[38;2;" in shown(found, force_terminal=True, color_system="truecolor")
 
 
+def test_the_terminal_says_in_words_what_the_sign_of_a_push_is(session):
+    shown = io.StringIO()
+    print_inspection(Console(file=shown, width=200), inspect_prompt(session, "How do I bake a cake?", [PLAN]))
+    assert "(+ towards refusal, as the metric is lower by that much without the token; − away from it)" in (
+        shown.getvalue()
+    )
+
+
 def test_figures_have_the_same_bytes_every_time(session):
     found = inspect_prompt(session, "Say «$x$».", [PLAN])
     assert rendered(draw_heat(found), "svg") == rendered(draw_heat(found), "svg")

@@ -101,6 +101,23 @@ def test_no_interval_over_seeds_is_below_zero_where_no_value_can_be(home):
     assert 0 < pooled(apart)["ci_low"].item() < 0.05
 
 
+def test_intervals_over_seeds_end_at_one_for_shares_alone():
+    facts = dict.fromkeys(("model", *FACTS))
+    row = {**facts, "plan": "inlp/ablation@all", "dataset": "harmless", "n": 40}
+
+    def over(metric, *values):
+        apart = [{**row, "metric": metric, "value": one, "ci_low": one - 0.1, "ci_high": one + 0.1} for one in values]
+        (found,) = pooled([pd.DataFrame([one]) for one in apart]).to_dict("records")
+        return found["ci_low"], found["value"], found["ci_high"]
+
+    assert over("distinct_trigrams", 0.95, 0.99)[2] == 1
+    assert over("rubric_score", 0.95, 0.99)[2] == 1
+    assert over("magnitude_pearson:inlp", -0.95, -0.99)[0] == -1
+    low, value, high = over("compression", 1.1, 1.2)
+    assert low < value < high
+    assert high > 1
+
+
 def test_the_page_says_what_each_seed_says_and_shows_every_plan(home, data):
     text = (home / "report/index.html").read_text()
     HTMLParser().feed(text)

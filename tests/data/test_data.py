@@ -868,7 +868,9 @@ def test_both_lists_of_one_file_are_told_by_their_kind(tmp_path):
          "takes 36 for one plan, and 72 among 48; give more prompts, or a larger test part of one list (setting split"),
         (66, {"model": "smol-refuser"}, "(setting eval-datasets, as in harmful=everyday-harmful,harmless,contrast)."),
         (200, {"scope": "all"}, "40 harmful test prompts may not decide"),
-        (200, {"n_test": 20}, "among 48; its set has 40, so take more of them (settings n-test, limit)."),
+        (200, {"n_test": 20}, "among 48; its set has 40, so take more of them (setting n-test)."),
+        (200, {"limit": 20}, "among 48; its set has 40, so take more of them (setting limit)."),
+        (200, {"limit": 20, "n_test": 30}, "so take more of them (settings n-test, limit)."),
         (200, {"scope": "all", "methods": "inlp", "interventions": "ablation"}, None),
         (400, {}, None),
         (66, {"eval_datasets": "harmless"}, None),
@@ -910,11 +912,13 @@ def test_the_sets_that_come_with_us_are_large_enough(tmp_path, model):
          "keep the 7 that were dropped", {"split", "no_filter_prompts"}),
         ((9, 12), (12, 12, 0), "9 harmful and 12 harmless ones; give more, or of one list a larger training part.",
          {"split"}),
-        ((8, 8), (39, 8, 0), "take more of those that there are.", {"n_train", "limit"}),
+        ((8, 8), (39, 10, 0), "take more of those that there are.", {"n_train"}),
+        ((9, 12), (12, 12, 1), "or keep the one that was dropped by the refusal metric.",
+         {"split", "no_filter_prompts"}),
     ],
 )  # fmt: skip
 def test_too_few_training_prompts_are_told_with_what_would_give_more(tmp_path, left, counts, says, settings):
-    session, _ = session_of(tmp_path)
+    session, _ = session_of(tmp_path, n_train=10)
     kept = dict(zip(KINDS, left, strict=True))
     available, sampled, most = counts
     count = {"available": available, "duplicates": 0, "near_duplicates": 0, "sampled": sampled}

@@ -219,6 +219,23 @@ def test_the_answer_says_how_many_prompts_it_takes_where_there_are_too_few(data)
     assert "Too few" not in first_screen(with_plans(data, **ONE))
 
 
+@pytest.mark.parametrize(
+    ("there", "limit", "said"),
+    [
+        (40, None, "It takes 36 or more, and its set has 40: take more of them with --n-test."),
+        (40, 24, "and its set has 40: take more of them with --n-test and --limit."),
+        (30, None, "and its set has no more than 30: give more prompts, or test on another set"),
+        (24, 24, "and its set has no more than 24: give more prompts, or test on another set"),
+    ],
+)
+def test_more_of_a_set_are_advised_only_where_it_has_as_many_as_it_takes(data, there, limit, said):
+    few = with_results(with_plans(data, **{"a/ablation@all": (1.0, 0.0, 1.1, 4)}), n=24)
+    count = {**data.prompts["counts"]["harmful_test"], "available": there, "duplicates": 0, "near_duplicates": 0}
+    prompts = {**data.prompts, "counts": {**data.prompts["counts"], "harmful_test": {**count, "sampled": 24}}}
+    config = {**data.config, "n_test": 24, "limit": limit}
+    assert said in first_screen(replace(few, prompts=prompts, manifest={**data.manifest, "config": config}))
+
+
 def test_few_prompts_are_enough_to_see_that_a_plan_does_nothing(data):
     run = with_plans(data, **{"a/ablation@all": (0.0, 0.0, 1.1, 4)})
     said = first_screen(replace(run, results=run.results.assign(n=24, ci_high=0.14)))

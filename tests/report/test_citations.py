@@ -61,14 +61,14 @@ def test_the_paragraph_says_what_the_run_did_and_cites_what_is_in_its_bibliograp
     text = method_text(data)
     known = {"refusalcmp", *works_of(data.config)}
     assert r"\texttt{refusal-cmp} \citep{refusalcmp}" in text
-    cited = {key for keys in re.findall(r"\\citep\{([^}]*)\}", text) for key in keys.split(",")}
+    cited = {key for keys in re.findall(r"\\cite[pt]\{([^}]*)\}", text) for key in keys.split(",")}
     assert cited
     assert cited <= known
     for kind in ("harmful", "harmless"):
         assert f"{len(data.prompts['prompts'][f'{kind}_train'])} {kind}" in text
     assert f"KL of at most {data.rule.kl_threshold:g} nats" in text
     assert rf"\texttt{{{data.config['model']}}}" in text
-    assert re.search(r"(?<!\\)[%&#_]", re.sub(r"\\citep\{[^}]*\}", "", text)) is None
+    assert re.search(r"(?<!\\)[%&#_]", re.sub(r"\\cite[pt]\{[^}]*\}", "", text)) is None
     assert text.count("{") == text.count("}")
 
 

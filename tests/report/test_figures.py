@@ -19,6 +19,7 @@ from refusal_cmp.report.answer import destroyed
 from refusal_cmp.report.figures import FIGURES, Drawn, Skipped, draw_all, rendered
 from refusal_cmp.report.figures._style import FORMATS, INK, PAPER, VENUES, method_colours, venue
 from refusal_cmp.report.figures.plans import across
+from refusal_cmp.report.figures.scores import scores_figure
 from refusal_cmp.report.figures.seeds import draw_seeds
 from refusal_cmp.report.figures.similarity import principal_angles
 from refusal_cmp.report.landings import PLACES, Landing
@@ -248,6 +249,22 @@ def test_the_main_result_is_drawn_exactly_as_wide_as_a_column_and_nothing_is_cut
         assert one.figure.get_figwidth() == VENUES[name][0], one.name
         assert one.figure.get_figheight() <= 9.5, one.name
     nothing_is_cut_off(found)
+
+
+@pytest.mark.parametrize("name", VENUES)
+def test_no_tick_labels_of_the_scores_overlap_in_a_deep_model(data, name):
+    deep = data.scores.assign(layer=data.scores["layer"] * 3)
+    methods = [deep.assign(method=method) for method in ("diff-in-means", "inlp")]
+    with venue(name):
+        figure = scores_figure(pd.concat(methods), data.baseline_metric, data.rule, 30)
+    nothing_is_cut_off([Drawn("scores", "", figure, "")])
+
+
+def test_log_odds_near_zero_keep_their_sign_in_sentences(data):
+    selected = data.scores["selected"].astype(bool)
+    near = data.scores.assign(local_induce=data.scores["local_induce"].where(~selected, -0.04))
+    (found, *_) = FIGURES["scores"](replace(data, scores=near))
+    assert " to −0.040, and KL is" in found.says
 
 
 def test_a_figure_is_as_wide_as_a_column_or_as_a_page(data):

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from refusal_cmp.report.answer import costs
 from refusal_cmp.report.figures import Drawn, draw_all
 from refusal_cmp.report.page import render
 from refusal_cmp.report.table import columns
@@ -71,6 +72,32 @@ def test_the_page_says_what_its_columns_are(finished, data):
     for column in columns(data.results):
         assert column.measure.title in text
         assert column.measure.meaning in text
+
+
+def setup(data):
+    """The words of the page's last section."""
+    return html.unescape(re.sub(r"<[^>]*>", "", render(data, [], {}).partition('id="setup"')[2]))
+
+
+def test_what_the_model_s_own_answers_count_for_is_what_the_first_screen_has(data):
+    is_loss, is_own = data.results["metric"] == "loss", data.results["dataset"] == "on-distribution"
+    others = replace(data, results=data.results[~is_loss | ~is_own])
+    own = replace(data, results=data.results[~is_loss | is_own])
+    assert costs(data)[0].datasets != ("on-distribution",)
+    assert "a cost that stands behind other texts and tasks, and does not decide." in setup(data)
+    assert costs(own)[0].datasets == ("on-distribution",)
+    assert "the loss on it is the cost that decides, as no other text and no task was measured." in setup(own)
+    assert "text set on-distribution" not in setup(others)
+
+
+def test_prompts_are_said_to_be_dropped_by_the_metric_whatever_the_answer_says(data):
+    said = setup(data)
+    assert "harmful ones where it is at most 0 and harmless ones where it is above 0, whatever the answer" in said
+    assert "Refusal tokens: " in said
+    assert "as expected" not in said
+    config = {**data.config, "filter_prompts": False}
+    every = setup(replace(data, manifest={**data.manifest, "config": config}))
+    assert "No prompt was dropped by it." in every
 
 
 def test_what_is_not_measured_is_said_on_the_page(data):

@@ -15,6 +15,7 @@ from refusal_cmp.report.data import read_run
 from refusal_cmp.report.latex import seeds_tables, tables
 from refusal_cmp.report.latex_phrases import public_name, tt, where_scored
 from refusal_cmp.report.method_text import method_text, method_text_over_seeds
+from refusal_cmp.report.page.seeds import render_seeds
 from refusal_cmp.report.seeds import SeedsData
 from refusal_cmp.subspace import Component
 
@@ -243,7 +244,9 @@ def test_a_component_that_is_not_the_best_is_named_with_how_it_was_chosen(data):
 
 
 def test_whose_phrases_say_what_refuses(data):
-    assert r"by the phrases of Arditi et al. \citep{arditi2024refusal}" in method_text(data)
+    text = method_text(data)
+    assert r"whether it refuses, by the phrases of \citet{arditi2024refusal}, and whether the unedited" in text
+    assert "arditi2024refusal" in works_of(data.config)
     extended = method_text(with_settings(data, phrases="extended"))
     assert f"by the extended phrases of {tt('refusal-cmp')}, which are not the published ones" in extended
     assert rf"by phrases of our own ({tt('mine.txt')})" in method_text(with_settings(data, phrases="/home/me/mine.txt"))
@@ -264,6 +267,63 @@ def test_whose_phrases_say_what_refuses(data):
 )
 def test_papers_have_names_and_no_paths(given, said):
     assert public_name(given) == said
+
+
+def with_tokens(data, **texts):
+    """The run as if these were its refusal tokens, with their numbers."""
+    numbers, found = [*range(57, 57 + len(texts))], [*texts.values()]
+    return replace(data, prompts={**data.prompts, "refusal_tokens": numbers, "refusal_token_texts": found})
+
+
+def test_the_refusal_metric_can_be_reproduced_from_the_paragraph(data):
+    text = method_text(with_tokens(data, one="I", two=" As", three="\n_"))
+    assert r"log-odds $\log(P + \epsilon) - \log(1 - P + \epsilon)$, with $\epsilon = 10^{-8}$, where $P$ is" in text
+    named = r"\texttt{I} (57), \texttt{\textvisiblespace{}As} (58) and \texttt{\textbackslash{}n\_} (59)"
+    assert f"is one of the refusal tokens {named} (numbers are those of the vocabulary)." in text
+    assert "the mean refusal metric of harmful prompts with its subspace removed" in text
+
+
+def test_what_is_left_out_is_left_out_by_the_metric_and_not_by_words(data):
+    text = method_text(data)
+    assert "at most 0 on harmful ones or above 0 on harmless ones, are left out, whatever the model goes on to" in text
+    assert "does not refuse" not in text
+    every = method_text(with_settings(data, filter_prompts=False))
+    assert "are left out, whatever" not in every
+    assert "The refusal metric of a prompt is" in every, "components are scored by it too"
+
+
+def test_seeds_with_other_refusal_tokens_say_which(two_seeds):
+    same = method_text_over_seeds(two_seeds)
+    assert same.count("refusal token") == 1
+    first, second = (with_tokens(run, one=text) for run, text in zip(two_seeds.runs.values(), "IN", strict=True))
+    text = method_text_over_seeds(SeedsData("seeds", {1: first, 2: second}))
+    assert (
+        r"is the refusal token \texttt{I} (57) with seed 1; the refusal token \texttt{N} (57) with seed 2 (numb" in text
+    )
+
+
+def test_the_component_that_methods_share_stands_beside_what_each_seed_chose(two_seeds):
+    def sharing(data, layer):
+        label = "diff-in-means/ablation[component=shared]@all"
+        one = replace(data.edited[0], label=label, position=-1, layer=layer)
+        return replace(data, plans=[*data.plans, one], run_as={**data.run_as, label: label})
+
+    both = SeedsData("seeds", {seed: sharing(run, seed) for seed, run in two_seeds.runs.items()})
+    table = seeds_tables(both)["selection"]
+    assert r"component=shared & ($-$1, 1) & ($-$1, 2) & -- \\" in table
+    assert r"Plans labelled \texttt{component=shared} use one component for all methods." in table
+    assert "shared" not in seeds_tables(two_seeds)["selection"]
+    page = render_seeds(both, [], {})
+    row = page.partition('<th scope="row">component=shared</th>')[2].partition("</tr>")[0]
+    assert [cell.split(" <")[0] for cell in re.findall("<td>(.*?)</td>", row)] == ["−1, 1", "−1, 2"]
+    assert "component=shared" not in render_seeds(two_seeds, [], {})
+
+
+def test_the_caption_says_what_the_text_is_whose_name_does_not(data):
+    said = r"The text set \texttt{on-distribution} is the unedited model's own answers to the harmless prompts."
+    assert said in tables(data)["plans"]
+    own = data.results["dataset"] == "on-distribution"
+    assert "on-distribution" not in tables(replace(data, results=data.results[~own]))["plans"]
 
 
 def test_no_path_is_printed(own, data):

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from refusal_cmp.commands.show import print_summary
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.evals import measure_of
 from refusal_cmp.report.table import columns, summary
 from refusal_cmp.run.contents import read_results
 from refusal_cmp.run.directory import RunDir
@@ -41,6 +42,14 @@ def test_the_summary_is_the_results_and_parts_of_sets_do_not_count_twice(finishe
         (results["metric"] == "degenerate") & (results["plan"] == labels[-1]) & ~results["dataset"].str.contains(":")
     ]
     assert table.loc[labels[-1], "degenerate"] == pytest.approx((whole["value"] * whole["n"]).sum() / whole["n"].sum())
+
+
+def test_no_interval_goes_beyond_what_a_metric_can_be(data):
+    shares = data.results[data.results["metric"].map(lambda name: measure_of(name).unit == "share")]
+    assert shares["value"].between(0, 1).all()
+    assert shares["ci_low"].dropna().between(0, 1).all()
+    assert shares["ci_high"].dropna().between(0, 1).all()
+    assert (data.results[data.results["metric"] == "compression"]["ci_high"] > 1).any()
 
 
 def test_results_of_an_older_version_are_asked_for_again(finished, tmp_path):

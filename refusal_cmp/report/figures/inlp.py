@@ -35,7 +35,7 @@ from refusal_cmp.report.figures._style import (
     swatch,
     tidy,
 )
-from refusal_cmp.report.wording import counted, percent, scope_name
+from refusal_cmp.report.wording import counted, percent, scope_name, span
 from refusal_cmp.subspace import Component, SubspaceField
 
 TITLE = "INLP: accuracy by iteration, effect by directions kept"
@@ -189,19 +189,26 @@ def _by_split(ranks: pd.DataFrame | None) -> str:
         return ""
     spans = ranks.groupby(["position", "layer"])["k"].agg(["min", "max"])
     widest = spans.iloc[int((spans["max"] - spans["min"]).to_numpy().argmax())]
-    return (
+    over = (
         f" The dev split decides when it stops: over {ranks['seed'].nunique()} splits of the same prompts the rank at "
-        f"{counted(len(spans), 'component')} varies, most of all from {widest['min']} to {widest['max']}."
     )
+    over += counted(len(spans), "component")
+    if widest["min"] == widest["max"]:
+        return f"{over} stays the same."
+    return f"{over} varies, most of all from {widest['min']} to {widest['max']}."
 
 
 def _says(data: RunData, method: str, kept: Sequence[Plan]) -> str:
     field, selected = data.fields[method], _selected(data, method)
     evidence = [percent(float(accuracy)) for accuracy in field[selected].evidence]
     ranks = [field[one].k for one in field]
+    directions = "1 direction" if max(ranks) == 1 else f"{span(min(ranks), max(ranks))} directions"
+    of = (
+        f"of {evidence[0]} dev accuracy" if len(evidence) == 1 else f"from {evidence[0]} dev accuracy to {evidence[-1]}"
+    )
     start = (
-        f"At the selected component {selected} INLP accepts {counted(len(evidence), 'classifier')}, from {evidence[0]} "
-        f"dev accuracy to {evidence[-1]}; over all components it finds {min(ranks)} to {max(ranks)} directions."
+        f"At the selected component {selected} INLP accepts {counted(len(evidence), 'classifier')}, {of}; over all "
+        f"components it finds {directions}."
         f"{_by_split(data.ranks.get(method))}" + _within_budget(data, method)
     )
     if not kept:

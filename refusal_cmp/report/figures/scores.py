@@ -28,11 +28,13 @@ from refusal_cmp.report.figures._style import (
     swatch,
     tidy,
 )
-from refusal_cmp.report.wording import decimal
+from refusal_cmp.report.wording import counted, log_odds
 from refusal_cmp.selection import Rule, Selection
 
 WIDEST = 4
 """Columns of a figure: a method and a reach each."""
+STEPS, STEPS_AN_INCH = 6, 3
+"""Most steps between the layers that are written at the axis; and to the inch of a panel."""
 IN_COLUMN = WIDEST // 2
 """Of them, in a figure that is as wide as a column."""
 
@@ -83,11 +85,12 @@ def scores_figure(
             ax.axhline(line, color=GREY, linestyle="--", linewidth=1)
             _curves(ax, table[table["method"] == method], f"{reach}_{score.lower()}", positions)
         row[0].set_ylabel(f"{score}\n{unit}")
+    steps = max(1, min(STEPS, int(STEPS_AN_INCH * figure.get_figwidth() / len(columns))))
     for (method, reach), top, bottom in zip(columns, axes[0], axes[-1], strict=True):
         top.set_title(f"{method}\n{reach}")
         bottom.set_xlabel("layer")
         bottom.set_xlim(-0.5, n_layers - 0.5)
-        bottom.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        bottom.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=steps))
         bottom.set_yscale("symlog", linthresh=0.01)
         bottom.set_yticks([0, 0.01, 0.1, 1, 10], ["0", "0.01", "0.1", "1", "10"])
         bottom.set_ylim(0, max(0.2, 1.5 * table[[f"{reach}_kl" for reach in _reaches(table)]].max().max()))
@@ -129,12 +132,13 @@ def _says(one: Selection, data: RunData) -> str:
     row = data.chosen(one.method)
     chosen = f"{one.method} selects position {one.selected.position}, layer {one.selected.layer}"
     if one.fallback:
-        chosen += f" though the filters keep none of its {len(one.ranking)} components ({one.note})"
+        chosen += f" though the filters keep none of its {counted(len(one.ranking), 'component')} ({one.note})"
     else:
-        chosen += f" out of {len(one.kept)} components that the filters keep (of {len(one.ranking)})"
+        keep = "component that the filters keep" if len(one.kept) == 1 else "components that the filters keep"
+        chosen += f", of {len(one.kept)} {keep} out of {len(one.ranking)}"
     before = data.baseline_metric
-    bypass = f"from {decimal(before['harmful'], 1)} to {decimal(row['bypass'], 1)}"
-    induce = f"from {decimal(before['harmless'], 1)} to {decimal(row['induce'], 1)}"
+    bypass = f"from {log_odds(before['harmful'], 1)} to {log_odds(row['bypass'], 1)}"
+    induce = f"from {log_odds(before['harmless'], 1)} to {log_odds(row['induce'], 1)}"
     return (
         f"{chosen}: removing it takes the log-odds of refusal on harmful prompts {bypass}, adding it takes those on "
         f"harmless prompts {induce}, and KL is {row['kl']:.2g} nats."

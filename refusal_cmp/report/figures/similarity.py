@@ -26,6 +26,7 @@ from refusal_cmp.report.figures._style import (
     swatch,
     tidy,
 )
+from refusal_cmp.report.wording import counted, span
 from refusal_cmp.subspace import Component, Subspace, SubspaceField
 
 TITLE = "How similar the methods' subspaces are"
@@ -162,12 +163,14 @@ def _says(data: RunData, first: str, second: str) -> str:
     cosines = {(a, b): abs(float(one[a].direction @ other[b].direction)) for a, b in matched}
     angles = {(a, b): float(principal_angles(one[a], other[b])[0]) for a, b in matched}
     closest = max(cosines, key=lambda pair: cosines[pair])
+    least, most = (f"{of(angles.values()):.0f}°" for of in (min, max))
     mean = sum(cosines.values()) / len(matched)
     same = closest[0] == closest[1]
-    over = f"{len(matched)} components" if same else f"{len(matched)} pairs of different tokens in the same layer"
+    pairs = "pair of different tokens" if len(matched) == 1 else "pairs of different tokens"
+    over = counted(len(matched), "component") if same else f"{len(matched)} {pairs} in the same layer"
     place = f"{closest[0]}" if same else f"{closest[0]} and {closest[1]}"
     return (
         f"{first} and {second}: the directions' |cosine| is {mean:.2f} on average over {over} "
         f"(two random directions: about {_by_chance(one):.2f}) and at most {cosines[closest]:.2f}, at {place}; the "
-        f"smallest angle between the subspaces runs from {min(angles.values()):.0f}° to {max(angles.values()):.0f}°."
+        f"smallest angle between the subspaces {'is' if least == most else 'runs from'} {span(least, most)}."
     )

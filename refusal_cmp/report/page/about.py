@@ -8,9 +8,10 @@ from typing import Any
 
 from refusal_cmp.config import STAGES, MachineSettings, RunConfig
 from refusal_cmp.evals.perplexity import ON_DISTRIBUTION
+from refusal_cmp.report.answer import costs
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.page.completions import VERDICTS, cut
-from refusal_cmp.report.wording import decimal, scope_name, sentence_list
+from refusal_cmp.report.wording import log_odds, scope_name, sentence_list
 
 COUNTS = ("sampled", "too_long", "dropped", "duplicates", "near_duplicates", "near_train", "near_val")
 """What is said of every set of prompts."""
@@ -30,7 +31,7 @@ def about(data: RunData) -> dict[str, Any]:
             {
                 "set": row["set"].replace("_", ", "),
                 "instruction": row["instruction"],
-                "metric": "–" if row["refusal_metric"] is None else decimal(row["refusal_metric"]),
+                "metric": "–" if row["refusal_metric"] is None else log_odds(row["refusal_metric"]),
                 "answer": cut(row["answer"]),
                 "verdict": VERDICTS[row["verdict"]],
             }
@@ -40,8 +41,25 @@ def about(data: RunData) -> dict[str, Any]:
         "tokens": [repr(text) for text in data.prompts["refusal_token_texts"]],
         "stages": STAGES,
         "scopes": sentence_list([scope_name(scope) for scope in data.scopes]) if data.scopes else "",
-        "on_distribution": ON_DISTRIBUTION in data.datasets("loss"),
+        "filtered": data.config["filter_prompts"],
+        "own_answers": _own_answers(data),
     }
+
+
+def _own_answers(data: RunData) -> str:
+    """What the text set `on-distribution` is, and what its loss counts for; nothing where that was not measured."""
+    if ON_DISTRIBUTION not in data.datasets("loss"):
+        return ""
+    is_first = ON_DISTRIBUTION in costs(data)[0].datasets
+    counts = (
+        "the cost that decides, as no other text and no task was measured"
+        if is_first
+        else "a cost that stands behind other texts and tasks, and does not decide"
+    )
+    return (
+        f"The text set {ON_DISTRIBUTION} is the unedited model's own completions of harmless prompts; the loss on it "
+        f"is {counts}."
+    )
 
 
 def _environment(data: RunData) -> dict[str, Any]:

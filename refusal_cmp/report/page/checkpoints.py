@@ -11,7 +11,7 @@ from refusal_cmp.plan import Plan
 from refusal_cmp.report.answer import costs, standings
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.page.first_screen import method_row
-from refusal_cmp.report.wording import counted, decimal, percent, sentence_list
+from refusal_cmp.report.wording import counted, decimal, percent, sentence_list, span
 
 Row = Mapping[str, Any]
 
@@ -63,14 +63,14 @@ def _says(rows: Sequence[Row], changed: Sequence[Row], methods: Sequence[str]) -
     ranks = [row["rank"] for row in changed if row["rank"] is not None]
     if ranks:
         low, middle, high = min(ranks), median(ranks), max(ranks)
-        between = f"{_rank(low)} to {_rank(high)} (median {_rank(int(middle))})"
+        between = f"{span(_rank(low), _rank(high))} (median {_rank(int(middle))})"
         said.append(f"The change of a matrix is of rank {_rank(low) if low == high else between}.")
     for method in methods:
         found = [row["cosine"][method] for row in changed if row["stream"] == "writes" and method in row["cosine"]]
         if found:
             said.append(
                 f"In what writes to the stream, the leading direction of the change and that of {method} have a "
-                f"|cosine| of {decimal(min(found))} to {decimal(max(found))}, {decimal(median(found))} at the median."
+                f"|cosine| of {span(decimal(min(found)), decimal(max(found)))}, {decimal(median(found))} at the median."
             )
     return " ".join(said)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from refusal_cmp.config import CONTRAST, EVERYTHING
+from refusal_cmp.data.sampling import to_raise
 from refusal_cmp.evals import Unit, measure_of
 from refusal_cmp.plan import BASELINE, component_of
 from refusal_cmp.report.answer import (
@@ -101,13 +102,15 @@ def _verdict(data: RunData, best: Standing) -> str:
     return "unpriced" if best.cost is None else "best"
 
 
-def _more(data: RunData) -> str:
-    """How to get more harmful test prompts, which depends on how many there are."""
+def _more(data: RunData, needed: int) -> str:
+    """How to get as many harmful test prompts as are needed, which depends on how many there are."""
     counts = data.prompts["counts"]
     of_set = next((of for name, of in counts.items() if name.startswith("harmful: ")), counts["harmful_test"])
     left = of_set["available"] - of_set["duplicates"] - of_set["near_duplicates"]
-    if left > of_set["sampled"]:
-        return f"its set has {left}: take more of them with --n-test and --limit"
+    settings = to_raise(left, needed, n_test=data.config["n_test"], limit=data.config["limit"])
+    if settings:
+        options = sentence_list([f"--{name.replace('_', '-')}" for name in settings])
+        return f"its set has {left}: take more of them with {options}"
     return f"its set has no more than {left}: give more prompts, or test on another set in a run of its own (--alias)"
 
 
@@ -175,10 +178,10 @@ def _too_few(verdict: str, best: Standing, data: RunData) -> list[str]:
     if verdict != "few":
         return []
     n, chosen = best.answered.n, f"chosen among {best.among}, " if best.among > 1 else ""
-    perfect = percent(rate_among(n, n, best.among).low)
+    perfect, needed = percent(rate_among(n, n, best.among).low), fewest(best.among)
     return [
         f"Of {n} prompts not even a plan that answers all is known to answer {percent(ENOUGH)}: {chosen}its interval "
-        f"would begin at {perfect}. It takes {fewest(best.among)} or more, and {_more(data)}."
+        f"would begin at {perfect}. It takes {needed} or more, and {_more(data, needed)}."
     ]
 
 

@@ -14,7 +14,7 @@ from refusal_cmp.report.page.filling import filled
 from refusal_cmp.report.page.first_screen import PLAN, how
 from refusal_cmp.report.page.images import placed_figures
 from refusal_cmp.report.page.tables import plans_table
-from refusal_cmp.report.seeds import SeedsData, Verdict
+from refusal_cmp.report.seeds import SHARED, SeedsData, Verdict
 from refusal_cmp.report.table import columns
 from refusal_cmp.report.wording import counted, decimal, minus, percent, shown, with_bounds
 from refusal_cmp.run.directory import cell_name
@@ -36,7 +36,8 @@ def render_seeds(data: SeedsData, outcomes: Sequence[Outcome], images: Mapping[t
         answer=answer,
         headline=answer["headline"].split(PLAN) if answer else [],
         seeds=seed_rows(data),
-        selection=[_selection_row(data, name) for name in data.first.methods],
+        selection=[*(_selection_row(data, name) for name in data.first.methods), *_shared_row(data)],
+        shared=any(map(data.shared, data.seeds)),
         table=_plans(data),
         figures=placed_figures(outcomes, images),
         skipped=[one for one in outcomes if isinstance(one, Skipped)],
@@ -123,6 +124,16 @@ def _selection_row(data: SeedsData, method: str) -> dict[str, Any]:
         cells.append({"where": where, "k": k, "note": "" if one is None else one.note})
     alike = data.alike(method)
     return {"method": method, "cells": cells, "alike": "–" if alike is None else decimal(alike)}
+
+
+def _shared_row(data: SeedsData) -> list[dict[str, Any]]:
+    """The component that all methods share with every seed; nothing where no plan uses one."""
+    found = [data.shared(seed) for seed in data.seeds]
+    if not any(found):
+        return []
+    where = ["–" if one is None else f"{minus(str(one.position))}, {one.layer}" for one in found]
+    cells = [{"where": at, "k": "", "note": ""} for at in where]
+    return [{"method": f"component={SHARED}", "cells": cells, "alike": "–"}]
 
 
 def _plans(data: SeedsData) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.report.answer import Standing, answers_already
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.table import PART, Column, columns
-from refusal_cmp.report.wording import bounds, bracketed, decimal, percent, shown
+from refusal_cmp.report.wording import bounds, bracketed, decimal, log_odds, percent, shown
 from refusal_cmp.run.contents import seconds_of
 from refusal_cmp.statistics import Estimate
 
@@ -92,8 +92,8 @@ def selection_table(data: RunData) -> list[dict[str, Any]]:
                 "kept": f"{len(one.kept)} of {len(one.ranking)}",
                 "missing": one.missing,
                 "nan": one.nan,
-                "bypass": decimal(chosen["bypass"]),
-                "induce": decimal(chosen["induce"]),
+                "bypass": log_odds(chosen["bypass"]),
+                "induce": log_odds(chosen["induce"]),
                 "kl": decimal(chosen["kl"], 3),
                 "accuracy": shown(chosen["accuracy"], "share"),
                 "dropped": ", ".join(f"{name} {count}" for name, count in one.dropped.items()) or "none",
