@@ -15,7 +15,7 @@ from refusal_cmp.plan import Plan
 from refusal_cmp.report.answer import Cost, cost_of, costs, destroyed
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._matrix import matrix
-from refusal_cmp.report.figures._style import TALLEST, Drawn, Outcome, page, step, styled
+from refusal_cmp.report.figures._style import TALLEST, Drawn, Outcome, Skipped, page, step, styled
 from refusal_cmp.report.wording import counted, scope_name, sentence_list
 
 TITLE = "Every method with every intervention"
@@ -40,7 +40,7 @@ class Panel(NamedTuple):
 def draw(data: RunData) -> list[Outcome]:
     """A figure per scope: refusal of harmful and of harmless prompts, and the cost that decides first."""
     if len(data.methods) < MANY:
-        return []
+        return [Skipped("methods", TITLE, f"it takes {MANY} methods; the figure of every plan has intervals")]
     return [
         Drawn(
             f"methods-{scope.replace(':', '')}",
