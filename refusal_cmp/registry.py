@@ -137,10 +137,10 @@ class Registry(Generic[T]):
         try:
             return TypeAdapter(wanted, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(value)
         except ValidationError as invalid:
-            message = invalid.errors()[0]["msg"]
-            raise RefusalCmpError(
+            messages = dict.fromkeys(error["msg"][0].lower() + error["msg"][1:] for error in invalid.errors())
+            raise RefusalCmpError(  # one for each kind of value that would do
                 f"The option {option!r} of {self.kind} {name!r} is {value!r}, and this does not hold: "
-                f"{message[0].lower() + message[1:]}."
+                f"{', or '.join(messages)}."
             ) from None
 
     def __contains__(self, name: str) -> bool:

@@ -15,7 +15,10 @@ import pytest
 import typer
 
 from refusal_cmp import cli
-from refusal_cmp.config import load_config
+from refusal_cmp.config import STAGES, load_config
+from refusal_cmp.run.directory import RunDir
+
+from support.pipeline import start
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 
@@ -130,6 +133,21 @@ def raised(file: Path) -> list[ast.Call]:
     nodes = ast.walk(ast.parse(file.read_text(encoding="utf-8")))
     calls = [node for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
     return [call for call in calls if call.func.id == "RefusalCmpError"]
+
+
+def test_a_run_that_is_named_without_a_model_goes_on_with_its_settings(tiny, tmp_path, capsys):
+    start(tmp_path / "mine", tiny, ("extract",), n_train=24)
+    where = {"alias": "mine", "runs_dir": str(tmp_path)}
+    session = cli._session(None, {**where, "limit": 5}, STAGES, False)
+    assert (session.config.n_train, session.config.limit) == (24, 5)
+    assert f"Going on with the settings of {tmp_path / 'mine'}, a run of tiny-refuser." in (
+        " ".join(capsys.readouterr().err.split())
+    )
+    for other in ({**where, "model": "tiny-refuser"}, {**where, "alias": "new"}):
+        assert cli._session(None, other, STAGES, False).config.n_train != 24
+    assert session.run.command("select") == f"`refusal-cmp select --alias mine --runs-dir {tmp_path}`"
+    assert RunDir(Path("runs/tiny-refuser")).command("infer") == "`refusal-cmp infer`"
+    assert RunDir(Path("runs/two words")).command("infer") == "`refusal-cmp infer --alias 'two words'`"
 
 
 def test_errors_name_options_at_the_door_only():

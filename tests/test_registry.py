@@ -250,3 +250,8 @@ def test_the_command_line_lists_and_works_beside_a_broken_plugin(tmp_path):
     assert "Warning: The method plugin 'exits' (plugin_exits) cannot be used" in done.stderr
     assert "\x1b" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_option_that_takes_several_kinds_of_value_names_them_all():
+    with pytest.raises(RefusalCmpError, match=r"is 'middle', .*valid number.*, or input should be 'midpoint'\."):
+        INTERVENTIONS.create("ablation[when=middle]")

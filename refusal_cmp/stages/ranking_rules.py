@@ -38,6 +38,15 @@ def rules_of(session: Session, rule: Rule, reaches: Sequence[Reach]) -> list[tup
     )
 
 
+def scored_with(
+    session: Session, field: SubspaceField, edits: Setting, unit: float | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings and the sources of a method's scores, whatever they are by."""
+    settings = {**session.config.marked(SCORING), "sites": list(edits.sites)}
+    sources = {file: session.run.digest(file) for file in (PROMPTS, subspace_file(field.extracted_by))}
+    return settings, sources if unit is None else {**sources, "selected norm": unit}
+
+
 def rule_scores(
     session: Session,
     field: SubspaceField,
@@ -57,11 +66,8 @@ def rule_scores(
     """
     run, (rule, reach) = session.run, which
     name = rule_file(field.method, rule, reach)
-    settings = {**session.config.marked(SCORING), "sites": list(edits.sites)}
     unit = None if field.method == UNIT_METHOD else unit
-    sources: dict[str, Any] = {file: run.digest(file) for file in (PROMPTS, subspace_file(field.extracted_by))}
-    if unit is not None:
-        sources["selected norm"] = unit
+    settings, sources = scored_with(session, field, edits, unit)
     scored: dict[tuple[int, ...], int] = {}
     if run.is_fresh(name, settings, sources):
         scored, scores = read_rule_scores(session, field.method, rule, reach)

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from refusal_cmp.config import BUDGET, CHOOSING, KEEPING, KINDS, SCORING, STAGES, RunConfig
+from refusal_cmp.config import BUDGET, CHOOSING, KEEPING, KINDS, STAGES, RunConfig
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.judges.completion import judge
 from refusal_cmp.methods import configured
@@ -43,7 +43,7 @@ from refusal_cmp.selection.budget import within_budget
 from refusal_cmp.selection.rankings import prediction, spread_out, study
 from refusal_cmp.selection.rule import Ruled
 from refusal_cmp.selection.scoring import PromptScores, Reach, Scorer
-from refusal_cmp.stages.ranking_rules import compare_rules, note_seconds, rule_scores, rules_of
+from refusal_cmp.stages.ranking_rules import compare_rules, note_seconds, rule_scores, rules_of, scored_with
 from refusal_cmp.subspace import Component, SubspaceField
 
 JUDGED_COMPONENTS = 12
@@ -231,11 +231,8 @@ def _scores(
     config, run = session.config, session.run
     name = scores_file(field.method, reach)
     edits = _score_setting(config, field)
-    settings = {**config.marked(SCORING), "sites": list(edits.sites)}
     unit = None if field.method == UNIT_METHOD else unit
-    sources: dict[str, Any] = {file: run.digest(file) for file in (PROMPTS, subspace_file(field.extracted_by))}
-    if unit is not None:
-        sources["selected norm"] = unit
+    settings, sources = scored_with(session, field, edits, unit)
     scored: dict[tuple[int, ...], int] = {}
     if run.is_fresh(name, settings, sources):
         scored, scores = read_scores(session, field.method, reach)

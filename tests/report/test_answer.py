@@ -168,6 +168,20 @@ def test_phrases_that_let_pass_what_the_published_ones_find_are_told(data):
     assert "Beware: by the published phrases the unedited model answers 10 % where that is 50 %; read the compl" in said
 
 
+def test_where_the_kl_threshold_alone_decides_how_much_a_method_removes_the_first_screen_says_so(data):
+    assert "the KL threshold decides" not in first_screen(data)
+    scores = data.scores.copy()
+    of_method = scores["method"] == "inlp"
+    chosen = of_method & scores["selected"].astype(bool)
+    other = scores[of_method & ~chosen & (scores["layer"] < 8)].index[0]
+    scores.loc[of_method, "local_bypass"] = data.baseline_metric["harmful"]
+    scores.loc[other, ["local_bypass", "local_kl", "dropped_by"]] = [-9.5, 0.75, "kl"]
+    said = first_screen(replace(data, scores=scores))
+    assert "Beware: the KL threshold decides what is compared. inlp: Its removal takes" in said
+    assert "to −9.5, at a KL of 0.75 nats (--kl-threshold 1)." in said
+    assert "(--component best,shared)" in said
+
+
 def test_the_command_line_says_what_the_first_screen_says(finished, data):
     shown = Console(file=io.StringIO(), width=1000)
     print_answer(shown, finished)
