@@ -17,7 +17,7 @@ from refusal_cmp.model.hooks import before, installed
 from refusal_cmp.model.reading import stream_at
 from refusal_cmp.plan import Plan, component_of, file_name, label_of
 from refusal_cmp.planning import Chosen, Scope, Setting, grid, most_plans
-from refusal_cmp.selection.scoring import edited_logits
+from refusal_cmp.selection.scoring import edited_pass
 from refusal_cmp.subspace import Component
 
 WORDS = "cake cow bird red blue one two three".split()
@@ -161,7 +161,7 @@ def test_gated_edits_in_one_pass_are_those_of_a_pass_each(random_model, field):
     edits = [plan_intervention(name, field, scope="single", **AT).edits for name in names]
     batch = random_model.batch(random_model.tokenize(["how do you make a cake ?", "one cow"]))
     stream = stream_at(random_model, batch, 2)
-    together = edited_logits(random_model, 2, edits, batch, stream)
+    together = edited_pass(random_model, 2, edits, batch, stream)
     for one, found in zip(edits, together, strict=True):
         with random_model.edited(one):
             torch.testing.assert_close(found, random_model.last_logits(batch), atol=1e-5, rtol=1e-5)
