@@ -53,11 +53,20 @@ class Plan:
     """Where the other weights are that the model runs with, of a plan that is a checkpoint and edits nothing."""
     content: str = ""
     """A hash of that checkpoint's files, or its commit on the hub."""
+    system: str = ""
+    """The system prompt in place of the run's, of a plan that asks the model for it and edits nothing."""
+
+    @property
+    def edits_nothing(self) -> bool:
+        """Whether it is another checkpoint or another system prompt, with which plans of edits are compared."""
+        return bool(self.checkpoint or self.system)
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the edits and where they act, or of other weights: plans of one digest do exactly the same."""
+        """A hash of the edits and where they act, or of what is in their place: plans of one digest do the same."""
         digest = hashlib.sha256(self.content.encode())
+        if self.system:
+            digest.update(f"system\0{self.system}".encode())
         if self.edits and self.tokens != "all":
             digest.update(self.tokens.encode())
         for place in sorted(self.edits):
@@ -125,6 +134,15 @@ ALSO = "also/"
 def checkpoint(name: str, where: str, content: str) -> Plan:
     """The plan that runs the model with the weights of another checkpoint, unedited."""
     return Plan(ALSO + name, {}, checkpoint=where, content=content)
+
+
+PROMPT = "prompt/"
+"""How the label of a plan that is another system prompt begins."""
+
+
+def prompted(name: str, system: str) -> Plan:
+    """The plan that asks for it: the model unedited, with this system prompt in place of the run's."""
+    return Plan(PROMPT + name, {}, system=system)
 
 
 _LABEL = re.compile(r"[a-z0-9.,:@=/\[\]+-]+")

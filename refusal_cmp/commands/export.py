@@ -37,6 +37,8 @@ def export_plan(session: Session, label: str, folder: Path) -> float:
     if label not in plans:
         raise unknown_name("plan", label, plans)
     plan = plans[label]
+    if plan.system:
+        raise RefusalCmpError(f"{label} is a system prompt, and changes no weights; name a plan that edits.")
     if plan.checkpoint:
         raise RefusalCmpError(f"{label} is a checkpoint already, {plan.checkpoint}; copy that, or name an edit.")
     return export(session.model, plan, folder, model_card(session, plan))

@@ -33,6 +33,7 @@ from pydantic.fields import FieldInfo
 
 from refusal_cmp.config.values import (
     LARGEST,
+    SYSTEM_PROMPTS,
     Checkpoints,
     Components,
     Layers,
@@ -45,6 +46,7 @@ from refusal_cmp.config.values import (
     Scopes,
     Seed,
     Specs,
+    SystemPrompts,
     check_name,
     check_text,
     leaves,
@@ -419,6 +421,12 @@ class InferSettings(BaseModel):
         "copy, an adapter, a GGUF file; may be repeated",
         json_schema_extra=GRID | REPEATED,
     )
+    system_prompts: SystemPrompts = Field(
+        (),
+        description="system prompts, each a plan of its own beside those that edit: less, more (against and for "
+        "refusing), or NAME=TEXT; may be repeated",
+        json_schema_extra=GRID | REPEATED,
+    )
     contrast: str = Field(
         "tiny-contrast", description="harmless prompts that sound harmful, the test set contrast: a name or a file"
     )
@@ -548,7 +556,7 @@ STAGES = tuple(stage.name for stage in PIPELINE)
 SETTINGS_OF = {stage.name: stage.settings for stage in PIPELINE if stage.settings is not None}
 
 
-FREE = ("system", "method_options")
+FREE = ("system", "system_prompts", "method_options")
 """Settings whose text is no name: it may be empty, long, and of many lines."""
 REAL_MODEL_DEFAULTS: dict[str, Any] = {
     "harmful": "published-harmful",
@@ -759,6 +767,12 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
         """Where the other checkpoints are, by name."""
         parts = (one.partition("=") for one in self.also)
         return {name: os.path.expanduser(place) for name, _, place in parts}
+
+    @property
+    def other_systems(self) -> dict[str, str]:
+        """The texts of the other system prompts, by name."""
+        parts = (one.partition("=") for one in self.system_prompts)
+        return {name: text if sign else SYSTEM_PROMPTS[name] for name, sign, text in parts}
 
     def to_yaml(self) -> str:
         """The whole configuration, as `load_config` reads it."""

@@ -147,7 +147,8 @@ class VLLMEngine(Engine):
             missing = [index for index in range(len(instructions)) if index not in completions]
             advance(len(instructions) - len(missing))
             if missing:
-                prompts = self._chat.tokenize([instructions[index] for index in missing])
+                with self._chat.asked(plan.system):
+                    prompts = self._chat.tokenize([instructions[index] for index in missing])
                 self._check_lengths(prompts)
                 self.install(plan)
                 self._complete(dict(zip(missing, prompts, strict=True)), max_new_tokens, completions, advance)

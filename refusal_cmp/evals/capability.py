@@ -99,6 +99,7 @@ class Capability(Evaluator):
 
         model = subject.model()
         lm = _strict_lm(model, subject.batch_size)
+        asked = {"system_instruction": subject.plan.system} if self.template and subject.plan.system else {}
         metrics: list[Metric] = []
         for spec in self.tasks:
             if spec not in self._tasks:
@@ -113,7 +114,7 @@ class Capability(Evaluator):
                         loaded,
                         samples=self._questions(spec, loaded["tasks"]),
                         bootstrap_iters=1000,
-                        **self.template,
+                        **self.template | asked,
                     )
             except (OSError, ValueError, ConnectionError) as error:
                 raise RefusalCmpError(f"lm-eval could not run the task {spec.name!r}: {_first_line(error)}.") from error

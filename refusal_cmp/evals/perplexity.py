@@ -2,7 +2,7 @@
 
 On text sets by name, and `on-distribution`: the model's own unedited completions of harmless prompts. Every
 plan sees the same tokens: documents in their order, plain ones cut at `document_tokens`, until `loss_tokens` are
-scored or `loss_texts` are read.
+scored or `loss_texts` are read. Questions before answers begin with the system prompt of a plan that is one.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Perplexity(Evaluator):
     ) -> None:
         self.texts, self.document_tokens = texts, document_tokens
         self.loss_tokens, self.loss_texts = loss_tokens, loss_texts
-        self._tokens: dict[str, list[Scored]] = {}
-        self._too_long: dict[str, Metric] = {}
+        self._tokens: dict[tuple[str, str], list[Scored]] = {}
+        self._too_long: dict[tuple[str, str], Metric] = {}
 
     def check(self, test_sets: Sequence[str]) -> None:
         """The text sets are known, and what they are read from is there."""
@@ -81,26 +81,28 @@ class Perplexity(Evaluator):
         metrics, examples = [], {}
         model = subject.model()
         for name in self.texts:
-            if name not in self._tokens:
-                self._tokens[name] = self._budgeted(model, name, _documents(subject, name), subject.say)
+            key = name, subject.plan.system
             with model.edited(subject.plan):
-                found = losses(model, self._tokens[name], subject.batch_size, subject.progress)
+                if key not in self._tokens:
+                    self._tokens[key] = self._budgeted(model, key, _documents(subject, name), subject.say)
+                found = losses(model, self._tokens[key], subject.batch_size, subject.progress)
             totals, weights = [one.total for one in found], [float(one.n_tokens) for one in found]
             loss = weighted_mean(totals, weights)
             means = [total / weight for total, weight in zip(totals, weights, strict=True)]
             perplexity = Estimate(_exp(loss.value), _exp(loss.low), _exp(loss.high), loss.n)
             metrics += [Metric(name, "loss", loss, means, weights), Metric(name, "perplexity", perplexity)]
-            metrics += [self._too_long[name]] if name in self._too_long else []
+            metrics += [self._too_long[key]] if key in self._too_long else []
             examples[name] = [{"loss": one.total, "n_tokens": one.n_tokens} for one in found]
         return Evaluation(metrics, examples)
 
     def _budgeted(
-        self, model: ChatModel, name: str, documents: Iterable[Document], say: Callable[[str], None]
+        self, model: ChatModel, key: tuple[str, str], documents: Iterable[Document], say: Callable[[str], None]
     ) -> list[Scored]:
         """The first documents' tokens, cut so that no more than the budget is scored.
 
         Empty ones are left out, and, which is said, those whose prompt alone is longer than the context.
         """
+        name, _ = key
         left, chosen, fits = self.loss_tokens or math.inf, [], []
         for document in islice(documents, self.loss_texts):
             fits.append(document.instruction is None or model.fits([document.instruction])[0])
@@ -115,7 +117,7 @@ class Perplexity(Evaluator):
             if left == 0:
                 break
         if not all(fits):
-            self._too_long[name] = share(name, "too_long", [not fit for fit in fits])
+            self._too_long[key] = share(name, "too_long", [not fit for fit in fits])
             say(
                 f"{name}: {fits.count(False)} of {len(fits)} texts are left out: their prompts are longer than the "
                 f"context of {model.context} tokens of {model.name}."

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -286,6 +287,23 @@ class Chat:
                 "letter and not as the control token that it is; choose a copy of the model with a tokenizer.json that "
                 "knows its control tokens."
             )
+
+    @contextmanager
+    def asked(self, system: str) -> Iterator[None]:
+        """Inside the block prompts begin with this system prompt, and not with their own; nothing: as ever.
+
+        Raises
+        ------
+        RefusalCmpError
+            If the template takes no system prompt.
+        """
+        was, self.system = self.system, system or self.system
+        try:
+            if system:
+                self._check_system()
+            yield
+        finally:
+            self.system = was
 
     def tokenize(self, instructions: Sequence[str]) -> list[list[int]]:
         """Token ids of the rendered prompts; RefusalCmpError for one string, whose letters would be prompts."""

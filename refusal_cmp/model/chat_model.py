@@ -450,15 +450,17 @@ class ChatModel(Chat):
         """Inside the block the model runs under the plan; after it, the model is what it was before.
 
         A plan may edit tokens of the prompt, or generated ones, alone. Generated are those that a pass reads one by
-        one after what is cached, and those that `writing` names; all others are the prompt's.
+        one after what is cached, and those that `writing` names; all others are the prompt's. A plan that is a system
+        prompt holds for what is rendered inside the block.
         """
-        edits, tokens = (plan.edits, plan.tokens) if isinstance(plan, Plan) else (plan, "all")
+        plan = plan if isinstance(plan, Plan) else Plan("", plan)
+        edits, tokens = plan.edits, plan.tokens
         dtype = torch.promote_types(self.model.dtype, torch.float32)
         placed = {id(edit): self._on_tokens(_on_its_device(edit, dtype), tokens) for edit in edits.values()}  # shared
         was, self.edits_some_tokens = self.edits_some_tokens, self.edits_some_tokens or tokens != "all"
         hooks = (hook for at, edit in edits.items() for hook in self._hooks(at, edit, placed[id(edit)]))
         try:
-            with installed(self._watch(tokens)), installed(hooks):
+            with self.asked(plan.system), installed(self._watch(tokens)), installed(hooks):
                 yield self
         finally:
             self.edits_some_tokens = was

@@ -142,7 +142,7 @@ def standings(data: RunData, plans: Sequence[Plan] | None = None) -> list[Standi
     Parameters
     ----------
     plans
-        Those that stand beside each other; by default all edits, without other checkpoints.
+        Those that stand beside each other; by default all edits.
     """
     plans = data.edited if plans is None else plans
     measured = costs(data)
@@ -181,10 +181,10 @@ def standings(data: RunData, plans: Sequence[Plan] | None = None) -> list[Standi
 
 
 def destroyed(data: RunData) -> frozenset[str]:
-    """The labels of the plans that destroy the model, as the page marks them, and of checkpoints; with some seed."""
+    """The labels of the plans that destroy the model, as the page marks them; with some seed."""
     if data.destroyed_with_some_seed is not None:
         return data.destroyed_with_some_seed
-    return frozenset(one.plan for one in [*standings(data), *standings(data, data.checkpoints)] if one.is_broken)
+    return frozenset(one.plan for one in [*standings(data), *standings(data, data.unedited)] if one.is_broken)
 
 
 def answers_already(data: RunData) -> bool:

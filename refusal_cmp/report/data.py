@@ -116,7 +116,7 @@ class RunData:
         plans = [
             plan
             for plan in self.plans
-            if plan.label == BASELINE or plan.checkpoint or (plan.method in methods and plan.scope in scopes)
+            if plan.label == BASELINE or plan.edits_nothing or (plan.method in methods and plan.scope in scopes)
         ]
         labels = [plan.label for plan in plans]
         bases = {self.extracted_by[method] for method in methods}
@@ -149,13 +149,23 @@ class RunData:
 
     @cached_property
     def edited(self) -> list[Plan]:
-        """All plans that are edits, without the baseline and other checkpoints."""
-        return [plan for plan in self.plans if plan.label != BASELINE and not plan.checkpoint]
+        """All plans that are edits, without the baseline, other checkpoints and system prompts."""
+        return [plan for plan in self.plans if plan.label != BASELINE and not plan.edits_nothing]
+
+    @cached_property
+    def unedited(self) -> list[Plan]:
+        """The plans beside the baseline that edit nothing: other checkpoints and system prompts."""
+        return [plan for plan in self.plans if plan.edits_nothing]
 
     @cached_property
     def checkpoints(self) -> list[Plan]:
         """The plans that are other checkpoints."""
         return [plan for plan in self.plans if plan.checkpoint]
+
+    @cached_property
+    def system_prompts(self) -> list[Plan]:
+        """The plans that are other system prompts."""
+        return [plan for plan in self.plans if plan.system]
 
     @cached_property
     def _cells(self) -> dict[tuple[str, str, str], Estimate]:

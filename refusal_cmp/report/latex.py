@@ -96,6 +96,9 @@ def _own_answers(data: RunData) -> str:
 def _marks(data: RunData) -> str:
     """What the marks behind plans mean, of those that are there."""
     said = []
+    if data.system_prompts:
+        names = [f"{tt(plan.label)} (``{escaped(plan.system)}'')" for plan in data.system_prompts]
+        said.append(f" System prompts, the model unedited: {sentence_list(names)}.")
     if data.checkpoints:
         names = [f"{tt(plan.label)} ({escaped(public_name(plan.checkpoint))})" for plan in data.checkpoints]
         said.append(f" Other checkpoints of the model, unedited: {sentence_list(names)}.")

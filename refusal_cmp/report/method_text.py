@@ -21,6 +21,7 @@ from refusal_cmp.report.latex_phrases import (
     best_has,
     citation,
     cited,
+    escaped,
     on_test_prompts,
     own_source,
     public_name,
@@ -178,8 +179,7 @@ def _evaluation(data: RunData, runs: Sequence[RunData]) -> list[str]:
     edits = f"{len(labels)} edits" if distinct == len(labels) else (
         f"{distinct} distinct edits (of {len(labels)} plans, some of which do exactly the same)"
     )  # fmt: skip
-    others = [tt(public_name(plan.checkpoint)) for plan in data.checkpoints]
-    beside = f", and with the weights of {sentence_list(others)} instead" if others else ""
+    beside = _in_place_of_edits(data)
     engine = f" by {cited(ENGINES, config['engine'])}" if works_behind(ENGINES, config["engine"]) else ""
     said = [
         f"Under each of {edits} and without one{beside}, up to {config['max_new_tokens']} tokens are generated greedily"
@@ -204,6 +204,16 @@ def _evaluation(data: RunData, runs: Sequence[RunData]) -> list[str]:
     if costs:
         said.append(f"As costs we measure {clause_list(costs)}.")
     return [*said, _intervals(data, runs)]
+
+
+def _in_place_of_edits(data: RunData) -> str:
+    """What else the prompts are put to: other checkpoints, other system prompts."""
+    others = [tt(public_name(plan.checkpoint)) for plan in data.checkpoints]
+    asked = [f"``{escaped(plan.system)}''" for plan in data.system_prompts]
+    weights = f", and with the weights of {sentence_list(others)} instead" if others else ""
+    several = "s" if len(asked) > 1 else ""
+    prompts = f", and, unedited, with the system prompt{several} {sentence_list(asked)}" if asked else ""
+    return weights + prompts
 
 
 def _intervals(data: RunData, runs: Sequence[RunData]) -> str:

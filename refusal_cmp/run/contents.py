@@ -19,7 +19,7 @@ from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.methods import configured
 from refusal_cmp.model.chat import Turns
 from refusal_cmp.model.generation import Answer
-from refusal_cmp.plan import ALSO, BASELINE, FACTS, Plan, file_name
+from refusal_cmp.plan import ALSO, BASELINE, FACTS, PROMPT, Plan, file_name
 from refusal_cmp.planning import Selected
 from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import Session
@@ -251,8 +251,8 @@ def read_ranking_rules(session: Session) -> list[dict[str, Any]] | None:
 # infer
 
 PLANS = "infer/plans.json"
-CHECKPOINT = ("checkpoint", "content")
-"""What it says of a plan that is another checkpoint beside the facts."""
+IN_PLACE = ("checkpoint", "content", "system")
+"""What it says beside the facts of a plan that edits nothing: another checkpoint, another system prompt."""
 
 
 def covariances_file(method: str) -> str:
@@ -272,19 +272,19 @@ def plan_file(label: str) -> str:
 
 def plan_row(plan: Plan, same_as: str) -> dict[str, Any]:
     """A plan as `plans.json` has it: its facts, and the label of the plan that is run for it."""
-    beside = {name: getattr(plan, name) for name in CHECKPOINT} if plan.checkpoint else {}
+    beside = {name: value for name in IN_PLACE if (value := getattr(plan, name))}
     return {"label": plan.label, "same_as": same_as, **plan.facts(), **beside}
 
 
 def made_of(plan: Plan) -> dict[str, str]:
-    """What vouches for a plan, among the sources of what is made with it: its edits, or another checkpoint."""
-    return {"checkpoint" if plan.checkpoint else "edits": plan.digest}
+    """What vouches for a plan, among the sources of what is made with it: its edits, or what is in their place."""
+    return {next((name for name in ("checkpoint", "system") if getattr(plan, name)), "edits"): plan.digest}
 
 
 def read_plan_facts(session: Session) -> list[tuple[Plan, str]]:
     """The plans of the run without their edits, each with the label of the plan that was run for it."""
     return [
-        (Plan(row["label"], {}, **{name: row[name] for name in (*FACTS, *CHECKPOINT) if name in row}), row["same_as"])
+        (Plan(row["label"], {}, **{name: row[name] for name in (*FACTS, *IN_PLACE) if name in row}), row["same_as"])
         for row in session.run.read_json(PLANS)
     ]
 
@@ -302,8 +302,8 @@ def read_answers(session: Session, label: str, dataset: str) -> list[Answer]:
 
 
 def _read_plan(session: Session, label: str) -> Plan:
-    """The edits of a plan, without its facts; the baseline and other checkpoints have none."""
-    if label == BASELINE or label.startswith(ALSO):
+    """The edits of a plan, without its facts; the baseline, other checkpoints and system prompts have none."""
+    if label == BASELINE or label.startswith((ALSO, PROMPT)):
         return Plan(label, {})
     return Plan.from_tensors(*session.run.read_tensors(plan_file(label)))
 

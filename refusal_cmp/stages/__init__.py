@@ -14,7 +14,7 @@ from typing import Any
 
 from refusal_cmp.config import SETTINGS_OF, STAGES, RunConfig, load_config
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.plan import BASELINE
+from refusal_cmp.plan import BASELINE, PROMPT
 from refusal_cmp.run.contents import CONFIG, answers_file
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection.among import chosen, named
@@ -76,12 +76,21 @@ def check_stages(session: Session, stages: Sequence[str]) -> None:
         )
     if session.loaded is None and not evaluated:
         load_chat(session.source)
+    if PROMPT.rstrip("/") in config.methods:
+        raise RefusalCmpError(
+            "A system prompt finds no direction, so prompt is no method: it is a plan of its own, beside those that "
+            "edit; take it out of the methods and name the system prompts.",
+            system_prompts="less,more",
+        )
     for name in config.methods:
         methods.configured(config, name)
     if not evaluated and {"extract", "select"} & set(stages):
         _check_components(session)
     if "infer" in stages:
         _check_checkpoints(session)
+        for text in config.other_systems.values():
+            with session.chat.asked(text):
+                pass  # the template has a place for it
     for name in (*config.method_options, *config.rank_key_of, *config.score_sites_of):
         EXTRACTORS.get(name)
     for name in config.interventions:

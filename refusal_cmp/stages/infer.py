@@ -6,12 +6,12 @@ from collections.abc import MutableMapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from refusal_cmp.config import COMPLETING
+from refusal_cmp.config import COMPLETING, RunConfig
 from refusal_cmp.data import Prompt
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.beside import content_beside
 from refusal_cmp.model.generation import Answer, Completion
-from refusal_cmp.plan import BASELINE, Plan, baseline, checkpoint
+from refusal_cmp.plan import BASELINE, Plan, baseline, checkpoint, prompted
 from refusal_cmp.planning import Chosen, Scope, Setting, grid, strengths_of
 from refusal_cmp.run.contents import (
     PLANS,
@@ -40,7 +40,7 @@ def infer_stage(session: Session) -> None:
     config, run = session.config, session.run
     run.require(PROMPTS)
     run.require(SELECTION)
-    plans = [baseline(), *_grid(session), *checkpoints(session)]
+    plans = [baseline(), *_grid(session), *checkpoints(session), *system_prompts(session.config)]
     originals = _originals(plans)
     prompts = {dataset: read_test_prompts(session, dataset) for dataset in config.test_sets}
     settings = {
@@ -140,6 +140,11 @@ def checkpoints(session: Session) -> list[Plan]:
     return plans
 
 
+def system_prompts(config: RunConfig) -> list[Plan]:
+    """A plan for each of the other system prompts."""
+    return [prompted(name, text) for name, text in config.other_systems.items()]
+
+
 def _originals(plans: Sequence[Plan]) -> dict[str, str]:
     """For each plan the label of the first plan with the same edits."""
     first: dict[str, str] = {}
@@ -163,5 +168,5 @@ def _complete(
 
 
 def _write_plan(session: Session, plan: Plan) -> None:
-    if plan.label != BASELINE and not plan.checkpoint:
+    if plan.label != BASELINE and not plan.edits_nothing:
         session.run.write_tensors(plan_file(plan.label), *plan.to_tensors())

@@ -173,7 +173,7 @@ def test_it_is_inspected_with_its_own_weights_and_not_exported(home, finished, t
         ("inlp=folded", "called like a plan or a method"),
         ("x=tiny-guard", "residual stream of width 128, where it should be 160"),
         ("x=renamed", "has another vocabulary"),
-        ("x=folded,x=empty", "two checkpoints are called x"),
+        ("x=folded,x=empty", "two of them are called x"),
         ("folded", "each must be NAME=MODEL"),
         ("Folded=folded", "each must be NAME=MODEL"),
     ],

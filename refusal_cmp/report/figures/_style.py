@@ -53,8 +53,8 @@ INTERVENTIONS = {
     "clamp": "X",
     "affine": "v",
 }
-CHECKPOINT = "*"
-"""The marker of another checkpoint."""
+UNEDITED = "*"
+"""The marker of a plan that edits nothing: another checkpoint, a system prompt."""
 MARKERS = ("o", "s", "^", "D", "P", "X", "v", "<", ">", "p", "h", "d", "8")
 LINES = ("-", "--", ":", "-.")
 
@@ -225,9 +225,9 @@ def shades(n: int) -> list[Any]:
 def step(plan: Plan) -> str:
     """A plan's intervention with its strength, as labels have it, and where its direction is from, if not the best.
 
-    Another checkpoint's name.
+    Of one that edits nothing its label.
     """
-    if plan.checkpoint:
+    if plan.edits_nothing:
         return plan.label
     name = plan.intervention if plan.strength is None else f"{plan.intervention}:{number(plan.strength)}"
     component = component_of(plan)
@@ -264,9 +264,11 @@ def swatch(colour: str, label: str, marker: str = "o", line: Any = "", alpha: fl
     return Line2D([], [], color=colour, marker=marker, linestyle=line, label=label, markersize=4.5, alpha=alpha)
 
 
-def checkpoint_swatches(n: int) -> list[Line2D]:
-    """The entry of a legend for other checkpoints, where there are some."""
-    return [swatch(INK, "another checkpoint", marker=CHECKPOINT)] if n else []
+def unedited_swatches(plans: Sequence[Plan]) -> list[Line2D]:
+    """The entry of a legend for other checkpoints and system prompts, where there are some."""
+    of_checkpoints, of_prompts = (any(getattr(plan, what) for plan in plans) for what in ("checkpoint", "system"))
+    names = [*["another checkpoint"] * of_checkpoints, *["a system prompt"] * of_prompts]
+    return [swatch(INK, " or ".join(names), marker=UNEDITED)] if names else []
 
 
 def destroyed_swatch() -> Line2D:

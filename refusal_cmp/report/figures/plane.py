@@ -12,16 +12,15 @@ from matplotlib.figure import Figure
 from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._style import (
-    CHECKPOINT,
     FAINT,
     GREY,
     INK,
     PAPER,
     PROMPT_COLOURS,
+    UNEDITED,
     Drawn,
     Outcome,
     Skipped,
-    checkpoint_swatches,
     column,
     legend_below,
     method_colours,
@@ -31,6 +30,7 @@ from refusal_cmp.report.figures._style import (
     styled,
     swatch,
     tidy,
+    unedited_swatches,
 )
 from refusal_cmp.report.landings import Landing, Landings
 from refusal_cmp.report.wording import scope_name, sentence_list
@@ -71,7 +71,7 @@ def draw(data: RunData) -> list[Outcome]:
             for plan in data.edited
             if (plan.method, plan.scope) == (method, scope) and (method, plan.label) in data.landings.planes
         ]
-        plans += [plan for plan in data.checkpoints if (method, plan.label) in data.landings.planes]
+        plans += [plan for plan in data.unedited if (method, plan.label) in data.landings.planes]
         if any(plan.label in finite for plan in plans):
             figures.append(
                 Drawn(
@@ -140,7 +140,7 @@ def _plane(ax: Axes, unedited: np.ndarray, edited: np.ndarray) -> None:
 
 @styled
 def _landing_figure(data: RunData, found: Landings) -> Figure:
-    steps = list(dict.fromkeys(map(step, (*data.edited, *data.checkpoints))))
+    steps = list(dict.fromkeys(map(step, (*data.edited, *data.unedited))))
     colours = method_colours(data.methods)
     figure = Figure(figsize=(page(), len(steps) * (0.16 + 0.075 * len(colours)) + 1.2))
     axes = figure.subplots(1, len(data.scopes), sharex=True, sharey=True, squeeze=False)[0]
@@ -155,8 +155,8 @@ def _landing_figure(data: RunData, found: Landings) -> Figure:
         for plan in (plan for plan in data.edited if plan.scope == scope):
             y = steps.index(step(plan)) + offsets[plan.method]
             _landed(ax, found.landings.get(data.run_as[plan.label], ()), y, colours[plan.method])
-        for plan in data.checkpoints:
-            _landed(ax, found.landings.get(data.run_as[plan.label], ()), steps.index(plan.label), INK, CHECKPOINT)
+        for plan in data.unedited:
+            _landed(ax, found.landings.get(data.run_as[plan.label], ()), steps.index(plan.label), INK, UNEDITED)
         ax.set_title(scope_name(scope), pad=12)
         ax.set_xlabel("harmless (0) to harmful (1)")
         ax.set_xlim(0.5 - EDGE - 0.1, 0.5 + EDGE + 0.1)
@@ -168,7 +168,7 @@ def _landing_figure(data: RunData, found: Landings) -> Figure:
         figure,
         [
             *(swatch(colour, method) for method, colour in colours.items()),
-            *checkpoint_swatches(len(data.checkpoints)),
+            *unedited_swatches(data.unedited),
             swatch(GREY, "at the selected component"),
             swatch(GREY, "before the last block", marker="$\\circ$"),
         ],

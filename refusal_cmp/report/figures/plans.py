@@ -14,12 +14,12 @@ from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.report.answer import destroyed
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._style import (
-    CHECKPOINT,
     FAINT,
     GREY,
     INK,
     PAPER,
     TALLEST,
+    UNEDITED,
     Drawn,
     Outcome,
     Skipped,
@@ -62,12 +62,12 @@ def draw(data: RunData) -> list[Outcome]:
         return [Skipped("plans", _title(panels), "no share of refusals was measured; run with --evals refusal")]
     figures: list[Outcome] = []
     for scope in data.scopes:
-        plans = [*(plan for plan in data.edited if plan.scope == scope), *data.checkpoints]
+        plans = [*(plan for plan in data.edited if plan.scope == scope), *data.unedited]
         size = _panels_of_a_figure(data, plans, len(panels))
         for index, start in enumerate(range(0, len(panels), size)):
             name = numbered(f"plans-{scope.replace(':', '')}", index)
             figure = _figure(data, plans, panels[start : start + size])
-            edits = [plan for plan in plans if not plan.checkpoint]
+            edits = [plan for plan in plans if not plan.edits_nothing]
             figures.append(Drawn(name, f"{_title(panels)}: {scope_name(scope)}", figure, _says(data, edits, scope)))
     return figures
 
@@ -187,10 +187,10 @@ def _panel(
             one.value,
             steps.index(step(plan)) + offsets.get(plan.method, 0),
             xerr=errors(*one[:3]),
-            fmt=CHECKPOINT if plan.checkpoint else "o",
+            fmt=UNEDITED if plan.edits_nothing else "o",
             color=colours.get(plan.method, INK),
             markerfacecolor=PAPER if plan.label in gone else colours.get(plan.method, INK),
-            markersize=6 if plan.checkpoint else 3.6,
+            markersize=6 if plan.edits_nothing else 3.6,
             elinewidth=1,
         )
     ax.set_xlim(-0.06, 1.06)

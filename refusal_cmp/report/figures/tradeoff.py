@@ -15,17 +15,16 @@ from refusal_cmp.plan import ALSO, BASELINE, Plan
 from refusal_cmp.report.answer import Cost, cost_of, costs, destroyed, pareto
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures._style import (
-    CHECKPOINT,
     FAINT,
     GREEN,
     GREY,
     INK,
     PAPER,
     TALLEST,
+    UNEDITED,
     Drawn,
     Outcome,
     Skipped,
-    checkpoint_swatches,
     column,
     destroyed_swatch,
     errors,
@@ -40,6 +39,7 @@ from refusal_cmp.report.figures._style import (
     styled,
     swatch,
     tidy,
+    unedited_swatches,
 )
 from refusal_cmp.report.wording import counted, does, percent, scope_name, sentence_list
 from refusal_cmp.statistics import ENOUGH
@@ -116,7 +116,7 @@ def _figure(data: RunData, measured: Sequence[Cost]) -> Figure:
             *(swatch(GREY, name, marker=marker) for name, marker in markers.items()),
             swatch(INK, textwrap.fill(front_of, LABEL) if in_column() else front_of, marker="", line="-"),
             swatch(INK, BASELINE, marker="+"),
-            *checkpoint_swatches(len(data.checkpoints)),
+            *unedited_swatches(data.unedited),
             destroyed_swatch(),
             *([swatch(FAINT, "another scope", marker=".")] if len(scopes) > 1 else []),
             Patch(color=GREEN, alpha=BAND, linewidth=0, label=f"{percent(ENOUGH)} or more answered"),
@@ -160,7 +160,7 @@ def _panel(
             elinewidth=0.7,
             zorder=4 if best else 3,
         )
-    for plan in data.checkpoints:
+    for plan in data.unedited:
         _star(ax, data, plan, cost, plan.label in gone)
     if cost.unit == "share":
         percent_axis(ax.xaxis)
@@ -173,13 +173,13 @@ def _panel(
 
 
 def _star(ax: Axes, data: RunData, plan: Plan, cost: Cost, is_broken: bool) -> None:
-    """Another checkpoint, the same in every panel, with its name beside it."""
+    """A plan that edits nothing, the same in every panel, with its name beside it."""
     lost, answered = cost_of(data, plan.label, cost), data.answered(plan.label)
     if lost is None or answered is None or not math.isfinite(lost):
         return
     face = PAPER if is_broken else INK
     ax.plot(
-        lost, answered.value, CHECKPOINT, color=INK, markerfacecolor=face, markersize=7, markeredgewidth=0.7, zorder=5
+        lost, answered.value, UNEDITED, color=INK, markerfacecolor=face, markersize=7, markeredgewidth=0.7, zorder=5
     )
     name, below = plan.label.removeprefix(ALSO), answered.value > MIDDLE
     ax.annotate(
@@ -208,8 +208,8 @@ def _lost_in_words(cost: Cost) -> str:
 
 
 def _lost(data: RunData, cost: Cost) -> list[float]:
-    """What every distinct plan loses, and every checkpoint, where it was measured and is finite."""
-    return [*_lost_by(data, cost, data.edited), *_lost_by(data, cost, data.checkpoints)]
+    """What every distinct plan loses, and every one that edits nothing, where it was measured and is finite."""
+    return [*_lost_by(data, cost, data.edited), *_lost_by(data, cost, data.unedited)]
 
 
 def _lost_by(data: RunData, cost: Cost, plans: Sequence[Plan]) -> list[float]:

@@ -8,7 +8,6 @@ from refusal_cmp.report.answer import standings
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures import Outcome, Skipped
 from refusal_cmp.report.page.about import about
-from refusal_cmp.report.page.checkpoints import checkpoints_section
 from refusal_cmp.report.page.completions import side_by_side
 from refusal_cmp.report.page.filling import filled
 from refusal_cmp.report.page.first_screen import first_screen
@@ -21,6 +20,7 @@ from refusal_cmp.report.page.tables import (
     rankings_table,
     selection_table,
 )
+from refusal_cmp.report.page.unedited import unedited_section
 from refusal_cmp.selection.rankings import FEWEST_RANKED
 
 
@@ -38,8 +38,8 @@ def render(data: RunData, outcomes: Sequence[Outcome], images: Mapping[tuple[str
         run=data.name,
         model=data.manifest.get("model", {}),
         answer=first_screen(data, ranked),
-        table=plans_table(data, [*ranked, *standings(data, data.checkpoints)]),
-        checkpoints=checkpoints_section(data),
+        table=plans_table(data, [*ranked, *standings(data, data.unedited)]),
+        unedited=unedited_section(data),
         figures=placed_figures(outcomes, images),
         skipped=[one for one in outcomes if isinstance(one, Skipped)],
         selection=selection_table(data),

@@ -1,4 +1,7 @@
-"""The page's other checkpoints: what each does beside the model, and where and how its weights differ."""
+"""The page's plans that edit nothing: what other checkpoints and system prompts do beside the edits.
+
+Of a checkpoint also where and how its weights differ.
+"""
 
 from __future__ import annotations
 
@@ -16,19 +19,23 @@ from refusal_cmp.report.wording import counted, decimal, percent, sentence_list,
 Row = Mapping[str, Any]
 
 
-def checkpoints_section(data: RunData) -> dict[str, Any] | None:
-    """What is shown of the checkpoints; None of a run that has none."""
-    if not data.checkpoints:
+def unedited_section(data: RunData) -> dict[str, Any] | None:
+    """What is shown of the plans that edit nothing; None of a run that has none."""
+    if not data.unedited:
         return None
     measured = costs(data)
-    standing = {one.plan: method_row(data, one, measured) for one in standings(data, data.checkpoints)}
+    standing = {one.plan: method_row(data, one, measured) for one in standings(data, data.unedited)}
+    kinds = {"other checkpoints": data.checkpoints, "system prompts": data.system_prompts}
+    title = " and ".join(kind for kind, plans in kinds.items() if plans)
     return {
+        "title": title[0].upper() + title[1:],
         "costs": [cost.name for cost in measured],
         "methods": data.methods,
         "rows": [
-            {"plan": plan.label, "where": plan.checkpoint, "standing": standing.get(plan.label), **_weights(data, plan)}
-            for plan in data.checkpoints
+            {"plan": plan.label, "what": plan.checkpoint or plan.system, "standing": standing.get(plan.label)}
+            for plan in data.unedited
         ],
+        "checkpoints": [{"plan": plan.label, **_weights(data, plan)} for plan in data.checkpoints],
     }
 
 
