@@ -15,6 +15,7 @@ from refusal_cmp.config import EMBEDDED
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.hub import explained
 from refusal_cmp.model.adapters import check_mergeable, merged
+from refusal_cmp.model.attention import group_heads
 from refusal_cmp.model.files import ADAPTER, CONFIG, ModelFiles, check_pickles, commit, mapping, model_files, repo
 from refusal_cmp.model.foreign import reason
 from refusal_cmp.model.gguf_file import read_rope, unpacking, whole
@@ -70,6 +71,7 @@ def load_pretrained(source: ModelSource, device: str) -> tuple[Any, Any]:
             model = merged(model, files)
     model.generation_config = generation_config
     use_onednn(model)
+    group_heads()
     return model, tokenizer
 
 
