@@ -153,6 +153,66 @@ def memory(part: str) -> str:
     return _table(head, rows)
 
 
+def grid(part: str) -> str:
+    """Of a committed grid of methods and interventions: a scope's plans, or averages of either."""
+    name, what = part.split("-")
+    found = json.loads((ROOT / "benchmarks" / "results" / f"grid-{name}.json").read_text(encoding="utf-8"))
+    return _averages(found, what.removesuffix("s")) if what in ("methods", "interventions") else _scope(found, what)
+
+
+def _scope(found: dict[str, Any], scope: str) -> str:
+    """A row per method and a column per intervention: harmful prompts answered, and the KL of harmless ones."""
+    plans = [one for one in found["plans"] if one["scope"] == scope]
+    cells = {(one["method"], one["intervention"]): one for one in plans}
+    columns = list(dict.fromkeys(one["intervention"] for one in plans))
+    rows = [
+        (f"`{method}`", *(_cell(cells.get((method, column))) for column in columns))
+        for method in dict.fromkeys(one["method"] for one in plans)
+    ]
+    return _table(("method", *columns), rows)
+
+
+def _cell(plan: dict[str, Any] | None) -> str:
+    if plan is None:
+        return "–"
+    shown = f"{100 * plan['answered'][0]:.0f} · {plan['kl'][0]:.2f}"
+    return f"{shown} ×" if plan["destroys"] else shown
+
+
+def _averages(found: dict[str, Any], by: str) -> str:
+    """What each does on average in either scope, beside the first."""
+    rows = [
+        (
+            f"`{one[by]}`" if by == "method" else one[by],
+            one["scope"],
+            str(one["plans"]),
+            _percent(one["answered"]),
+            _differs(one, "answered", _percent),
+            _decimals(one["kl"]),
+            _differs(one, "kl", _decimals),
+        )
+        for one in found[by]
+    ]
+    first = found[by][0][by]
+    return _table((by, "scope", "plans", "answered, %", f"beside {first}", "KL, nats", f"beside {first}"), rows)
+
+
+def _differs(one: dict[str, Any], measure: str, shown: Any) -> str:
+    if f"{measure}_difference" not in one:
+        return ""
+    p = one[f"{measure}_p"]
+    said = shown(one[f"{measure}_difference"], sign="+")
+    return f"**{said}**" if p is not None and p < 0.05 else said
+
+
+def _percent(value: Sequence[float], sign: str = "") -> str:
+    return f"{100 * value[0]:{sign}.0f} [{100 * value[1]:{sign}.0f}, {100 * value[2]:{sign}.0f}]".replace("-", "−")
+
+
+def _decimals(value: Sequence[float], sign: str = "") -> str:
+    return f"{value[0]:{sign}.2f} [{value[1]:{sign}.2f}, {value[2]:{sign}.2f}]".replace("-", "−")
+
+
 def _gib(value: float) -> str:
     return f"{value:.2f}"
 
@@ -167,6 +227,7 @@ INSERTS = {
     "measures": measures,
     "datasets": datasets,
     "benchmarks": benchmarks,
+    "grid": grid,
     **{f"memory-{part}": partial(memory, part) for part in ("measured", "computed")},
     **{f"simulated-{name}": partial(simulated, name) for name in SIMULATED},
 }
