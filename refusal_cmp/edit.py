@@ -83,15 +83,15 @@ class LowRankEdit:
                 offsets = coordinates if self.t is None else coordinates - self.t.unsqueeze(-2)
                 edited = edited + offsets.abs() @ self.B
             if self.r is not None:
-                edited = edited + _length(coordinates) * self.r.unsqueeze(-2)
+                edited = edited + length(coordinates) * self.r.unsqueeze(-2)
         if self.b is not None:
             edited = edited + self.b.unsqueeze(-2)
         if self.keep is not None:
-            scale = _length(rows) / _length(edited).clamp_min(torch.finfo(rows.dtype).tiny)
+            scale = length(rows) / length(edited).clamp_min(torch.finfo(rows.dtype).tiny)
             edited = torch.where(self.keep.view(-1, 1, 1) > 0, edited * scale, edited)
         if self.c is not None and self.tau is not None:
             along = (rows @ self.c.unsqueeze(-1)).reshape(*rows.shape[:-1], 1)
-            edited = torch.where(along > self.tau.view(-1, 1, 1) * _length(rows), edited, rows)
+            edited = torch.where(along > self.tau.view(-1, 1, 1) * length(rows), edited, rows)
         return edited.reshape(x.shape).to(x.dtype)
 
 
@@ -99,7 +99,8 @@ ALWAYS = -2.0
 """A threshold below every cosine: the gate of an edit that has none."""
 
 
-def _length(rows: Float[Tensor, "*n d"]) -> Float[Tensor, "*n 1"]:
+def length(rows: Float[Tensor, "*n d"]) -> Float[Tensor, "*n 1"]:
+    """The norm of each vector."""
     return torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
 
 

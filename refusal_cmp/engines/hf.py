@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 
 from refusal_cmp.engines import Engine, Host, register_engine
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.batching import RowBudget
-from refusal_cmp.model.generation import Completion, greedy
+from refusal_cmp.model.generation import Completion, Job, complete
 from refusal_cmp.plan import Plan
 from refusal_cmp.progress import Progress, silent
 
@@ -42,17 +42,21 @@ class HFEngine(Engine):
         progress: Progress = silent,
         done: MutableMapping[int, Completion] | None = None,
     ) -> list[Completion]:
-        """Greedy completions under the plan, in the order of the instructions; see `Engine.generate`.
+        """Greedy completions under the plan, in the order of the instructions; see `Engine.generate`."""
+        job = Job(plan, instructions, {} if done is None else done)
+        self.generate_many([job], max_new_tokens, progress)
+        return [job.done[index] for index in range(len(instructions))]
 
-        A batch of which any completion is missing is made again as a whole: the batch's composition decides the
+    def generate_many(
+        self,
+        jobs: Sequence[Job],
+        max_new_tokens: int,
+        progress: Progress = silent,
+        finished: Callable[[Job], None] = lambda _: None,
+    ) -> None:
+        """The completions of many jobs, rows of several plans together; see `refusal_cmp.model.generation`.
+
+        A round of which any completion is missing is made again as a whole: the batch's composition decides the
         last bits of the logits, and a resumed run ends with what an uninterrupted one would have.
         """
-        with self.model.edited(plan):
-            return greedy(
-                self.model,
-                instructions,
-                max_new_tokens=max_new_tokens,
-                rows=self.rows,
-                progress=progress,
-                done=done,
-            )
+        complete(self.model, jobs, max_new_tokens=max_new_tokens, rows=self.rows, progress=progress, finished=finished)

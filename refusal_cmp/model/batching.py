@@ -104,7 +104,11 @@ class RowBudget:
         return max(1, min(self.limit, self.bytes // row))
 
     def first(
-        self, items: Sequence[T], row: Callable[[Sequence[T]], int], count: Callable[[T], int] = lambda _: 1
+        self,
+        items: Sequence[T],
+        row: Callable[[Sequence[T]], int],
+        count: Callable[[T], int] = lambda _: 1,
+        taken: tuple[int, int] = (0, 0),
     ) -> list[T]:
         """The first items that go together, at least one.
 
@@ -114,10 +118,13 @@ class RowBudget:
             Bytes of each of some items where they go together; no fewer the more there are.
         count
             How many of the rows that the budget has an item takes.
+        taken
+            Rows and bytes of what is there already; if any is, nothing more may go with it.
         """
-        most = bisect_right(list(accumulate(map(count, items[: self.limit]))), self.limit)
-        rows = bisect_right(range(1, most + 1), self.bytes, key=lambda size: size * row(items[:size]))
-        return list(items[: max(1, rows)])
+        limit, left = self.limit - taken[0], self.bytes - taken[1]
+        most = bisect_right(list(accumulate(map(count, items[: self.limit]))), limit)
+        rows = bisect_right(range(1, most + 1), left, key=lambda size: size * row(items[:size]))
+        return list(items[: max(0 if taken[0] else 1, rows)])
 
     @contextmanager
     def measured(self, rows: int) -> Iterator[None]:

@@ -19,6 +19,7 @@ from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.batching import PASS_ROWS, Attempt, Batch, Cost, RowBudget, slices
 from refusal_cmp.model.blocks import Block, find_blocks, input_device
+from refusal_cmp.model.by_row import PlansByRow
 from refusal_cmp.model.chat import PROBE_INSTRUCTIONS, Chat, beginning
 from refusal_cmp.model.foreign import check_code
 from refusal_cmp.model.generation import Completion, greedy
@@ -207,10 +208,10 @@ class ChatModel(Chat):
         """Batches of rendered prompts, each with the indices of its prompts; those that begin alike share a row."""
         sequences = self.tokenize(instructions)
         rows = RowBudget(self.device, batch_size or PASS_ROWS)
-        left = self._packs(sequences, rows, self._pack_bytes)
+        left = self.in_packs(sequences, rows, self._pack_bytes)
         while left:
             chosen = rows.first(left, self._pack_bytes, Pack.size)
-            yield self._packed(sequences, chosen)
+            yield self.packed(sequences, chosen)
             left = left[len(chosen) :]
 
     def over_batches(
@@ -253,29 +254,37 @@ class ChatModel(Chat):
         """
         indices = list(range(len(sequences)))
         while indices:
-            left = [pack.of(indices) for pack in self._packs([sequences[i] for i in indices], rows, row, shared)]
+            left = [pack.of(indices) for pack in self.in_packs([sequences[i] for i in indices], rows, row, shared)]
             attempt = Attempt()
             while left and not attempt.failed:
                 some = rows.first(left, row, Pack.size)
-                chosen, batch = self._packed(sequences, some)
+                chosen, batch = self.packed(sequences, some)
                 with rows.halving(len(chosen), least=1) as attempt:
                     work(chosen, batch)
                 left = left[0 if attempt.failed else len(some) :]
             indices = sorted(index for pack in left for index in pack.prompts)
 
-    def _packs(
+    def in_packs(
         self,
         sequences: Sequence[Sequence[int]],
         rows: RowBudget,
         row: Callable[[Sequence[Pack]], int],
         shared: bool = True,
+        most: int | None = None,
     ) -> list[Pack]:
-        """Token sequences in the packs that share a row: one in each where the model can't, or layers read less."""
+        """Token sequences in the packs that share a row: one in each where the model can't, or layers read less.
+
+        Parameters
+        ----------
+        most
+            Sequences of a pack; by default as many as the budget has rows.
+        """
         can = shared and self.shares_rows and max(map(len, sequences), default=0) <= self._window
         longest = min(MOST_TOKENS, self._window, self.context)  # some layers count a window by places in the row
-        return packs(sequences, self.d_model, rows.limit if can else 1, longest, lambda pack: row([pack]) <= rows.bytes)
+        most = (rows.limit if most is None else most) if can else 1
+        return packs(sequences, self.d_model, most, longest, lambda pack: row([pack]) <= rows.bytes)
 
-    def _packed(self, sequences: Sequence[Sequence[int]], some: Sequence[Pack]) -> tuple[list[int], Batch]:
+    def packed(self, sequences: Sequence[Sequence[int]], some: Sequence[Pack]) -> tuple[list[int], Batch]:
         """The batch of some packs, and which prompts it holds in which order."""
         indices = [index for pack in some for index in pack.prompts]
         if len(indices) == len(some):
@@ -304,7 +313,7 @@ class ChatModel(Chat):
             sequences = self.tokenize(PROBE_INSTRUCTIONS)
             alone = self.last_logits(self.batch(sequences))
             whole = Pack(tuple(range(len(sequences))), sum(map(len, sequences)))
-            _, batch = self._packed(sequences, [whole])
+            _, batch = self.packed(sequences, [whole])
             with torch.inference_mode():
                 out = self.forward_at(batch, batch.paths[:, -1], use_cache=True)
             off = float((out.logits.float() - alone).norm() / alone.norm())
@@ -458,12 +467,23 @@ class ChatModel(Chat):
         dtype = torch.promote_types(self.model.dtype, torch.float32)
         placed = {id(edit): self._on_tokens(_on_its_device(edit, dtype), tokens) for edit in edits.values()}  # shared
         was, self.edits_some_tokens = self.edits_some_tokens, self.edits_some_tokens or tokens != "all"
-        hooks = (hook for at, edit in edits.items() for hook in self._hooks(at, edit, placed[id(edit)]))
+        hooks = (hook for at, edit in edits.items() for hook in self._hooks(at, [edit], placed[id(edit)]))
         try:
             with self.asked(plan.system), installed(self._watch(tokens)), installed(hooks):
                 yield self
         finally:
             self.edits_some_tokens = was
+
+    @contextmanager
+    def edited_by_row(self, plans: Sequence[Plan]) -> Iterator[PlansByRow]:
+        """Inside the block each row of a pass is under the plan that what is given names for it, before the pass."""
+        by_row = PlansByRow(plans, torch.promote_types(self.model.dtype, torch.float32))
+        places: dict[Place, list[LowRankEdit]] = {}
+        for plan in plans:
+            for at, edit in plan.edits.items():
+                places.setdefault(at, []).append(edit)
+        with installed(hook for at, edits in places.items() for hook in self._hooks(at, edits, by_row.at(at))):
+            yield by_row
 
     @contextmanager
     def writing(self, written: Bool[Tensor, "n s"]) -> Iterator[None]:
@@ -501,7 +521,7 @@ class ChatModel(Chat):
             ids = args[0] if args else kwargs["input_ids"]
             self._written = kwargs.get("past_key_values") is not None and ids.shape[-1] == 1
 
-    def _hooks(self, place: Place, edit: LowRankEdit, placed: Callable[[Tensor], Tensor]) -> Iterator[Any]:
+    def _hooks(self, place: Place, edits: Sequence[LowRankEdit], placed: Callable[[Tensor], Tensor]) -> Iterator[Any]:
         """One hook for each module that writes at the place.
 
         Where several add up to what is written, each is edited by itself: the edited terms of a linear edit add up
@@ -512,7 +532,7 @@ class ChatModel(Chat):
             yield before(block.module, placed)
             return
         writers = block.writers(place.site)
-        if len(writers) > 1 and not (edit.affine and edit.b is None):
+        if len(writers) > 1 and not all(edit.affine and edit.b is None for edit in edits):
             raise RefusalCmpError(
                 f"Several modules of layer {place.layer} of {self.name} write {place.site} ({', '.join(block.names)}), "
                 "where only a linear edit can act; edit resid_pre instead."

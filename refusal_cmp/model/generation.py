@@ -1,19 +1,33 @@
-"""Greedy generation in batches, with prompts of like length together and finished sequences leaving."""
+"""Greedy generation in a batch that stays full: prompts enter as answers end, each under the plan of its job.
+
+Prompts of a job that begin alike share rows while they are read; their keys and values then join those of the rows
+that are written on, aligned at their last tokens. What goes together follows from the jobs and the budget alone, so
+that work that is done again is done in the same batches, and gives the same bits.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal_cmp.model.batching import Batch, RowBudget
-from refusal_cmp.model.kv_cache import along, with_room
+from refusal_cmp.model.by_row import PlansByRow
+from refusal_cmp.model.kv_cache import along, joined, with_room
 from refusal_cmp.model.packing import Pack, PackedBatch
+from refusal_cmp.plan import Plan, baseline
 from refusal_cmp.progress import Progress, silent
+
+ROUND = 4
+"""Batches that a round of work fills: it is what a kill, or a lack of memory, costs at most."""
+REFILL = 4
+"""Prompts enter once a batch has room for one in so many of its rows: keys and values are copied when they do."""
 
 
 class Generates(Protocol):
@@ -28,20 +42,31 @@ class Generates(Protocol):
     def tokenize(self, instructions: Sequence[str], max_new_tokens: int = 0) -> list[list[int]]:
         """Token ids of the rendered prompts, which leave room for new ones."""
 
+    def asked(self, system: str) -> AbstractContextManager[None]:
+        """Inside the block prompts begin with this system prompt, if it is one."""
+
     @property
     def shares_cache(self) -> bool:
         """Whether prompts that share a row leave keys and values that can be told apart."""
 
-    def over_packs(
+    def in_packs(
         self,
         sequences: Sequence[Sequence[int]],
         rows: RowBudget,
         row: Callable[[Sequence[Pack]], int],
-        work: Callable[[list[int], Batch], None],
-        *,
         shared: bool,
-    ) -> None:
-        """Do the work on as many token sequences at a time as go together."""
+        most: int,
+    ) -> list[Pack]:
+        """Token sequences in the packs that share a row, of no more than so many."""
+
+    def packed(self, sequences: Sequence[Sequence[int]], some: Sequence[Pack]) -> tuple[list[int], Batch]:
+        """The batch of some packs, and which sequences it holds in which order."""
+
+    def edited(self, plan: Plan) -> AbstractContextManager[Any]:
+        """Inside the block all rows are under the plan."""
+
+    def edited_by_row(self, plans: Sequence[Plan]) -> AbstractContextManager[PlansByRow]:
+        """Inside the block each row is under a plan of its own."""
 
     def row_bytes(self, tokens: int, *, logits: int, cached: int) -> int:
         """What a row of so many tokens takes in a pass, with the logits, and the keys and values, of so many."""
@@ -63,6 +88,22 @@ class Completion:
     """`stop`: a stop token; `length`: the limit; `non-finite`: the logits held a NaN or an infinity."""
 
 
+@dataclass(frozen=True, eq=False)
+class Job:
+    """Prompts to be completed under a plan."""
+
+    plan: Plan
+    """It edits beside whatever edits are in force."""
+    instructions: Sequence[str]
+    done: MutableMapping[int, Completion]
+    """Completions by the index of their instruction: those that there are already, and each new one as it is made."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no completion is missing."""
+        return len(self.done) == len(self.instructions)
+
+
 def greedy(
     model: Generates,
     instructions: Sequence[str],
@@ -72,68 +113,315 @@ def greedy(
     progress: Progress = silent,
     done: MutableMapping[int, Completion] | None = None,
 ) -> list[Completion]:
-    """Complete each instruction greedily; the results come in the order of the instructions.
+    """Complete each instruction greedily under the edits in force; the results come in the order of the instructions.
+
+    Parameters
+    ----------
+    rows, done
+        As for `complete` and `Job`.
+    """
+    job = Job(baseline(), instructions, {} if done is None else done)
+    complete(model, [job], max_new_tokens=max_new_tokens, rows=rows, progress=progress)
+    return [job.done[index] for index in range(len(instructions))]
+
+
+def complete(
+    model: Generates,
+    jobs: Sequence[Job],
+    *,
+    max_new_tokens: int,
+    rows: RowBudget,
+    progress: Progress = silent,
+    finished: Callable[[Job], None] = lambda _: None,
+) -> None:
+    """Complete the prompts of all jobs greedily, rows of several plans together.
+
+    A round of which any completion is missing is made again as a whole: the composition of batches decides the last
+    bits of the logits, and it is that of the jobs as they are given, whatever of them is done.
 
     Parameters
     ----------
     rows
-        How many prompts go together; halved for good when memory runs out.
-    done
-        Completions by index that there are already; batches of which all are there are skipped, and those of
-        each finished batch are added.
+        How many rows go together; halved for good when memory runs out.
+    finished
+        Told of each job once none of its completions is missing.
     """
-    completions: MutableMapping[int, Completion] = {} if done is None else done
-    sequences = model.tokenize(instructions, max_new_tokens)
-
-    def row(some: Sequence[Pack]) -> int:
-        longest = max(len(sequences[index]) for pack in some for index in pack.prompts)
-        most = max(map(Pack.size, some))
-        return model.row_bytes(some[-1].tokens, logits=most, cached=most * (longest + max_new_tokens))
-
-    with torch.inference_mode(), progress("generating", len(instructions)) as advance:
-
-        def complete(indices: list[int], batch: Batch) -> None:
-            if any(index not in completions for index in indices):
-                completions.update(zip(indices, _complete(model, batch, max_new_tokens), strict=True))
-            advance(len(indices))
-
-        model.over_packs(sequences, rows, row, complete, shared=model.shares_cache)
-    return [completions[index] for index in range(len(instructions))]
+    with torch.inference_mode(), progress("generating", sum(len(job.instructions) for job in jobs)) as advance:
+        notes = _Notes(jobs, advance, finished)
+        left = _prompts(model, jobs, max_new_tokens)
+        while left:
+            some = _round(model, left, max_new_tokens, rows)
+            if all(notes.has(prompt) for prompt in some.prompts):
+                left = left[len(some.prompts) :]
+                continue
+            with rows.halving(min(len(some.prompts), some.rows), least=1) as attempt:
+                _work_off(model, jobs, some, rows, notes)
+            if not attempt.failed:
+                left = left[len(some.prompts) :]
 
 
-def _complete(model: Generates, batch: Batch, max_new_tokens: int) -> list[Completion]:
-    stop = torch.tensor(sorted(model.stop_ids), dtype=torch.long, device=batch.ids.device)
-    tokens: list[list[int]] = [[] for _ in range(len(batch))]
-    finish: list[Literal["stop", "length", "non-finite"]] = ["length"] * len(batch)
-    active = torch.arange(len(batch))  # the rows still in the batch
-    mask = batch.path_mask.long()
-    positions = mask.sum(-1, keepdim=True) - 1
-    logits, cache = _read(model, batch)
-    for n_new in range(1, max_new_tokens + 1):
-        chosen = logits.argmax(-1)
-        broken = ~logits.isfinite().all(-1)
-        done = torch.isin(chosen, stop) | broken
-        for row, token, ended, bad in zip(
-            active.tolist(), chosen.tolist(), done.tolist(), broken.tolist(), strict=True
-        ):
-            if ended:
-                finish[row] = "non-finite" if bad else "stop"
-            else:
-                tokens[row].append(token)
-        if done.all() or n_new == max_new_tokens:
-            break
-        ids, positions = chosen[:, None], positions + 1
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=-1)
-        if done.any():
-            kept = (~done).nonzero()[:, 0]
-            ids, mask, positions, active = ids[kept], mask[kept], positions[kept], active[kept.cpu()]
-            cache.reorder_cache(kept)  # unlike batch_select_indices, every kind of layer has it, on any device
-        out = model.forward(
-            1, input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+class _Prompt(NamedTuple):
+    """A prompt of a job, and how long it is beside others: those of one class share a batch."""
+
+    job: int
+    at: int
+    ids: Sequence[int]
+    length_class: int
+
+
+@dataclass(frozen=True)
+class _Round:
+    """Work that is done, or done again, as a whole."""
+
+    prompts: Sequence[_Prompt]
+    max_new_tokens: int
+    rows: int
+    """Of a batch, as memory allows."""
+
+    @property
+    def tokens(self) -> int:
+        """Of the longest row at its end."""
+        return max(len(prompt.ids) for prompt in self.prompts) + self.max_new_tokens
+
+
+class _Entry(NamedTuple):
+    """Prompts of a job that are read in one row."""
+
+    prompts: tuple[_Prompt, ...]
+    tokens: int
+
+    def size(self) -> int:
+        """How many prompts it has."""
+        return len(self.prompts)
+
+
+class _Row(NamedTuple):
+    """An answer in the making."""
+
+    prompt: _Prompt
+    tokens: list[int]
+
+
+@dataclass
+class _Notes:
+    """What is made: a job is given its completions of a round once all of them are there."""
+
+    jobs: Sequence[Job]
+    advance: Callable[[int], None]
+    finished: Callable[[Job], None]
+    made: dict[int, dict[int, Completion]] = field(default_factory=dict)
+    wanted: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for job in self.jobs:
+            self.advance(len(job.done))
+            if job.is_done:
+                self.finished(job)
+
+    def has(self, prompt: _Prompt) -> bool:
+        """Whether the job has its completion."""
+        return prompt.at in self.jobs[prompt.job].done
+
+    def begin(self, prompts: Sequence[_Prompt]) -> None:
+        """A round of these prompts."""
+        self.made = {prompt.job: {} for prompt in prompts}
+        self.wanted = {number: sum(prompt.job == number for prompt in prompts) for number in self.made}
+
+    def add(self, prompt: _Prompt, completion: Completion) -> None:
+        """One more is made, or made again."""
+        job, made = self.jobs[prompt.job], self.made[prompt.job]
+        made[prompt.at] = completion
+        if len(made) < self.wanted[prompt.job]:
+            return
+        new = [index for index in sorted(made) if index not in job.done]
+        for index in new:
+            job.done[index] = made[index]
+        self.advance(len(new))
+        if new and job.is_done:
+            self.finished(job)
+
+
+def _prompts(model: Generates, jobs: Sequence[Job], max_new_tokens: int) -> list[_Prompt]:
+    """The prompts of all jobs, in their order: first those that, with their answers, are less than twice the shortest.
+
+    Then those of less than four times, and so on, since a row is padded to the length of those beside it.
+    """
+    read: dict[tuple[str, tuple[str, ...]], list[list[int]]] = {}
+    for job in jobs:
+        asked = job.plan.system, tuple(job.instructions)
+        if asked not in read:  # plans have the same prompts
+            with model.asked(job.plan.system):
+                read[asked] = model.tokenize(asked[1], max_new_tokens)
+    least = min((len(ids) for sequences in read.values() for ids in sequences), default=0) + max_new_tokens
+    found = [
+        _Prompt(number, index, ids, ((len(ids) + max_new_tokens) // max(1, least)).bit_length())
+        for number, job in enumerate(jobs)
+        for index, ids in enumerate(read[job.plan.system, tuple(job.instructions)])
+    ]
+    return sorted(found, key=lambda prompt: (prompt.length_class, prompt.job, len(prompt.ids), prompt.at))
+
+
+def _round(model: Generates, prompts: Sequence[_Prompt], max_new_tokens: int, rows: RowBudget) -> _Round:
+    """The first prompts that make a round: of one class of lengths, which is divided into equal rounds."""
+    alike = next([*some] for _, some in groupby(prompts, key=lambda prompt: prompt.length_class))
+    longest = max(len(prompt.ids) for prompt in alike)
+    together = rows.within(model.row_bytes(1, logits=1, cached=longest + max_new_tokens))
+    most = together * (ROUND if model.shares_cache else 1)
+    rounds = -(-len(alike) // most)
+    return _Round(alike[: -(-len(alike) // rounds)], max_new_tokens, together)
+
+
+def _entries(model: Generates, some: _Round, rows: RowBudget, row: Callable[[Sequence[Any]], int]) -> list[_Entry]:
+    """The prompts of a round in the rows that they are read in, job by job, the shortest rows of a job first."""
+    most = some.rows if len(some.prompts) <= some.rows else max(1, some.rows // REFILL)
+    found = []
+    known: dict[tuple[tuple[int, ...], ...], list[Pack]] = {}
+    for _, of_job in groupby(some.prompts, key=lambda prompt: prompt.job):
+        prompts = list(of_job)
+        sequences = tuple(tuple(prompt.ids) for prompt in prompts)
+        if sequences not in known:  # plans have the same prompts
+            known[sequences] = model.in_packs(sequences, rows, row, model.shares_cache, most)
+        found += [_Entry(tuple(prompts[at] for at in pack.prompts), pack.tokens) for pack in known[sequences]]
+    return found
+
+
+def _work_off(model: Generates, jobs: Sequence[Job], some: _Round, rows: RowBudget, notes: _Notes) -> None:
+    """Complete the prompts of a round."""
+
+    def row(entries: Sequence[Any]) -> int:
+        most = max(entry.size() for entry in entries)
+        return model.row_bytes(max(entry.tokens for entry in entries), logits=most, cached=most * some.tokens)
+
+    waiting = _entries(model, some, rows, row)
+    with _under(model, jobs, some) as told:
+        running, held = (
+            _Running(model, some.max_new_tokens, notes, told),
+            model.row_bytes(1, logits=1, cached=some.tokens),
         )
-        logits, cache = out.logits[:, -1].float(), out.past_key_values
-    texts = model.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-    return [Completion(text, len(ids), why) for text, ids, why in zip(texts, tokens, finish, strict=True)]
+        notes.begin(some.prompts)
+        while waiting or running.rows:
+            n = len(running.rows)
+            if waiting and (not n or (model.shares_cache and some.rows - n >= max(1, some.rows // REFILL))):
+                entering = rows.first(waiting, row, _Entry.size, taken=(n, n * held))
+                waiting = waiting[len(entering) :]
+                if entering:
+                    running.enter(entering)
+                    continue
+            running.step()
+
+
+_Told = Callable[[Sequence[_Prompt], bool], None]
+"""Told before a pass which prompts its rows are of, and whether it is generated tokens that they hold."""
+
+
+@contextmanager
+def _under(model: Generates, jobs: Sequence[Job], some: _Round) -> Iterator[_Told]:
+    """Inside the block the rows of a round are under the plans of their jobs."""
+    plans: list[Plan] = []
+    at: dict[int, int] = {}
+    for number in dict.fromkeys(prompt.job for prompt in some.prompts):
+        plan = jobs[number].plan
+        known = [index for index, other in enumerate(plans) if other is plan]
+        at[number] = known[0] if known else len(plans)
+        plans += [] if known else [plan]
+    if len(plans) == 1:
+        with model.edited(plans[0]):
+            yield lambda *_: None
+    else:
+        with model.edited_by_row(plans) as by_row:
+            yield lambda prompts, generated: by_row.now([at[one.job] for one in prompts], generated=generated)
+
+
+class _Running:
+    """The rows of a batch that answers are written in."""
+
+    def __init__(self, model: Generates, max_new_tokens: int, notes: _Notes, told: _Told) -> None:
+        self.model, self.max_new_tokens, self.notes, self.told = model, max_new_tokens, notes, told
+        self.rows: list[_Row] = []
+        self.stop: Int[Tensor, " k"] = torch.tensor(sorted(model.stop_ids), dtype=torch.long)
+        self.ids: Int[Tensor, "n 1"]
+        """The token of each row that is to be read."""
+        self.mask: Int[Tensor, "n s"]
+        """Of what is read: 0 where it is padding."""
+        self.cache: Any = None
+
+    def enter(self, entries: Sequence[_Entry]) -> None:
+        """Read prompts, and write on them beside those that are there."""
+        prompts = [prompt for entry in entries for prompt in entry.prompts]
+        ends = [0]
+        for entry in entries:
+            ends.append(ends[-1] + entry.size())
+        packs = [
+            Pack(tuple(range(begin, end)), entry.tokens)
+            for begin, end, entry in zip(ends, ends[1:], entries, strict=False)
+        ]
+        _, batch = self.model.packed([prompt.ids for prompt in prompts], packs)
+        self.told([entry.prompts[0] for entry in entries], False)
+        logits, cache = _read(self.model, batch)
+        rows, ids, kept = self._written([_Row(prompt, []) for prompt in prompts], logits)
+        mask = batch.path_mask.long()
+        if kept is not None:
+            mask = mask[kept]
+            cache.reorder_cache(kept)
+        if not rows:
+            return
+        if self.rows:
+            size = int(max(self.mask.sum(-1).max(), mask.sum(-1).max()))
+            cache = joined(self.cache, cache, size)
+            mask = torch.cat([_last(self.mask, size), _last(mask, size)])
+            ids, rows = torch.cat([self.ids, ids]), self.rows + rows
+        self.rows, self.ids, self.mask, self.cache = rows, ids, mask, cache
+        self.told([row.prompt for row in rows], True)
+
+    def step(self) -> None:
+        """One more token of every row; rows that end leave."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=-1)
+        out = self.model.forward(
+            1,
+            input_ids=self.ids,
+            attention_mask=self.mask,
+            position_ids=self.mask.sum(-1, keepdim=True) - 1,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        self.cache = out.past_key_values
+        self.rows, self.ids, kept = self._written(self.rows, out.logits[:, -1].float())
+        if not self.rows:
+            self.cache = None
+        elif kept is not None:
+            self.mask = self.mask[kept]
+            self.cache.reorder_cache(kept)  # unlike batch_select_indices, every kind of layer has it, on any device
+            self.told([row.prompt for row in self.rows], True)
+
+    def _written(
+        self, rows: list[_Row], logits: Float[Tensor, "n vocab"]
+    ) -> tuple[list[_Row], Int[Tensor, "m 1"], Int[Tensor, " m"] | None]:
+        """The rows that go on, their tokens, and which they are: None where all do. The others are noted."""
+        chosen = logits.argmax(-1)
+        stops = torch.isin(chosen, self.stop.to(chosen.device))
+        broken = ~logits.isfinite().all(-1)
+        kept = []
+        for at, (token, stop, bad) in enumerate(torch.stack([chosen, stops, broken]).T.tolist()):
+            row = rows[at]
+            if not (stop or bad):
+                row.tokens.append(token)
+            if stop or bad or len(row.tokens) >= self.max_new_tokens:
+                self._note(row, "non-finite" if bad else "stop" if stop else "length")
+            else:
+                kept.append(at)
+        if len(kept) == len(rows):
+            return rows, chosen[:, None], None
+        which = torch.tensor(kept, dtype=torch.long, device=chosen.device)
+        return [rows[at] for at in kept], chosen[which, None], which
+
+    def _note(self, row: _Row, finish: Literal["stop", "length", "non-finite"]) -> None:
+        text = self.model.tokenizer.decode(row.tokens, skip_special_tokens=True)
+        self.notes.add(row.prompt, Completion(text, len(row.tokens), finish))
+
+
+def _last(mask: Int[Tensor, "n s"], size: int) -> Int[Tensor, "n t"]:
+    """Of the last so many tokens; where there are fewer, padding before them."""
+    return torch.nn.functional.pad(mask[:, -size:], (max(0, size - mask.shape[1]), 0))
 
 
 def _read(model: Generates, batch: Batch) -> tuple[Float[Tensor, "n vocab"], Any]:
@@ -154,3 +442,8 @@ class Answer:
     completion: str
     n_tokens: int
     finish: str
+
+
+def completion_of(answer: Answer) -> Completion:
+    """The completion that a line of a file holds."""
+    return Completion(answer.completion, answer.n_tokens, cast(Any, answer.finish))

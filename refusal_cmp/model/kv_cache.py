@@ -41,6 +41,21 @@ def along(cache: Any, paths: Int[Tensor, "n s"]) -> Any:
     return cache
 
 
+def joined(one: Any, other: Any, size: int) -> Any:
+    """The rows of one cache and then those of another, aligned at their last tokens; `other` is used up.
+
+    Parameters
+    ----------
+    size
+        How many of the last tokens are kept: those before them are padding of every row.
+    """
+    for index, (layer, new) in enumerate(zip(one.layers, other.layers, strict=True)):
+        roomy = layer if isinstance(layer, RoomyLayer) else RoomyLayer(layer)
+        roomy.join(new, size)
+        one.layers[index], other.layers[index] = roomy, None
+    return one
+
+
 class RoomyLayer(DynamicLayer):
     """The keys and values of a layer as the filled part of larger tensors.
 
@@ -76,8 +91,24 @@ class RoomyLayer(DynamicLayer):
         self._whole = (keys, values)
         self._fill(filled)
 
+    def join(self, other: DynamicLayer, size: int) -> None:
+        """Take over the rows of another layer as well, of all the last tokens; what a row has not is zero."""
+        self._whole = (_side_by_side(self.keys, other.keys, size), _side_by_side(self.values, other.values, size))
+        self._fill(size)
+
     def _fill(self, length: int) -> None:
         self.keys, self.values = (whole[..., :length, :] for whole in self._whole)
+
+
+def _side_by_side(
+    one: Float[Tensor, "n h t k"], other: Float[Tensor, "m h u k"], size: int
+) -> Float[Tensor, "n_and_m h s k"]:
+    """The rows of both, aligned at the last of so many tokens, and with room; what is masked has to be a number."""
+    whole = one.new_zeros((len(one) + len(other), one.shape[1], size + ROOM, one.shape[-1]))
+    for rows, part in ((slice(len(one)), one), (slice(len(one), None), other)):
+        there = min(size, part.shape[-2])
+        whole[rows, :, size - there : size] = part[..., part.shape[-2] - there :, :]
+    return whole
 
 
 def _moved(filled: Tensor, room: int) -> Tensor:

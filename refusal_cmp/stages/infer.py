@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import asdict
+from itertools import groupby
 from typing import Any
 
 from refusal_cmp.config import COMPLETING, RunConfig
 from refusal_cmp.data import Prompt
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.beside import content_beside
-from refusal_cmp.model.generation import Answer, Completion
+from refusal_cmp.model.generation import Answer, Completion, Job, completion_of
 from refusal_cmp.plan import BASELINE, Plan, baseline, checkpoint, prompted
 from refusal_cmp.planning import Chosen, Scope, Setting, grid, strengths_of
 from refusal_cmp.run.contents import (
@@ -26,6 +27,7 @@ from refusal_cmp.run.contents import (
     read_fields,
     read_selections,
 )
+from refusal_cmp.run.journal import Journal
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Selection
 from refusal_cmp.selection.among import among, named
@@ -33,6 +35,11 @@ from refusal_cmp.selection.shared import shared
 from refusal_cmp.stages.covariances import with_covariances
 from refusal_cmp.stages.prompts import read_test_prompts
 from refusal_cmp.subspace import SubspaceField
+
+GRID = "infer/grid"
+"""A journal of what was begun."""
+_Part = tuple[Plan, str]
+"""A test set to be completed under a plan."""
 
 
 def infer_stage(session: Session) -> None:
@@ -62,15 +69,11 @@ def infer_stage(session: Session) -> None:
         others = "the other does" if len(edits) - n == 1 else "the others do"
         same = "the same as it" if n == 1 else "what one of these does"
         session.say(f"{len(edits)} plans, {n} of them distinct; {others} exactly {same}.")
-    with session.progress("plans × test sets", len(missing)) as advance:
-        for plan, dataset in missing:
-            name, sources = answers_file(plan.label, dataset), _sources(session, plan, dataset)
-            done = run.journal(name, [settings[dataset], sources], encode=asdict, decode=lambda row: Completion(**row))
-            answers = _complete(session, plan, prompts[dataset], done)
-            run.write_lines(name, [asdict(answer) for answer in answers])
-            run.record(name, settings[dataset], sources)
-            done.discard()
-            advance(1)
+    begun = run.journal(GRID, settings)
+    for some in _by_host(_as_begun(begun, missing, distinct)):
+        if any(one in missing for one in some):
+            _complete(session, [(*one, one in missing) for one in some], prompts, settings)
+    begun.discard()
     _report_endings(session)
 
 
@@ -156,15 +159,66 @@ def _sources(session: Session, plan: Plan, dataset: str) -> dict[str, Any]:
     return {prompts: session.run.digest(prompts), **made_of(plan)}
 
 
+def _as_begun(
+    begun: MutableMapping[int, list[list[str]]], missing: Sequence[_Part], plans: Sequence[Plan]
+) -> Sequence[_Part]:
+    """What is missing, or where that was begun with more, all of it: batches are made of the same rows as before."""
+    by_label = {plan.label: plan for plan in plans}
+    names = [[plan.label, dataset] for plan, dataset in missing]
+    before = begun.get(len(begun) - 1, [])
+    if not names:
+        return missing
+    if all(name in before for name in names) and all(label in by_label for label, _ in before):
+        return [(by_label[label], dataset) for label, dataset in before]
+    begun[len(begun)] = names
+    return missing
+
+
+def _by_host(parts: Sequence[_Part]) -> list[list[_Part]]:
+    """The plans of the model together, and those of each other checkpoint."""
+    return [list(some) for _, some in groupby(parts, key=lambda part: part[0].checkpoint)]
+
+
 def _complete(
-    session: Session, plan: Plan, prompts: Sequence[Prompt], done: MutableMapping[int, Completion]
-) -> list[Answer]:
-    instructions = [prompt.instruction for prompt in prompts]
-    completions = session.host_of(plan).engine.generate(plan, instructions, session.config.max_new_tokens, done=done)
-    return [
-        Answer(prompt.instruction, prompt.category, one.text, one.n_tokens, one.finish)
-        for prompt, one in zip(prompts, completions, strict=True)
-    ]
+    session: Session,
+    parts: Sequence[tuple[Plan, str, bool]],
+    prompts: Mapping[str, Sequence[Prompt]],
+    settings: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Complete test sets under plans of one model; the file of each is written once its last completion is there.
+
+    Parameters
+    ----------
+    parts
+        Each with whether it is missing: what others have is there, and only says what batches are made of.
+    """
+    run, of_job = session.run, {}
+    for plan, dataset, is_missing in parts:
+        name, sources = answers_file(plan.label, dataset), _sources(session, plan, dataset)
+        done: MutableMapping[int, Completion]
+        if is_missing:
+            identity = [settings[dataset], sources]
+            done = run.journal(name, identity, encode=asdict, decode=lambda row: Completion(**row))
+        else:
+            done = dict(enumerate(map(completion_of, read_answers(session, plan.label, dataset))))
+        job = Job(plan, [prompt.instruction for prompt in prompts[dataset]], done)
+        of_job[job] = (name, dataset, sources)
+
+    def write(job: Job) -> None:
+        name, dataset, sources = of_job[job]
+        if isinstance(job.done, Journal):
+            run.write_lines(name, [asdict(one) for one in _answers(prompts[dataset], job.done)])
+            run.record(name, settings[dataset], sources)
+            job.done.discard()
+
+    engine = session.host_of(parts[0][0]).engine
+    engine.generate_many(list(of_job), session.config.max_new_tokens, session.progress, write)
+
+
+def _answers(prompts: Sequence[Prompt], done: Mapping[int, Completion]) -> Iterator[Answer]:
+    for index, prompt in enumerate(prompts):
+        one = done[index]
+        yield Answer(prompt.instruction, prompt.category, one.text, one.n_tokens, one.finish)
 
 
 def _write_plan(session: Session, plan: Plan) -> None:

@@ -54,7 +54,7 @@ def sequences_of(model):
 def one_row(model, sequences):
     """All of them in one row, in lexicographic order, and that order."""
     order = sorted(range(len(sequences)), key=sequences.__getitem__)
-    return order, model._packed(sequences, [Pack(tuple(order), 0)])[1]
+    return order, model.packed(sequences, [Pack(tuple(order), 0)])[1]
 
 
 def test_which_families_share_rows_and_keys_is_known(model):
@@ -118,7 +118,7 @@ def test_a_row_is_no_longer_than_a_window_that_layers_count_by_places_in_it():
     assert model.shares_rows
     prompts = [f"How do I bake {'very ' * n}good cakes?" for n in range(24)]
     sequences = model.tokenize(prompts)
-    assert model._packed(sequences, packs(sequences, 10_000, 24))[1].ids.shape[1] > 128, "but for the limit"
+    assert model.packed(sequences, packs(sequences, 10_000, 24))[1].ids.shape[1] > 128, "but for the limit"
     alone = torch.cat([model.last_logits(model.batch([ids])) for ids in sequences])
     for rows, batch in model.batches(prompts):
         assert isinstance(batch, PackedBatch)
