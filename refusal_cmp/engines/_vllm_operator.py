@@ -14,18 +14,21 @@ buffer whose address stays, padded with zero rows to `RANK`; a plan is installed
 is computed is the same whatever they hold: every token costs as much as an edit of that rank. Elsewhere the operator
 runs as Python, and an edit costs what its own rank and terms cost; a site without one costs a copy.
 
-Several plans in one batch would need no other operator: which rows are edited how is for `Edits` to say.
+Several plans may share a batch, except in CUDA graphs. Each has a slot, `Edits.order` is told before every pass whose
+slot each token is in, and a site's edits are then those of all plans together, of which a token takes its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from refusal_cmp.edit import ALWAYS, LowRankEdit, stack
+from refusal_cmp.model.by_row import MixedEdit
 
 RANK = 32
 """The largest rank of an edit where CUDA graphs are captured."""
@@ -67,15 +70,29 @@ class Edits:
         self._dtype = torch.promote_types(dtype, torch.float32)
         self.seen = torch.zeros(len(watched), SEEN, width, device=device, dtype=self._dtype)
         self._edits: list[LowRankEdit | None] = [None] * n_sites
-        self._active = torch.zeros(n_sites, dtype=torch.bool, device=device)
+        self._mixed: dict[int, MixedEdit] = {}
+        self._slots = torch.zeros(0, dtype=torch.long, device=device)
+        self._active = torch.zeros(n_sites, 1, dtype=torch.bool, device=device)
+        """Which sites have an edit, of the plan in each slot."""
         if captured:
             self._edits = [nothing(RANK, width).to(device, self._dtype) for _ in range(n_sites)]
 
-    def install(self, edits: Mapping[int, LowRankEdit]) -> None:
-        """These edits by site, in the place of those before. See `refused` for what cannot be."""
+    def install(self, *plans: Mapping[int, LowRankEdit]) -> None:
+        """The edits of a plan, or of one in each slot, by site, in the place of those before. See `refused`."""
+        if len(plans) == 1 or self.captured:
+            self._install_one(*plans)
+            return
+        there = [[_does(plan.get(site)) for plan in plans] for site in range(len(self._edits))]
+        self._active = torch.tensor(there, device=self._device)
+        self._edits = [None] * len(self._edits)
+        self._mixed = self._together(plans)
+
+    def _install_one(self, edits: Mapping[int, LowRankEdit]) -> None:
+        self._mixed = {}
+        self._active = self._active[:, :1]
         for site, buffers in enumerate(self._edits):
             edit = edits.get(site)
-            edit = None if edit is None or not edit.tensors() else edit
+            edit = edit if _does(edit) else None
             self._active[site] = edit is not None
             if not self.captured:
                 self._edits[site] = None if edit is None else edit.to(self._device, self._dtype)
@@ -84,8 +101,27 @@ class Edits:
                 for name, buffer in buffers.tensors().items():
                     buffer.copy_(whole[name][0])
 
-    def refused(self, edits: Mapping[int, LowRankEdit]) -> str:
-        """Why these edits cannot be installed here; '' if they can."""
+    def _together(self, plans: Sequence[Mapping[int, LowRankEdit]]) -> dict[int, MixedEdit]:
+        """By site what the plans do there; sites at which all do the same share it."""
+        shared: dict[tuple[int | None, ...], MixedEdit] = {}
+        mixed = {}
+        for site in {site for edits in plans for site, edit in edits.items() if _does(edit)}:
+            here = [edits.get(site) for edits in plans]
+            key = tuple(None if edit is None else id(edit) for edit in here)
+            if key not in shared:
+                shared[key] = MixedEdit([edit and edit.to(self._device, self._dtype) for edit in here])
+            mixed[site] = shared[key]
+        return mixed
+
+    def order(self, slots: Sequence[int], n_tokens: Sequence[int]) -> None:
+        """The next pass reads so many tokens of requests of these slots, one request after the other."""
+        self._slots = torch.repeat_interleave(torch.tensor(slots), torch.as_tensor(n_tokens)).to(self._device)
+
+    def refused(self, *plans: Mapping[int, LowRankEdit]) -> str:
+        """Why the edits of these plans cannot be installed here; '' if they can."""
+        if self.captured and len(plans) > 1:
+            return "several plans cannot share a pass that is a CUDA graph"
+        edits = plans[0]
         rank = max((len(edit.V) for edit in edits.values() if edit.V is not None), default=0)
         if self.captured and rank > RANK:
             return f"it edits along {rank} directions at a site, and CUDA graphs have room for {RANK}"
@@ -94,32 +130,52 @@ class Edits:
     def edit(self, x: Tensor, site: int) -> Tensor:
         """The edited vectors; a copy where there is no edit, as an operator may not return what it was given."""
         self._watch(x, site)
-        edit, scale = self._edits[site], self._scales.get(site, 1.0)
+        edit, scale = self._at(site, x), self._scales.get(site, 1.0)
         if edit is None:
             return _copy(x)
         edited = edit(x) if scale == 1 else edit(x * scale) / scale
-        return torch.where(self._active[site], edited, x).contiguous() if self.captured else edited
+        active = self._acts(site, x)
+        return edited if active is None else torch.where(active, edited, x).contiguous()
 
     def edit_sum(self, hidden: Tensor, residual: Tensor, site: int) -> tuple[Tensor, Tensor]:
         """The edited stream and zeros; both parts as they were where there is no edit, not rounded to one."""
-        edit = self._edits[site]
+        edit = self._at(site, hidden)
         if edit is None and not (self.watching and site in self._rows):
             return _copy(hidden), _copy(residual)
         stream = hidden + residual
         self._watch(stream, site)
         if edit is None:
             return _copy(hidden), _copy(residual)
-        edited = edit(stream)
-        if not self.captured:
+        edited, active = edit(stream), self._acts(site, stream)
+        if active is None:
             return edited, torch.zeros_like(residual, memory_format=torch.contiguous_format)
-        active = self._active[site]
         return torch.where(active, edited, hidden).contiguous(), residual.masked_fill(active, 0).contiguous()
+
+    def _at(self, site: int, x: Tensor) -> Callable[[Tensor], Tensor] | None:
+        """What is done at a site, if anything."""
+        mixed = self._mixed.get(site)
+        return self._edits[site] if mixed is None else partial(mixed, of=self._slots_of(x))
+
+    def _acts(self, site: int, x: Tensor) -> Tensor | None:
+        """Where the site has an edit, if not in all vectors: in a buffer it may have none, and of some plans."""
+        if site in self._mixed:
+            return self._active[site, self._slots_of(x)].view(*x.shape[:-1], 1)
+        return self._active[site, 0] if self.captured else None
+
+    def _slots_of(self, x: Tensor) -> Tensor:
+        """The slot of every vector; the first of those that pad the pass, which are nobody's."""
+        n = x[..., 0].numel()
+        return torch.cat([self._slots[:n], self._slots.new_zeros(n - len(self._slots[:n]))])
 
     def _watch(self, stream: Tensor, site: int) -> None:
         """Keep the first tokens of the stream. A CUDA graph does so at every replay: what it does is fixed."""
         if (self.watching or self.captured) and site in self._rows:
             rows = stream.reshape(-1, self._width)[:SEEN]
             self.seen[self._rows[site], : len(rows)] = rows.to(self.seen.dtype)
+
+
+def _does(edit: LowRankEdit | None) -> bool:
+    return edit is not None and bool(edit.tensors())
 
 
 def _copy(x: Tensor) -> Tensor:

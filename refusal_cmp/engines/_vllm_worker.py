@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
@@ -98,8 +99,27 @@ class PlanWorker:
             captured=_captures(self.model_config.enforce_eager, self.device),
         )
         OF[id(config.compilation_config.static_forward_context)] = editor.edits
+        self._refusal_cmp_order(editor)
         # A graph of another model, or of this one with other sites or without ours, is not taken from vLLM's cache.
         config.additional_config = {**config.additional_config, "refusal_cmp": editor.digest}
+
+    def _refusal_cmp_order(self: Any, editor: Editor) -> None:
+        """Have the operator told before every pass whose tokens it reads, where the order of requests is known."""
+        runner = self.model_runner
+        prepare: Any = getattr(runner, "_prepare_inputs", None)  # vLLM's second model runner has none
+        self._refusal_cmp_mixes = prepare is not None and not editor.edits.captured
+        if not self._refusal_cmp_mixes:
+            return
+
+        def ordered(scheduled: Any, n_tokens: Any, *args: Any, **kwargs: Any) -> Any:
+            editor.edits.order([slot_of(one) for one in runner.input_batch.req_ids], n_tokens)
+            return prepare(scheduled, n_tokens, *args, **kwargs)
+
+        runner._prepare_inputs = ordered
+
+    def refusal_cmp_mixes(self: Any) -> str:
+        """Whether several plans may share a pass: 'yes' or ''."""
+        return "yes" if self._refusal_cmp_mixes else ""
 
     def _refusal_cmp_pass(self: Any) -> None:
         """One eager pass without a cache, as those by which vLLM measures its memory."""
@@ -133,9 +153,10 @@ class PlanWorker:
         """Check what was seen under the test edit, and remove it; '' or why the sites are not proven."""
         return _reason(self._refusal_cmp.prove)
 
-    def refusal_cmp_install(self: Any, tensors: bytes, metadata: dict[str, str]) -> str:
-        """Install a plan, as `Plan.to_tensors` gives it, in the place of the one before; '' or why not."""
-        return self._refusal_cmp.install(Plan.from_tensors(load(tensors), metadata).edits)
+    def refusal_cmp_install(self: Any, tensors: list[bytes], metadata: list[dict[str, str]]) -> str:
+        """Install a plan in each slot, as `Plan.to_tensors` gives it, in the place of those before; '' or why not."""
+        plans = [Plan.from_tensors(load(one), facts) for one, facts in zip(tensors, metadata, strict=True)]
+        return self._refusal_cmp.install(*(plan.edits for plan in plans))
 
     def refusal_cmp_non_finite(self: Any) -> str:
         """Whether any logits held a NaN or an infinity since `refusal_cmp_clear`: 'yes' or ''."""
@@ -218,12 +239,12 @@ class Editor:
         where = [(type(one.layer).__name__, one.attn_out, one.mlp_out) for one in self.sites]
         return sha256(repr((self._reading, where)).encode()).hexdigest()[:16]
 
-    def install(self, edits: Mapping[Place, LowRankEdit]) -> str:
-        """These edits in the place of those before; '' or why they cannot be installed here."""
-        numbered = {_number(place): edit for place, edit in edits.items()}
-        reason = self.edits.refused(numbered)
+    def install(self, *plans: Mapping[Place, LowRankEdit]) -> str:
+        """The edits of these plans in the place of those before; '' or why they cannot be installed here."""
+        numbered = [{_number(place): edit for place, edit in edits.items()} for edits in plans]
+        reason = self.edits.refused(*numbered)
         if not reason:
-            self.edits.install(numbered)
+            self.edits.install(*numbered)
         return reason
 
     def watch(self) -> None:
@@ -287,6 +308,12 @@ def _reason(work: Callable[[], None]) -> str:
     except UnprovenError as error:
         return str(error)
     return ""
+
+
+def slot_of(request: str) -> int:
+    """The slot of a request, which its name begins with, `2.17`; a probe is in the first."""
+    slot = re.match(r"(\d+)\.", request)
+    return int(slot[1]) if slot else 0
 
 
 def _number(place: Place) -> int:

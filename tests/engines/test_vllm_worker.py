@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from refusal_cmp.config import SITES
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.engines import _vllm_operator
 from refusal_cmp.engines._vllm_operator import RANK, Edits, nothing
-from refusal_cmp.engines._vllm_worker import Editor, UnprovenError
+from refusal_cmp.engines._vllm_worker import Editor, UnprovenError, slot_of
 from refusal_cmp.engines.vllm import import_vllm
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.plan import Place
@@ -174,6 +175,48 @@ def test_edits_act_where_their_places_say_and_leave_nothing(layer, captured, com
         torch.testing.assert_close(model(IDS), by_hand(Decoder(layer), edits), atol=1e-10, rtol=1e-10)
     editor.install({})
     assert torch.equal(model(IDS), unedited)
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("layer", [Layer, Scaled, Deferred, Stale, Parallel])
+@torch.inference_mode()
+def test_plans_in_one_pass_edit_their_own_tokens_and_no_others(layer, compiled, monkeypatch):
+    """Tokens in the order of a pass, in the slots of three plans of several ranks, and one that edits nothing."""
+    model, editor = proven(layer, monkeypatch, compiled=compiled)
+    unedited = model(IDS)
+    V, A, B = torch.randn(3, 2, WIDTH, dtype=torch.float64)
+    plans = [
+        {Place(index, site): LowRankEdit(V=V, A=A) for index in range(LAYERS) for site in SITES},
+        {},
+        {
+            Place(1, "resid_pre"): LowRankEdit(
+                V=V[:1], B=B[:1], A=A[:1], t=V[:1, 0], b=A[0], c=V[1], tau=V.new_zeros(())
+            )
+        },
+        {Place(0, "attn_out"): LowRankEdit(V=V, r=B[0], A=A, keep=V.new_ones(())), Place(1, "mlp_out"): LowRankEdit()},
+    ]
+    assert editor.install(*plans) == ""
+    runs = [(2, 1), (0, 2), (3, 1), (1, 1)]
+    slots = [slot for slot, n in runs for _ in range(n)]
+    editor.edits.order(*map(list, zip(*runs, strict=True)))
+    found = model(IDS)
+    slots += [0] * (len(IDS) - len(slots))  # tokens that pad the pass
+    for slot, edits in enumerate(plans):
+        mine = [index for index, one in enumerate(slots) if one == slot]
+        torch.testing.assert_close(found[mine], by_hand(Decoder(layer), edits)[mine], atol=1e-10, rtol=1e-10)
+    assert torch.equal(found[slots.index(1)], unedited[slots.index(1)])
+    editor.install({})
+    assert torch.equal(model(IDS), unedited)
+
+
+@torch.inference_mode()
+def test_plans_share_no_pass_that_is_a_cuda_graph(monkeypatch):
+    _, editor = proven(Deferred, monkeypatch, captured=True)
+    assert "several plans cannot share a pass" in editor.install({}, {})
+
+
+def test_a_request_says_its_slot():
+    assert [slot_of(name) for name in ("2.7.1", "12.7.1-ab.3", "0", "7-ab.c", "x")] == [2, 12, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.interventions import INTERVENTIONS
 from refusal_cmp.model import ChatModel, ModelSource, model_path
 from refusal_cmp.model.chat import Chat
-from refusal_cmp.plan import Place, Plan, baseline
+from refusal_cmp.model.generation import Completion, Job
+from refusal_cmp.plan import Place, Plan, baseline, prompted
 
 from support.adapters import trained
 from support.gguf_files import write_gguf
@@ -104,6 +105,38 @@ def test_answers_that_are_there_are_not_made_again(tiny, engine):
     assert sorted(done) == list(range(6))
 
 
+def test_plans_that_share_a_batch_are_those_of_one_at_a_time(tiny_fields, engine):
+    """Plans of several ranks and sites, one that is a system prompt, and one of which an answer is there."""
+    made = [
+        plan_intervention(name, tiny_fields[method], scope=scope, **AT)
+        for method, name, scope in (
+            ("inlp", "nullspace", "all"),
+            ("diff-in-means", "ablation", "single"),
+            ("inlp", "alterrep", "all"),
+            ("diff-in-means", "angular", "all"),
+        )
+    ]
+    plans = [baseline(), *made, prompted("own", "Say yes."), baseline()]
+    prompts = instructions("tiny-harmful", "test", 12)
+    alone = [engine.generate(plan, prompts, NEW_TOKENS) for plan in plans]
+    jobs = [Job(plan, prompts, {}) for plan in plans]
+    jobs[1].done[3] = kept = Completion("kept", 1, "stop")
+    told, groups = [], []
+    install = engine.install
+    engine.install = lambda *some: groups.append(len(some)) or install(*some)
+    try:
+        engine.generate_many(jobs, NEW_TOKENS, finished=told.append)
+    finally:
+        del engine.install
+    assert groups == [len(plans) - 1]  # the baseline is there twice
+    assert sorted(map(id, told)) == sorted(map(id, jobs))
+    for job, expected in zip(jobs, alone, strict=True):
+        wrong = disagreements([job.done[index] for index in range(len(prompts))], expected)
+        assert wrong == ([3] if job is jobs[1] else [])
+    assert jobs[1].done[3] == kept
+    assert alone[0] != alone[2]
+
+
 class Interrupted(dict):
     """Answers that are kept until the third comes."""
 
@@ -136,7 +169,7 @@ def test_no_keys_and_values_of_an_earlier_plan_are_used(tiny, tiny_fields, engin
     engine.generate(baseline(), prompts, NEW_TOKENS)
     assert engine.generate(plan, prompts, NEW_TOKENS) == expected
     with monkeypatch.context() as patched:
-        patched.setattr(VLLMEngine, "_salt", property(lambda _: "the same"))
+        patched.setattr(VLLMEngine, "_salt", lambda *_: "the same")
         engine.generate(baseline(), prompts, NEW_TOKENS)
         assert engine.generate(plan, prompts, NEW_TOKENS) != expected
     engine.generate(baseline(), prompts, NEW_TOKENS)
