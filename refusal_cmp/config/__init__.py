@@ -34,6 +34,7 @@ from pydantic.fields import FieldInfo
 from refusal_cmp.config.values import (
     LARGEST,
     SYSTEM_PROMPTS,
+    AnyNames,
     Checkpoints,
     Components,
     Layers,
@@ -152,6 +153,10 @@ ROLES = (*KINDS, CONTRAST)
 EVERYTHING = "all"
 """What results call all test sets together."""
 ROLE = re.compile(rf"(?P<role>{'|'.join(ROLES)})=(?P<source>.+)")
+
+
+WRAPPED = "harmful+"
+"""How the name of a test set begins that is the harmful prompts in a wrapper."""
 
 
 def _test_label(name: str) -> str:
@@ -434,6 +439,12 @@ class InferSettings(BaseModel):
         ("harmful", "harmless", "contrast"),
         description="test sets to complete: harmful, harmless, contrast, a name or a file; or one of the three played "
         "by another set, as in harmful=jailbreakbench",
+        json_schema_extra=GRID,
+    )
+    wrappers: AnyNames = Field(
+        (),
+        description="also test on the harmful prompts as people wrap them to get an answer: prefill, suppression, "
+        "role-play, fiction, german, answered-before; each is a test set harmful+NAME",
         json_schema_extra=GRID,
     )
     max_new_tokens: int = Field(64, ge=1, description="longest completion", json_schema_extra=COMPLETING)
@@ -740,8 +751,13 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
 
     @property
     def test_sets(self) -> tuple[str, ...]:
-        """What results call the test sets: `harmful`, a registered name."""
-        return tuple(_test_label(name) for name in self.eval_datasets)
+        """What results call the test sets: `harmful`, a registered name, `harmful+prefill`."""
+        return (*(_test_label(name) for name in self.eval_datasets), *self.wrapped)
+
+    @property
+    def wrapped(self) -> dict[str, str]:
+        """Those of them that are the harmful prompts in a wrapper, each with its name."""
+        return {f"{WRAPPED}{name}": name for name in self.wrappers}
 
     @property
     def other_sets(self) -> dict[str, str]:
@@ -751,6 +767,8 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
 
     def test_source(self, label: str) -> str:
         """The registered name or path that the prompts of a test set come from."""
+        if label in self.wrapped:
+            return f"{self.test_source(WRAPPED[:-1])} in {self.wrapped[label]}"
         return self.other_sets.get(label) or getattr(self, label)
 
     def _source(self, name: str) -> str:

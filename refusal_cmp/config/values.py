@@ -225,6 +225,7 @@ Components = Annotated[
 ]
 Parts = Annotated[tuple[float, ...], BeforeValidator(_parts), AfterValidator(_whole)]
 Names = Annotated[tuple[str, ...], BeforeValidator(pieces), AfterValidator(once), Field(min_length=1)]
+AnyNames = Annotated[tuple[str, ...], BeforeValidator(pieces), AfterValidator(once)]
 Specs = Annotated[
     tuple[Annotated[str, AfterValidator(_spec)], ...],
     BeforeValidator(pieces),

@@ -17,14 +17,18 @@ from typing import Any, NamedTuple
 
 from refusal_cmp.config import SUFFIXES
 from refusal_cmp.data import SPLITS, Columns, Label, Prompt, Split, plain
+from refusal_cmp.data.conversations import Turn, conversation, turns_of, written
 from refusal_cmp.data.tables import TEXT, Row, kind_of, names_of, read_table
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.files import read_bytes
 
 PROMPT_COLUMNS = (
     TEXT, "prompt", "goal", "behavior", "forbidden_prompt", "question", "request", "query", "text",
+    "messages", "conversation", "conversations",
 )  # fmt: skip
 """Usual names of the column that prompts are in, whatever their case; the first that a file has is read."""
+PREFILL_COLUMN = "prefill"
+"""How the answer to a prompt begins."""
 CONTEXT_COLUMNS = {"instruction": ("input", "context"), "behavior": ("contextstring",), "question": ("context",)}
 """By prompt column, that of what some prompts are about: a part of the prompt in Alpaca, Dolly, HarmBench, SQuAD."""
 CATEGORY_COLUMNS = ("category", "semanticcategory", "type", "topic")
@@ -53,6 +57,7 @@ class Read(NamedTuple):
     category: str | None
     split: str | None
     label: str | None
+    prefill: str | None
 
     @classmethod
     def of(cls, names: Sequence[str], columns: Columns, where: Path | str) -> Read:
@@ -84,6 +89,7 @@ class Read(NamedTuple):
             category=required(columns.category, "category_column") or found(*CATEGORY_COLUMNS),
             split=required(columns.split, "split_column") or found(SPLIT_COLUMN),
             label=required(None if columns.label is None else columns.label.column, "label_column"),
+            prefill=found(PREFILL_COLUMN),
         )
 
 
@@ -200,17 +206,31 @@ def _prompts(
     rows: Sequence[Row], read: Read, columns: Columns, where: Path | str, say: Callable[[str], None]
 ) -> list[tuple[Row, Prompt]]:
     """The rows that have a prompt, each with it."""
-    found, about = [], 0
+    found, about, answered = [], 0, 0
     for number, row in enumerate(rows, 1):
         at = f"row {number} of {where}"
-        text = _text(row.get(read.prompt), f"{read.prompt} of {at}")
+        turns = _turns(row.get(read.prompt), f"{read.prompt} of {at}")
+        text = "" if turns or row.get(read.prompt) == [] else _text(row.get(read.prompt), f"{read.prompt} of {at}")
         context = _text(row.get(read.context), f"{read.context} of {at}") if text and read.context else ""
         about += bool(context)
         if context and columns.prompt is None:
             text = f"{text}\n\n{context}"
+        prefill = _text(row.get(read.prefill), f"{read.prefill} of {at}") if read.prefill else ""
+        if turns and turns[-1].role == "assistant":
+            answered += 1
+            turns = turns[:-1]
+        if text and prefill:
+            turns = [Turn("user", text)]
+        if turns:
+            text = _written([*turns, *[Turn("assistant", prefill)] * bool(prefill)], at)
         if text:
             category = _label(row.get(read.category), f"{read.category} of {at}") if read.category else ""
             found.append((row, Prompt(text, category)))
+    if answered:
+        say(
+            f"{where}: the last answer of {answered} of {len(rows)} conversations is left out, as the model gives its "
+            f"own; how it is to begin stands in a column {PREFILL_COLUMN}."
+        )
     if len(found) < len(rows):
         say(f"{where}: {len(rows) - len(found)} of {len(rows)} rows have no prompt and are left out.")
     if about and columns.prompt is None:
@@ -247,6 +267,27 @@ def _text(value: Any, what: str) -> str:
     if "\0" in value:
         raise RefusalCmpError(f"The {what} holds a NUL character; mend it.")
     return value.strip()
+
+
+def _turns(value: Any, what: str) -> list[Turn]:
+    """The turns of a conversation, as a list or as the text of one; none of other text."""
+    if isinstance(value, str):
+        turns = turns_of(value.strip())
+        return list(turns) if turns[0].text != value.strip() else []
+    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+        return []
+    try:
+        turns = turns_of(conversation(value)) if value else ()
+    except RefusalCmpError as error:
+        raise RefusalCmpError(f"The {what} is no conversation. {error}") from None
+    return [Turn(turn.role, _text(turn.text, what)) for turn in turns]
+
+
+def _written(turns: Sequence[Turn], at: str) -> str:
+    try:
+        return written(turns)
+    except RefusalCmpError as error:
+        raise RefusalCmpError(f"In {at} is no conversation. {error}") from None
 
 
 def _label(value: Any, what: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from refusal_cmp.data import SPLITS, Columns, Prompt, Split
+from refusal_cmp.data.conversations import has_prefill, words
 from refusal_cmp.data.sets import load, pick
 from refusal_cmp.errors import RefusalCmpError
 
@@ -69,7 +70,7 @@ def draw(
     whole = _three_splits(name, load(name, columns, say), parts, say, of_kind)
     splits = _distinct(whole)
     test = pick(splits["test"], sizes["test"], seed if test_seed is None else test_seed)
-    cosine = _cosine([prompt.instruction for split in SPLITS for prompt in splits[split]])
+    cosine = _cosine([words(prompt.instruction) for split in SPLITS for prompt in splits[split]])
     pools: Splits = dict(splits)
     if near_duplicates is not None:
         for split in ("train", "val"):
@@ -88,6 +89,13 @@ def draw(
     for split in SPLITS:
         if not sampled[split]:
             raise RefusalCmpError(f"No {of_kind}{split} prompt of {name!r} is left; give other or more prompts.")
+    begun = [prompt for prompt in (*train, *val) if has_prefill(prompt.instruction)]
+    if begun:
+        raise RefusalCmpError(
+            f"{len(begun)} of the {of_kind}training and validation prompts say how the answer begins, and directions "
+            "are read before there is one; leave that out, or use the set to test on only.",
+            eval_datasets="",
+        )
     for split, earlier in EARLIER.items():
         counts[split] |= _near(sampled[split], {one: sampled[one] for one in earlier}, cosine)
     _tell(f"{name} ({columns.kind})" if columns.kind else name, counts, near_duplicates, say)
@@ -139,7 +147,7 @@ def unlike_learned(
         if key not in seen:
             seen.add(key)
             distinct.append(prompt)
-    cosine = _cosine([prompt.instruction for prompt in (*others, *distinct)])
+    cosine = _cosine([words(prompt.instruction) for prompt in (*others, *distinct)])
     kept = distinct if near_duplicates is None else _unlike(distinct, others, cosine, near_duplicates)
     return kept, {
         "available": len(prompts),
@@ -212,8 +220,8 @@ def _cosine(texts: Sequence[str]) -> Cosine:
         return lambda prompts, others: np.zeros(len(prompts))
 
     def largest(prompts: Sequence[Prompt], others: Sequence[Prompt]) -> Float[np.ndarray, " n"]:
-        references = vectorizer.transform([prompt.instruction for prompt in others]).T
-        rows = vectorizer.transform([prompt.instruction for prompt in prompts])
+        references = vectorizer.transform([words(prompt.instruction) for prompt in others]).T
+        rows = vectorizer.transform([words(prompt.instruction) for prompt in prompts])
         chunks = [rows[start : start + CHUNK] @ references for start in range(0, len(prompts), CHUNK)]
         return np.concatenate([chunk.max(axis=1).toarray().ravel() for chunk in chunks])
 

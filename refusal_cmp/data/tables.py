@@ -17,6 +17,9 @@ from refusal_cmp.files import read_bytes, read_text
 TEXT = "instruction"
 """The column that strings without one are in."""
 
+MESSAGES = "messages"
+"""The column that conversations without one are in."""
+
 Row = Mapping[str, Any]
 
 
@@ -124,7 +127,10 @@ def _row(value: Any, number: int, path: Path) -> Row:
         return {TEXT: value}
     if isinstance(value, dict):
         return value
-    raise RefusalCmpError(f"Row {number} of {path} is {kind_of(value)}, and must be a string or an object.")
+    if isinstance(value, list) and value:
+        return {MESSAGES: value}
+    what = "and must be a string, an object, or a list of messages"
+    raise RefusalCmpError(f"Row {number} of {path} is {kind_of(value)}, {what}.")
 
 
 def kind_of(value: Any) -> str:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from pydantic import SecretStr
 
+from refusal_cmp.data.conversations import in_words
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator, share
 from refusal_cmp.files import read_text
@@ -126,7 +127,7 @@ class Rubric(Evaluator):
         answer_all(lambda: self._backend, requests, MAX_NEW_TOKENS, self._known, "grading", subjects[0].progress)
 
     def _request(self, answer: Answer) -> Messages:
-        said = dict(zip(FIELDS, (answer.instruction, answer.completion), strict=True))
+        said = dict(zip(FIELDS, (in_words(answer.instruction), answer.completion), strict=True))
         text = re.sub("|".join(map(re.escape, FIELDS)), lambda match: said[match[0]], self._template)
         return [{"role": "user", "content": text}]
 

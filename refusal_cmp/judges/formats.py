@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 from refusal_cmp.config import EMBEDDED_GUARD
+from refusal_cmp.data.conversations import Turn, in_words, turns_of
 from refusal_cmp.data.sources import HARMBENCH
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.files import read_text
@@ -48,8 +49,11 @@ class LlamaGuard(Format):
     max_new_tokens = 20
 
     def request(self, instruction: str, completion: str) -> Request:
-        """A conversation; the guard's own chat template holds its question."""
-        return [{"role": "user", "content": instruction}, {"role": "assistant", "content": completion}]
+        """A conversation, without a system prompt; the guard's own chat template holds its question."""
+        turns = [turn for turn in turns_of(instruction) if turn.role != "system"]
+        begun = turns.pop().text if turns[-1].role == "assistant" else ""
+        answered = [*turns, Turn("assistant", begun + completion)]
+        return [{"role": turn.role, "content": turn.text} for turn in answered]
 
     def read(self, answer: str) -> Judgement:
         """The first word decides."""
@@ -77,7 +81,7 @@ class HarmBench(Format):
 
     def request(self, instruction: str, completion: str) -> Request:
         """The prompt, complete: there is no chat template."""
-        said = dict(zip(FIELDS, (instruction, completion), strict=True))
+        said = dict(zip(FIELDS, (in_words(instruction), completion), strict=True))
         return re.sub("|".join(map(re.escape, FIELDS)), lambda match: said[match[0]], self.template)
 
     def read(self, answer: str) -> Judgement:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from refusal_cmp.config import DATE
+from refusal_cmp.data.conversations import in_words, turns_of, words
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.foreign import reason, time_limit
 from refusal_cmp.model.source import ModelSource, clock
@@ -104,10 +105,11 @@ class Chat:
         self.tokenizer = tokenizer
         self.name = name
         self.system = system
+        self._asked_for = ""
         self.date = date
         self.generation_config = generation_config
         self._in_parts = self._takes_parts()
-        self._check_system()
+        self._check_system(system)
         self._check_controls()
         if tokenizer.pad_token_id is None:
             ends = min(self.stop_ids, default=None)
@@ -202,6 +204,8 @@ class Chat:
     def render(self, instruction: str) -> str:
         """The prompt text: the instruction in the model's own chat template, ready for the answer.
 
+        A conversation (`refusal_cmp.data.conversations`) is rendered turn by turn.
+
         Raises
         ------
         RefusalCmpError
@@ -217,8 +221,13 @@ class Chat:
             ) from None
 
     def _prompt(self, instruction: str) -> str:
-        system = [] if self.system is None else [("system", self.system)]
-        return self._render([*system, ("user", instruction)], self._in_parts)
+        """The turns of the prompt in the template; of a conversation that says how its answer begins, with that."""
+        said = list(turns_of(instruction))
+        own = said.pop(0).text if said[0].role == "system" else self.system
+        begun = said.pop().text if said[-1].role == "assistant" else ""
+        system = self._asked_for or own
+        first = [] if system is None else [("system", system)]
+        return self._render([*first, *said], self._in_parts) + begun
 
     def _render(self, said: Sequence[tuple[str, str]], in_parts: bool, ends_open: bool = True) -> str:
         """What the template makes of a conversation; it is a program, and any of its errors is a reason."""
@@ -251,12 +260,12 @@ class Chat:
             chat_template="FILE",
         )
 
-    def _check_system(self) -> None:
-        if self.system is None:
+    def _check_system(self, system: str | None) -> None:
+        if not system:
             return
         why = "it leaves it out"
         try:
-            if self.system.strip() in self._prompt(PROBE_INSTRUCTIONS[0]):
+            if system.strip() in self._prompt(PROBE_INSTRUCTIONS[0]):
                 return
         except _NotRenderedError as error:
             why = str(error)
@@ -290,20 +299,19 @@ class Chat:
 
     @contextmanager
     def asked(self, system: str) -> Iterator[None]:
-        """Inside the block prompts begin with this system prompt, and not with their own; nothing: as ever.
+        """Inside the block prompts begin with this system prompt in place of any other; nothing: as ever.
 
         Raises
         ------
         RefusalCmpError
             If the template takes no system prompt.
         """
-        was, self.system = self.system, system or self.system
+        was, self._asked_for = self._asked_for, system or self._asked_for
         try:
-            if system:
-                self._check_system()
+            self._check_system(system)
             yield
         finally:
-            self.system = was
+            self._asked_for = was
 
     def tokenize(self, instructions: Sequence[str]) -> list[list[int]]:
         """Token ids of the rendered prompts; RefusalCmpError for one string, whose letters would be prompts."""
@@ -324,7 +332,7 @@ class Chat:
         """The instructions that hold control tokens as text, each with its first: `<|im_end|>` ends the user's turn."""
         if not instructions:
             return {}
-        read = self.tokenizer(list(instructions), add_special_tokens=False)["input_ids"]
+        read = self.tokenizer([words(one) for one in instructions], add_special_tokens=False)["input_ids"]
         found = {
             instruction: next((token for token in ids if token in self._turn_tokens), None)
             for instruction, ids in zip(instructions, read, strict=True)
@@ -359,4 +367,5 @@ class Chat:
 
 def beginning(instruction: str) -> str:
     """The first letters of a prompt, quoted."""
-    return repr(instruction if len(instruction) <= SHOWN else f"{instruction[:SHOWN]}…")
+    text = in_words(instruction)
+    return repr(text if len(text) <= SHOWN else f"{text[:SHOWN]}…")

@@ -50,7 +50,7 @@ def read_dropped(session: Session) -> list[dict[str, Any]]:
 
 def prompts_file(config: RunConfig, dataset: str) -> str:
     """The artefact that holds the prompts of a test set: the run's own, or one beside them."""
-    return f"infer/prompts/{dataset}.json" if dataset in config.other_sets else PROMPTS
+    return f"infer/prompts/{dataset}.json" if dataset in {*config.other_sets, *config.wrapped} else PROMPTS
 
 
 def read_prompts(session: Session, split: str) -> list[Prompt]:

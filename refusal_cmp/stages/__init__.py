@@ -61,6 +61,7 @@ def check_stages(session: Session, stages: Sequence[str]) -> None:
     evaluated = session.run.manifest.get("stages", {}).get("evaluate", {}).get("state") == "done"
     from refusal_cmp import evals, methods
     from refusal_cmp.data.sets import check_name
+    from refusal_cmp.data.wrappers import wrapper
     from refusal_cmp.engines import ENGINES
     from refusal_cmp.interventions import INTERVENTIONS
     from refusal_cmp.methods import EXTRACTORS
@@ -88,6 +89,15 @@ def check_stages(session: Session, stages: Sequence[str]) -> None:
         _check_components(session)
     if "infer" in stages:
         _check_checkpoints(session)
+        if config.wrappers and "harmful" not in config.test_sets:
+            raise RefusalCmpError(
+                "Wrappers are put around harmful test prompts, and harmful is not among the test sets; add it, or "
+                "leave the wrappers out.",
+                eval_datasets="",
+                wrappers="",
+            )
+        for name in config.wrappers:
+            wrapper(name)
         for text in config.other_systems.values():
             with session.chat.asked(text):
                 pass  # the template has a place for it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -13,6 +14,7 @@ from refusal_cmp.data import SPLITS, Prompt, Split
 from refusal_cmp.data.files import digests, seeming_label
 from refusal_cmp.data.sampling import EARLIER, Sampled, check_apart, draw, to_raise, unlike_learned
 from refusal_cmp.data.sets import columns_of, load_test, pick
+from refusal_cmp.data.wrappers import wrapper
 from refusal_cmp.engines import ENGINES
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.judges.completion import judge
@@ -54,11 +56,33 @@ def draw_prompts(session: Session) -> None:
 
 def read_test_prompts(session: Session, dataset: str) -> list[Prompt]:
     """The prompts of a test set of `config.test_sets`, drawn now if it was added after extract."""
+    if dataset in session.config.wrapped:
+        return _wrapped(session, dataset)
     if dataset not in session.config.other_sets:
         return read_prompts(session, f"{dataset}_test")
     if not _is_drawn(session, dataset):
         _write_test(session, dataset, _read_test(session, dataset))
     return [Prompt(**row) for row in session.run.read_json(prompts_file(session.config, dataset))["prompts"]]
+
+
+def _wrapped(session: Session, dataset: str) -> list[Prompt]:
+    """The harmful test prompts in a wrapper, kept as a test set is."""
+    config, run = session.config, session.run
+    name, of_harmful = prompts_file(config, dataset), prompts_file(config, "harmful")
+    harmful = read_test_prompts(session, "harmful")
+    wrap = wrapper(config.wrapped[dataset])
+    prompts = [replace(prompt, instruction=wrap(prompt.instruction)) for prompt in harmful]
+    sources = {of_harmful: run.digest(of_harmful), "wrapped": _hash(prompts)}
+    if not run.is_fresh(name, {}, sources):
+        fitting = _that_fit(session, dataset, prompts, config.max_new_tokens)
+        content = {"source": config.test_source(dataset), "prompts": [asdict(prompt) for prompt in fitting]}
+        run.write_json(name, content)
+        run.record(name, {}, sources)
+    return [Prompt(**row) for row in run.read_json(name)["prompts"]]
+
+
+def _hash(prompts: Sequence[Prompt]) -> str:
+    return hashlib.sha256("\0".join(prompt.instruction for prompt in prompts).encode()).hexdigest()[:16]
 
 
 def _draw(session: Session) -> dict[str, Sampled]:

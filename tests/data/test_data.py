@@ -410,7 +410,12 @@ def test_labels_and_parts_that_say_nothing_are_one_sentence(given, says):
         ("my.json", "[]", Columns(), "holds no prompt"),
         ("my.json", '["", " "]', Columns(), "holds no prompt"),
         ("my.json", '{"prompt": "x"}', Columns(), "must hold a list of strings or of rows, and holds an object"),
-        ("my.json", "[1]", Columns(), "Row 1 of .* is a number, and must be a string or an object"),
+        (
+            "my.json",
+            "[1]",
+            Columns(),
+            "Row 1 of .* is a number, and must be a string, an object, or a list of messages",
+        ),
         ("my.json", '[{"prompt": ["x"]}]', Columns(), "The prompt of row 1 of .* is a list, and must be text"),
         ("my.json", '["\\ud800"]', Columns(), "half a character"),
         ("my.json", "[", Columns(), r"my\.json is not JSON"),

@@ -22,7 +22,7 @@ VERDICTS = {
     "unfinished": "only thinks",
     "": "",
 }
-FOLDED = ("harmful",)
+FOLDED = "harmful"
 """Test sets whose completions are behind a notice."""
 
 
@@ -42,7 +42,7 @@ def side_by_side(data: RunData, ranked: Sequence[Standing]) -> dict[str, Any]:
         sets.append(
             {
                 "name": dataset,
-                "folded": dataset in FOLDED,
+                "folded": dataset.startswith(FOLDED),
                 "prompts": [{"instruction": one["instruction"], "category": one["category"]} for one in prompts],
                 "first": [[texts[plan][dataset][i] for plan in shown_first] for i in range(len(prompts))],
             }

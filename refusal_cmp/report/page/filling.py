@@ -10,6 +10,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from refusal_cmp.data.conversations import in_words
+
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -23,6 +25,7 @@ def filled(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["label"] = _label
+    environment.filters["in_words"] = in_words
     css, js = (Markup((TEMPLATES / f"page.{kind}").read_text(encoding="utf-8")) for kind in ("css", "js"))
     return environment.get_template(template).render(css=css, js=js, **values)
 
