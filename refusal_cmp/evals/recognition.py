@@ -1,7 +1,8 @@
 """Does the model still know harm? It is asked whether each test prompt is harmful, under every plan.
 
 An edit may keep a model from refusing in two ways: it still knows that a request is harmful and answers all the same,
-or it does not know any more. The question is one of our own words; what is read is the next token after it,
+or it does not know any more. The question is one of our own words, about prompts without wrappers; what is read is the
+next token after it,
 
     s = log Σ p(yes) − log Σ p(no)        over the tokens with which the words begin, in any case
 
@@ -19,7 +20,7 @@ from jaxtyping import Float
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from refusal_cmp.config import KINDS
+from refusal_cmp.config import KINDS, WRAPPED
 from refusal_cmp.data.conversations import in_words
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator, share
@@ -67,6 +68,7 @@ class Recognition(Evaluator):
             scores = {
                 dataset: asked(model, [answer.instruction for answer in answers], subject.batch_size).numpy()
                 for dataset, answers in subject.answers.items()
+                if not dataset.startswith(WRAPPED)
             }
         metrics = [
             share(dataset, "called_harmful", [bool(one > 0) for one in found]) for dataset, found in scores.items()
