@@ -89,7 +89,7 @@ def evaluate_stage(session: Session) -> None:
     session.run.write_table(RESULTS, _tabulate(session, plans, metrics))
     names = {one["metric"] for of_plan in metrics.values() for one in of_plan}
     distances = {name for name in names if measure_of(name).is_distance}
-    session.run.write_table(COMPARISONS, compare_plans(plans, metrics, distances))
+    session.run.write_table(COMPARISONS, compare_plans(plans, metrics, distances, session.progress))
     _write_agreement(session, distinct)
 
 

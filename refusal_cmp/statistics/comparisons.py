@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from refusal_cmp.plan import BASELINE, Plan
-from refusal_cmp.statistics import holm, paired_difference
+from refusal_cmp.progress import Progress, silent
+from refusal_cmp.statistics import Paired, holm, paired_differences
 
 COLUMNS = [
     "plan", "against", "dataset", "metric", "difference", "ci_low", "ci_high", "p", "p_holm", "test", "n",
@@ -42,7 +43,12 @@ class Pair(NamedTuple):
 Metrics = Mapping[str, Sequence[Mapping[str, Any]]]
 
 
-def compare_plans(plans: Sequence[tuple[Plan, str]], metrics: Metrics, distances: Container[str] = ()) -> pd.DataFrame:
+def compare_plans(
+    plans: Sequence[tuple[Plan, str]],
+    metrics: Metrics,
+    distances: Container[str] = (),
+    progress: Progress = silent,
+) -> pd.DataFrame:
     """A row per pair of plans and metric whose per-example values both have.
 
     Parameters
@@ -69,11 +75,14 @@ def compare_plans(plans: Sequence[tuple[Plan, str]], metrics: Metrics, distances
         if kind != "baseline" or key[1] not in distances
     ]
     sizes = Counter(pair.family for pair in {pair for pair, _, _ in asked})
-    rows = []
+    tested, values = [], []
     for pair, plan, against in asked:
         one, other = (found[run_as[label]][pair.dataset, pair.metric] for label in (plan, against))
-        if (difference := _difference(one, other, sizes[pair.family])) is not None:
-            rows.append({**pair._asdict(), "plan": plan, "against": against, **difference})
+        if (both := _both(one, other, sizes[pair.family])) is not None:
+            tested.append({**pair._asdict(), "plan": plan, "against": against})
+            values.append(both)
+    differences = paired_differences(values, progress)
+    rows = [{**row, **difference._asdict()} for row, difference in zip(tested, differences, strict=True)]
     if not rows:
         return pd.DataFrame(columns=COLUMNS)
     table = pd.DataFrame(rows)
@@ -93,11 +102,11 @@ def _pairs(plans: Sequence[Plan]) -> Iterator[tuple[str, str, str]]:
             yield "methods", one.label, other.label
 
 
-def _difference(one: Mapping[str, Any], other: Mapping[str, Any], family: int) -> dict[str, Any] | None:
-    """The paired difference of the examples that both have; NaN and infinity are values that an example has."""
+def _both(one: Mapping[str, Any], other: Mapping[str, Any], family: int) -> Paired | None:
+    """The values of the examples that both have; NaN and infinity are values that an example has."""
     there = [None not in pair for pair in zip(one["values"], other["values"], strict=False)]
     if len(one["values"]) != len(other["values"]) or not any(there):
         return None
     weights = np.ones(len(there)) if one["weights"] is None else np.array(one["weights"], dtype=float)
     plan, against = (np.array(values, dtype=float)[there] for values in (one["values"], other["values"]))
-    return paired_difference(plan, against, weights[there], family)._asdict()
+    return Paired(plan, against, weights[there], family)
