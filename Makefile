@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 VLLM_BIN := .venv-vllm/bin
 VLLM_INSTALLED := .venv-vllm/.installed
 
-.PHONY: demo setup real reference reference-real test fuzz test-vllm test-real lint docs notebooks bench clean
+.PHONY: demo setup real reference reference-real test fuzz test-vllm test-real lint docs notebooks bench bench-gpu clean
 
 demo: $(INSTALLED)  ## compare diff-in-means and INLP on the embedded chat model
 	$(BIN)/refusal-cmp run --config demo --alias demo
@@ -54,8 +54,11 @@ notebooks: $(INSTALLED)  ## run the notebooks from top to bottom and keep their 
 	$(BIN)/python scripts/run_notebooks.py
 
 bench: $(INSTALLED) $(VLLM_INSTALLED)  ## all benchmarks, about half an hour; writes benchmarks/results/ and prints the table
-	for file in benchmarks/[a-z]*.py; do case $$file in */table.py|*/sensitivity.py) ;; */generation.py) $(VLLM_BIN)/python $$file || exit 1 ;; *) $(BIN)/python $$file || exit 1 ;; esac; done
+	for file in benchmarks/[a-z]*.py; do case $$file in */table.py|*/sensitivity.py|*/gpu.py) ;; */generation.py) $(VLLM_BIN)/python $$file || exit 1 ;; *) $(BIN)/python $$file || exit 1 ;; esac; done
 	$(BIN)/python benchmarks/table.py
+
+bench-gpu:  ## what only a GPU can tell, in nine minutes; with the packages that PYTHON has, and without vLLM
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "refusal-cmp needs Python 3.11 or newer; name one with make PYTHON=…")'

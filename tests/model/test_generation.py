@@ -47,22 +47,31 @@ def test_batches_are_as_one_prompt_at_a_time_beyond_the_room_of_the_cache(stoppi
         )
 
 
-def test_a_batch_that_does_not_fit_is_halved_for_good(random_model, monkeypatch):
-    complete, sizes = generation._complete, []
+def small_memory(model, monkeypatch, most):
+    """A model whose passes hold no more than so many prompts; the sizes of those that are tried to read."""
+    read, sizes = generation._read, []
 
-    def small_memory(model, batch, max_new_tokens):
+    def tried(model, batch):
         sizes.append(len(batch))
-        if len(batch) > 3:
+        if len(batch) > most:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
-        return complete(model, batch, max_new_tokens)
+        return read(model, batch)
 
+    monkeypatch.setattr(generation, "_read", tried)
+    return sizes
+
+
+def test_a_batch_that_does_not_fit_is_halved_for_good(random_model, monkeypatch):
     expected = random_model.generate(PROMPTS, max_new_tokens=5)
-    monkeypatch.setattr(generation, "_complete", small_memory)
+    sizes = small_memory(random_model, monkeypatch, 3)
     engine = HFEngine(random_model)
     assert engine.generate(baseline(), PROMPTS, 5) == expected
-    assert sizes == [12, 6, 3, 3, 3, 3]
+    assert sizes[:3] == [12, 6, 3]
+    assert sum(sizes[2:]) == 12
+    assert max(sizes[2:]) <= 3
+    n = len(sizes)
     assert engine.generate(baseline(), PROMPTS, 5) == expected
-    assert sizes[6:] == [3, 3, 3, 3]
+    assert sizes[n:] == sizes[2:n]
 
 
 def memory_error(allocate):
@@ -84,5 +93,36 @@ def test_batches_that_are_done_are_not_made_again(random_model, monkeypatch):
     done = {}
     expected = greedy(random_model, PROMPTS, max_new_tokens=5, rows=rows, done=done)
     assert sorted(done) == list(range(len(PROMPTS)))
-    monkeypatch.setattr(generation, "_complete", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(generation, "_read", lambda *_: pytest.fail("made again"))
     assert greedy(random_model, PROMPTS, max_new_tokens=5, rows=rows, done=done) == expected
+
+
+def test_a_batch_stays_full_as_answers_end(stopping, monkeypatch):
+    """Of 48 answers no more than eight are written at a time, in fewer passes than eight after eight would take."""
+    passes, forward = [], type(stopping).forward
+
+    def counted(self, keep, **inputs):
+        passes.append(len(inputs["input_ids"]))
+        return forward(self, keep, **inputs)
+
+    expected = [stopping.generate([prompt], max_new_tokens=ROOM + 20)[0] for prompt in PROMPTS] * 4
+    monkeypatch.setattr(type(stopping), "forward", counted)
+    found = greedy(stopping, PROMPTS * 4, max_new_tokens=ROOM + 20, rows=RowBudget(stopping.device, 8))
+    assert found == expected
+    assert max(passes) <= 8
+    eights = [expected[first : first + 8] for first in range(0, 48, 8)]
+    assert len(passes) < sum(max(one.n_tokens for one in some) for some in eights)
+
+
+def test_rows_that_are_much_longer_are_written_by_themselves(random_model, monkeypatch):
+    lengths, forward = [], type(random_model).forward
+    prompts = [*PROMPTS, *(f"{prompt} {'one ' * 40}" for prompt in PROMPTS[:3])]
+
+    def noted(self, keep, **inputs):
+        lengths.append(inputs["attention_mask"].shape)
+        return forward(self, keep, **inputs)
+
+    expected = [random_model.generate([prompt], max_new_tokens=4)[0] for prompt in prompts]
+    monkeypatch.setattr(type(random_model), "forward", noted)
+    assert random_model.generate(prompts, max_new_tokens=4) == expected
+    assert max(rows for rows, tokens in lengths if tokens > 40) == 3

@@ -54,14 +54,18 @@ def copied(finished, tmp_path):
 
 @pytest.fixture
 def generated(monkeypatch):
-    """The labels of the plans that are generated under, as they come."""
-    labels, generate = [], HFEngine.generate
+    """The labels of the plans whose completions of a test set are made, as they are finished."""
+    labels, generate_many = [], HFEngine.generate_many
 
-    def noted(self, plan, *args, **more):
-        labels.append(plan.label)
-        return generate(self, plan, *args, **more)
+    def noted(self, jobs, max_new_tokens, progress, finished):
+        def one_more(job):
+            labels.append(job.plan.label)
+            finished(job)
 
-    monkeypatch.setattr(HFEngine, "generate", noted)
+        there = [job for job in jobs if job.is_done]
+        generate_many(self, jobs, max_new_tokens, progress, lambda job: (finished if job in there else one_more)(job))
+
+    monkeypatch.setattr(HFEngine, "generate_many", noted)
     return labels
 
 
@@ -114,7 +118,7 @@ def test_identical_plans_are_run_once_and_have_the_same_numbers(finished):
 
 def test_finished_work_is_not_done_again(copied, tiny, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*.jsonl")}
-    monkeypatch.setattr(HFEngine, "generate", refuses_to_work)
+    monkeypatch.setattr(HFEngine, "generate_many", refuses_to_work)
     monkeypatch.setattr("refusal_cmp.evals.perplexity.losses", refuses_to_work)
     monkeypatch.setattr("refusal_cmp.stages.select.Scorer", refuses_to_work)
     monkeypatch.setattr("refusal_cmp.stages.extract.collect", refuses_to_work)
@@ -261,15 +265,16 @@ def test_redoing_that_was_stopped_goes_on_and_what_is_typed_after_it_is_redone_f
     copied, tiny, generated, monkeypatch
 ):
     before = {path: path.read_bytes() for path in copied.glob("infer/*/*.jsonl")}
-    whole, generate = len(list(copied.glob("infer/*/*.jsonl"))), HFEngine.generate
+    whole, record = len(list(copied.glob("infer/*/*.jsonl"))), RunDir.record
 
     def stopped(*args, **more):
-        if len(generated) == 3:
+        if len(generated) == 4:
+            generated.pop()  # it is not recorded
             raise KeyboardInterrupt
-        return generate(*args, **more)
+        return record(*args, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(HFEngine, "generate", stopped)
+        patch.setattr(RunDir, "record", stopped)
         with pytest.raises(KeyboardInterrupt):
             start(copied, tiny, stages=("infer",), force=True)
     assert len(generated) == 3
