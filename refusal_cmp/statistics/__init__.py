@@ -16,7 +16,7 @@ from refusal_cmp.statistics.intervals import (
     resampled,
     weighted_mean,
 )
-from refusal_cmp.statistics.seeds import OverSeeds, over_seeds
+from refusal_cmp.statistics.seeds import OverSeeds, over_seeds, over_seeds_many
 
 __all__ = [
     "ENOUGH",
@@ -31,6 +31,7 @@ __all__ = [
     "mean",
     "normal_interval",
     "over_seeds",
+    "over_seeds_many",
     "paired_difference",
     "rate",
     "rate_among",
