@@ -20,6 +20,8 @@ from refusal_cmp.study.executors import RETRIES, Devices, Ended, Task, killed
 
 PRELOADED = "refusal_cmp.study.work"
 """The module that a cell is run by, with all that it imports."""
+TRIES = 5
+"""To start a process, where the one that it comes from is killed meanwhile."""
 LOGS = "logs"
 """The folder of what cells say, in the study's."""
 
@@ -63,12 +65,21 @@ class LocalExecutor:
     def _start(self, task: Task, gpus: list[str], kills: int) -> None:
         from refusal_cmp.study.process import cell_process
 
-        ours, theirs = self._context.Pipe()
         log = Path(task.home) / LOGS / f"{task.label}.log"
-        process = self._context.Process(target=cell_process, args=(task, gpus, str(log), theirs), daemon=True)
-        process.start()
-        theirs.close()
-        self.running[process.sentinel] = _Running(task, process, ours, kills)
+        for left in reversed(range(TRIES)):
+            ours, theirs = self._context.Pipe()
+            process = self._context.Process(target=cell_process, args=(task, gpus, str(log), theirs), daemon=True)
+            try:
+                process.start()
+            except (EOFError, OSError):  # the process that it comes from was killed, and is started anew
+                ours.close()
+                if not left:
+                    raise
+            else:
+                self.running[process.sentinel] = _Running(task, process, ours, kills)
+                return
+            finally:
+                theirs.close()
 
     def wait(self, seconds: float) -> list[Ended]:
         """The tasks that have ended; killed ones are started anew."""
