@@ -20,8 +20,8 @@ from refusal_cmp.study.executors import RETRIES, Devices, Ended, Task, killed
 
 PRELOADED = "refusal_cmp.study.work"
 """The module that a cell is run by, with all that it imports."""
-TRIES = 5
-"""To start a process, where the one that it comes from is killed meanwhile."""
+TRIES, PAUSE = 50, 0.1
+"""To start a process, and seconds between them: the one that it comes from may have been killed, and not be gone yet."""
 LOGS = "logs"
 """The folder of what cells say, in the study's."""
 
@@ -75,6 +75,7 @@ class LocalExecutor:
                 ours.close()
                 if not left:
                     raise
+                time.sleep(PAUSE)
             else:
                 self.running[process.sentinel] = _Running(task, process, ours, kills)
                 return

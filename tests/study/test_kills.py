@@ -1,4 +1,4 @@
-"""Studies that survive: cells, the process that they come from and the driver killed, they end as if nothing had been."""
+"""Studies that survive: cells, what they are forked from and the driver killed, they end as if nothing had been."""
 
 from __future__ import annotations
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from refusal_cmp.commands.study import How, run_study
+from refusal_cmp.study.driver import STUDY
+from refusal_cmp.study.receipts import Receipt, write_receipt
 from refusal_cmp.study.spec import Study, read_study
 from refusal_cmp.terminal import Terminal
 
@@ -29,6 +35,10 @@ SETTINGS = {
     "filter_prompts": False,
     "device": "cpu",
 }
+HEADER = (
+    "model,plan,method,k,intervention,strength,scope,n_components,n_layers,direction,position,layer,seed,dataset,metric,"
+    "value,ci_low,ci_high,n"
+)
 COMMAND = "import sys; from refusal_cmp.cli import main; sys.argv = ['refusal-cmp', *sys.argv[1:]]; main()"
 
 
@@ -54,13 +64,51 @@ def run(file: Path, runs: Path, **how) -> tuple[Study, Path, list, list[str]]:
     return study, home, failed, said
 
 
-def command(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen:
+def command(*arguments: str, cwd: Path, code: str = COMMAND) -> subprocess.Popen:
     """`refusal-cmp` with these arguments, in a process."""
     return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, *arguments],
+        [sys.executable, "-c", code, *arguments],
         cwd=cwd,
-        env=os.environ | {"OMP_NUM_THREADS": "1"} | environment,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def synthetic(home: Path, study: Study, plans: Sequence[str], metrics: Sequence[tuple[str, str]]) -> None:
+    """The folder of a study whose cells are done, with numbers drawn at random: nothing was run for them."""
+    home.mkdir(parents=True)
+    (home / STUDY).write_text(json.dumps(study.to_json()))
+    rng = np.random.default_rng(0)
+    for cell in study.cells:
+        rows = [HEADER]
+        for plan in plans:
+            method, _, rest = plan.partition("/")
+            intervention, _, scope = rest.partition("@")
+            facts = (
+                f"{cell.config.model_name},{plan},{method},1,{intervention},,{scope},1,1,best,-1,3,{cell.config.seed}"
+            )
+            for dataset, metric in metrics:
+                value = round(float(rng.random()), 6)
+                rows.append(f"{facts},{dataset},{metric},{value},{value / 2:.6g},{value + 0.1:.6g},100")
+        content = ("\n".join(rows) + "\n").encode()
+        path = home / cell.label
+        path.mkdir()
+        (path / "results.csv").write_bytes(content)
+        order = rng.permutation(len(plans))
+        standings = [
+            {
+                "plan": plans[i],
+                "method": plans[i].partition("/")[0],
+                "intervention": plans[i].partition("/")[2].partition("@")[0],
+                "suppresses": place < 3,
+                "broken": place > len(plans) - 2,
+                "answered": 0.5,
+                "cost": 0.1,
+            }
+            for place, i in enumerate(order)
+        ]
+        results = (len(content), hashlib.sha256(content).hexdigest()[:16])
+        seconds = {"extract": 10.0, "select": 20.0, "infer": 60.0, "evaluate": 30.0}
+        write_receipt(path, Receipt(cell.label, "done", cell.digest, study.until, seconds, 10**6, results, standings))
