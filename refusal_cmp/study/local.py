@@ -21,7 +21,7 @@ from refusal_cmp.study.executors import RETRIES, Devices, Ended, Task, killed
 PRELOADED = "refusal_cmp.study.work"
 """The module that a cell is run by, with all that it imports."""
 TRIES, PAUSE = 50, 0.1
-"""To start a process, and seconds between them: the one that it comes from may have been killed, and not be gone yet."""
+"""To start a process, and seconds between them: the one that it comes from may just have been killed."""
 LOGS = "logs"
 """The folder of what cells say, in the study's."""
 

@@ -12,11 +12,7 @@ from pathlib import Path
 from support.attack import EFFORT, report
 from support.study import command, written
 
-KILLS = (
-    {"worker": 2, "driver": 1, "server": 1}
-    if EFFORT == 1
-    else {"worker": EFFORT, "driver": EFFORT // 2, "server": EFFORT // 2}
-)
+KILLS = {"worker": max(2, 3 * EFFORT // 2), "driver": max(1, EFFORT // 4), "server": max(1, EFFORT // 4)}
 """By what is killed: a cell, the driver, or the process that cells are forked from."""
 PATIENCE = 600
 """Seconds after which a study hangs."""

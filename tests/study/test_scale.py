@@ -1,4 +1,4 @@
-"""Thousands of cells: what is listed and reported of them is read in one pass, in memory that does not grow with them."""
+"""Thousands of cells: what is listed and reported of them is read in one pass, and their numbers are not all kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ PLANS = [
     for edit in ("ablation", "nullspace")
     for scope in ("single", "all")
 ]
-METRICS = [("harmful", "refusal"), ("harmless", "refusal"), ("harmless", "kl"), ("tiny-answers", "loss"), ("world_cloze", "acc"), ("harmful", "guard_unsafe")]  # fmt: skip
+METRICS = [
+    ("harmful", "refusal"),
+    ("harmless", "refusal"),
+    ("harmless", "kl"),
+    ("tiny-answers", "loss"),
+    ("world_cloze", "acc"),
+    ("harmful", "guard_unsafe"),
+]
 RUSAGE = """
 import re, sys, time
 from pathlib import Path
