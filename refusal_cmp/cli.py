@@ -375,6 +375,64 @@ def compare(
     raise typer.Exit(0 if agree else 1)
 
 
+@app.command(cls=_Command, context_settings=DASHES)
+def study(
+    what: Annotated[
+        str, typer.Argument(help="YAML file of the study; or report, for what its cells say so far.", metavar="FILE")
+    ],
+    target: Annotated[
+        Path | None, typer.Argument(help="With report: the file, or the study's folder.", metavar="FILE_OR_DIR")
+    ] = None,
+    *,
+    executor: Annotated[
+        str, typer.Option(help="local: processes of this machine; ray: tasks of a Ray cluster.", metavar="local|ray")
+    ] = "local",
+    ray_address: Annotated[
+        str, typer.Option(help="Ray cluster; auto: the one that runs here.", metavar="ADDRESS")
+    ] = "auto",
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Most cells at a time here; by default as the processors and GPUs allow.", metavar="N"
+        ),
+    ] = None,
+    retries: Annotated[
+        int, typer.Option(min=0, help="Times that a cell whose process was killed is started anew.", metavar="N")
+    ] = 3,
+    results: Annotated[
+        str,
+        typer.Option(help="fsspec URL, as in s3://bucket/study, for machines that share no folder.", metavar="URL"),
+    ] = "",
+    name: Annotated[str | None, typer.Option(help="Name of the study's folder, if not the file's.")] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Folder that the study's is in.", metavar="PATH")] = Path("runs"),
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list the cells, what is done, and the disk and time that is left.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Run models × seeds × settings, each a run of its own, and report what holds over all of them."""
+    _quiet()
+    from refusal_cmp.commands.study import How, open_study, plan_study, report_study, run_study
+
+    only_report = what == "report" and target is not None
+    if target is not None and not only_report:
+        raise RefusalCmpError(f"One study is run at a time, and {what} and {target} were given; give one file.")
+    how = How(executor, ray_address, workers, retries, results)
+    how.check()
+    found, home = open_study(target if only_report and target else Path(what), name, runs_dir)
+    if only_report:
+        report_study(found, home, _tell)
+    elif dry_run:
+        plan_study(found, home, how, out)
+    else:
+        try:
+            failed = run_study(found, home, how, err, _tell)
+        except KeyboardInterrupt:
+            _tell("Stopped. Type the same command again to go on; finished work is kept.")
+            raise typer.Exit(130) from None
+        raise typer.Exit(1 if failed else 0)
+
+
 @app.command("inspect", cls=_Command, context_settings=DASHES)
 def inspect_command(
     run: Annotated[Path, typer.Argument(help="Run directory, such as runs/tiny-refuser.")],

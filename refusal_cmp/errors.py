@@ -29,6 +29,10 @@ class RefusalCmpError(Exception):
         self.settings = settings
 
 
+class BusyError(RefusalCmpError):
+    """Another process is at work where this one wants to be."""
+
+
 class NoSubspaceError(Exception):
     """Raised by an extractor where the two classes cannot be told apart; the message is the reason."""
 

@@ -841,6 +841,11 @@ def load_config(path: str | Path | None, flags: dict[str, Any]) -> RunConfig:
         ) from None
 
 
+def read_settings(path: str | Path) -> dict[str, Any]:
+    """The settings that a YAML file sets, or that of a name which comes with the package, unchecked."""
+    return _read_yaml(path)[0]
+
+
 def _shown(value: Any) -> str:
     try:
         text = repr(value)

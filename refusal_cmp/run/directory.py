@@ -28,9 +28,10 @@ from torch import Tensor
 
 from refusal_cmp.activations import ACTIVATIONS
 from refusal_cmp.config import EMBEDDED, STAGES, MachineSettings, RunConfig
-from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.errors import BusyError, RefusalCmpError
 from refusal_cmp.run.files import OWN, TEMPORARY, UNFINISHED, replacing, writing
 from refusal_cmp.run.journal import Journal
+from refusal_cmp.run.shared import NOTES, Shared, link
 from refusal_cmp.subspace import METADATA
 
 Json = Any
@@ -91,6 +92,8 @@ class RunDir:
         self.force = force
         self.say: Callable[[str], None] = say_nothing
         """Told what is made again, and why."""
+        self.shared: Shared | None = None
+        """Where artefacts of other runs are that are made from the same things."""
         self._made: set[str] = set()  # artifacts made by this process: never stale to it
         self._redone: set[str] = set()  # artifacts made again by this redoing, also before it was stopped
         self._said: set[tuple[str, str]] = set()
@@ -283,9 +286,13 @@ class RunDir:
             return True
         self.check_settings(name, settings)
         record = self.manifest.get("artifacts", {}).get(name)
-        if record is None or (stage_of(name) in self.force and name not in self._redone):
+        if stage_of(name) in self.force and name not in self._redone:
             return False
-        reason = self._why_stale(name, record, _plain(sources))
+        reason = "" if record is None else self._why_stale(name, record, _plain(sources))
+        if (record is None or reason) and self._borrow(name, _plain(settings), _plain(sources)):
+            return True
+        if record is None:
+            return False
         if reason and (stage_of(name), reason) not in self._said:
             self._said.add((stage_of(name), reason))
             self.say(f"{name} is made again: {reason}.")
@@ -309,6 +316,30 @@ class RunDir:
         artifacts[name] = {"settings": _plain(settings), "sources": _plain(sources), "also": sorted(also)}
         self.note(artifacts=dict(sorted(artifacts.items())))
         self.save()
+        if self.shared is not None:
+            digests = {file: self._files[file] for file in (name, *sorted(also))}
+            notes = {key: self.manifest[key] for key in NOTES if key in self.manifest}
+            self.shared.lend(self.path, name, artifacts[name], digests, notes)
+
+    def _borrow(self, name: str, settings: Json, sources: Json) -> bool:
+        """Take an artifact that another run has made from the same things, if there is one."""
+        found = self.shared and self.shared.find(name, settings, sources)
+        if not found:
+            return False
+        if not self.has(MANIFEST):
+            self.save()
+        with writing(self.path / name):
+            for file, path in found.files.items():
+                link(path, self.path / file)
+        if any(self._hash(file) != digest for file, digest in found.digests.items()):
+            return False
+        (self.path / f"{name}{UNFINISHED}").unlink(missing_ok=True)
+        self._files.update(found.digests)
+        self.note(**{key: value for key, value in found.notes.items() if key not in self.manifest})
+        self.note(artifacts=dict(sorted({**self.manifest.get("artifacts", {}), name: dict(found.record)}.items())))
+        self._made.add(name)
+        self.save()
+        return True
 
     def _why_stale(self, name: str, record: Mapping[str, Json], sources: Mapping[str, Json]) -> str:
         """Why a finished artifact is to be made again; empty if it is not."""
@@ -407,9 +438,7 @@ class RunDir:
                         self.path.mkdir(parents=True)
                     lock.acquire(blocking=False)
                     return lock
-        raise RefusalCmpError(
-            f"Another process is at work in {self.path}; wait for it, or name another run.", alias="NAME"
-        )
+        raise BusyError(f"Another process is at work in {self.path}; wait for it, or name another run.", alias="NAME")
 
     def _check_is_run(self) -> None:
         """RefusalCmpError for a folder of somebody's files: the first file of a run is its manifest."""

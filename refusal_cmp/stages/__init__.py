@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,21 @@ from refusal_cmp.run.contents import CONFIG, answers_file
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection.among import chosen, named
 
+Around = Callable[[Session, str], AbstractContextManager[object]]
 
-def run_stages(session: Session, stages: Sequence[str]) -> None:
-    """Run these stages, in order; settings of earlier stages must be those that they were run with."""
+
+def _nothing(session: Session, stage: str) -> AbstractContextManager[object]:
+    return nullcontext()
+
+
+def run_stages(session: Session, stages: Sequence[str], around: Around = _nothing) -> None:
+    """Run these stages, in order; settings of earlier stages must be those that they were run with.
+
+    Parameters
+    ----------
+    around
+        Makes the context that each stage is run in, inside the lock of the run directory.
+    """
     check_stages(session, stages)
     with session.run.locked():
         _check_upstream(session, STAGES[: STAGES.index(stages[0])])
@@ -36,7 +49,8 @@ def run_stages(session: Session, stages: Sequence[str]) -> None:
             _mark(session, stage, state="running")
             if stage in session.run.force:
                 session.run.outdate(STAGES[STAGES.index(stage) + 1 :])
-            _function(stage)(session)
+            with around(session, stage):
+                _function(stage)(session)
             _mark(session, stage, state="done", seconds=round(time.monotonic() - started, 3))
             settled = _settled(session, stage)  # after it: settings that a stage refuses are not the run's
             _note_config(session, settled)

@@ -18,7 +18,7 @@ from refusal_cmp.statistics.intervals import (
     resampled,
     weighted_mean,
 )
-from refusal_cmp.statistics.seeds import OverSeeds, over_seeds
+from refusal_cmp.statistics.seeds import OverSeeds, over_seeds, over_seeds_many
 
 __all__ = [
     "ENOUGH",
@@ -34,6 +34,7 @@ __all__ = [
     "mean",
     "normal_interval",
     "over_seeds",
+    "over_seeds_many",
     "paired_difference",
     "paired_differences",
     "rate",

@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Bool, Float
 from scipy.stats import t
 
 from refusal_cmp.statistics.intervals import LEVEL, Estimate
+
+Array = np.ndarray
 
 
 class OverSeeds(NamedTuple):
@@ -44,25 +47,44 @@ def over_seeds(found: Sequence[Estimate], bounded: bool = False, positive: bool 
     positive
         Whether the value is never negative, as a KL or a loss is, so that no interval goes below 0.
     """
-    values, low, high = (np.array([getattr(one, name) for one in found]) for name in ("value", "low", "high"))
-    mean, n, n_seeds = float(values.mean()), min(one.n for one in found), len(found)
-    if n_seeds < 2 or not np.isfinite(values).all():
-        return OverSeeds(Estimate(mean, np.nan, np.nan, n), np.nan, n_seeds)
-    sd = float(values.std(ddof=1))
-    by_seeds = float(t.ppf((1 + LEVEL) / 2, n_seeds - 1)) * sd / np.sqrt(n_seeds)
-    below, above = (float(np.sqrt((end**2).mean())) for end in (values - low, high - values))
-    if positive and mean > 0:
-        ends = _on_the_logarithm(mean, below, above, by_seeds)
-    else:
-        ends = mean - float(np.hypot(below, by_seeds)), mean + float(np.hypot(above, by_seeds))
-    least, most = (0.0 if bounded or positive else -np.inf), (1.0 if bounded else np.inf)
-    first, last = (float(end) for end in np.clip(ends, least, most))
-    return OverSeeds(Estimate(mean, first, last, n), sd, n_seeds)
+    values, low, high = (np.array([[getattr(one, name)] for one in found]) for name in ("value", "low", "high"))
+    many = over_seeds_many(values, low, high, np.array([bounded]), np.array([positive]))
+    mean, first, last, sd = (float(part[0]) for part in many)
+    return OverSeeds(Estimate(mean, first, last, min(one.n for one in found)), sd, len(found))
 
 
-def _on_the_logarithm(mean: float, below: float, above: float, by_seeds: float) -> tuple[float, float]:
+def over_seeds_many(
+    values: Float[Array, "seeds m"],
+    low: Float[Array, "seeds m"],
+    high: Float[Array, "seeds m"],
+    bounded: Bool[Array, " m"],
+    positive: Bool[Array, " m"],
+) -> tuple[Float[Array, " m"], Float[Array, " m"], Float[Array, " m"], Float[Array, " m"]]:
+    """`over_seeds` of many numbers at once: their means, the lower and the upper ends, and the standard deviations."""
+    n_seeds = len(values)
+    mean = values.mean(0)
+    if n_seeds < 2:
+        nothing = np.full_like(mean, np.nan)
+        return mean, nothing, nothing, nothing
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        sd = values.std(0, ddof=1)
+        by_seeds = float(t.ppf((1 + LEVEL) / 2, n_seeds - 1)) * sd / np.sqrt(n_seeds)
+        below, above = (np.sqrt((end**2).mean(0)) for end in (values - low, high - values))
+        ends = mean - np.hypot(below, by_seeds), mean + np.hypot(above, by_seeds)
+        by_factor = _on_the_logarithm(mean, below, above, by_seeds)
+        first, last = (np.where(positive & (mean > 0), *both) for both in zip(by_factor, ends, strict=True))
+        first = np.clip(first, np.where(bounded | positive, 0.0, -np.inf), np.where(bounded, 1.0, np.inf))
+        last = np.clip(last, np.where(bounded | positive, 0.0, -np.inf), np.where(bounded, 1.0, np.inf))
+    known = np.isfinite(values).all(0)
+    first, last, sd = (np.where(known, part, np.nan) for part in (first, last, sd))
+    return mean, first, last, sd
+
+
+def _on_the_logarithm(
+    mean: Float[Array, " m"], below: Float[Array, " m"], above: Float[Array, " m"], by_seeds: Float[Array, " m"]
+) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
     """The ends of an interval of a mean above zero, from the distances to its ends in intervals of its two parts."""
-    to_low = -np.log1p(-below / mean) if below < mean else np.inf
+    to_low = np.where(below < mean, -np.log1p(-below / mean), np.inf)
     to_high = np.log1p(above / mean)
-    down, up = np.hypot([to_low, to_high], by_seeds / mean)
-    return mean * float(np.exp(-down)), mean * float(np.exp(up))
+    down, up = np.hypot(to_low, by_seeds / mean), np.hypot(to_high, by_seeds / mean)
+    return mean * np.exp(-down), mean * np.exp(up)
