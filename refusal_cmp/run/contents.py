@@ -260,6 +260,25 @@ def covariances_file(method: str) -> str:
     return f"infer/{method}.covariances.safetensors"
 
 
+CALIBRATION = "infer/calibration.json"
+"""For each plan the strength at which its damage meets the budget, and how it was found."""
+CALIBRATION_PASSES = "infer/calibration.csv"
+"""The same, pass by pass: a row for each strength that was tried."""
+CURVE = "infer/curve.jsonl"
+"""A line for each plan of a sweep of strengths: its damage, and whether it refuses, prompt by prompt."""
+
+
+def read_calibration(session: Session) -> dict[str, Any] | None:
+    """What was calibrated, if the run is: `measure`, `budget`, `said`, and a row for each plan in `plans`."""
+    is_there = session.config.calibrate is not None and session.run.has(CALIBRATION)
+    return session.run.read_json(CALIBRATION) if is_there else None
+
+
+def read_curve(session: Session) -> list[dict[str, Any]] | None:
+    """The plans of the sweep, if the run has one; the first is the unedited model."""
+    return session.run.read_lines(CURVE) if session.config.curve and session.run.has(CURVE) else None
+
+
 def answers_file(label: str, dataset: str) -> str:
     """The artefact that holds a plan's completions of a test set."""
     return f"infer/{file_name(label)}/{dataset}.jsonl"
@@ -273,6 +292,7 @@ def plan_file(label: str) -> str:
 def plan_row(plan: Plan, same_as: str) -> dict[str, Any]:
     """A plan as `plans.json` has it: its facts, and the label of the plan that is run for it."""
     beside = {name: getattr(plan, name) for name in CHECKPOINT} if plan.checkpoint else {}
+    beside |= {"cell": plan.cell} if plan.cell else {}
     return {"label": plan.label, "same_as": same_as, **plan.facts(), **beside}
 
 
@@ -284,7 +304,10 @@ def made_of(plan: Plan) -> dict[str, str]:
 def read_plan_facts(session: Session) -> list[tuple[Plan, str]]:
     """The plans of the run without their edits, each with the label of the plan that was run for it."""
     return [
-        (Plan(row["label"], {}, **{name: row[name] for name in (*FACTS, *CHECKPOINT) if name in row}), row["same_as"])
+        (
+            Plan(row["label"], {}, **{name: row[name] for name in (*FACTS, *CHECKPOINT, "cell") if name in row}),
+            row["same_as"],
+        )
         for row in session.run.read_json(PLANS)
     ]
 

@@ -87,8 +87,7 @@ def check_stages(session: Session, stages: Sequence[str]) -> None:
     for name in config.interventions:
         INTERVENTIONS.create(name).check(Setting.of(config), several=any(scope != "single" for scope in config.scope))
     for name in config.strengths:
-        if INTERVENTIONS.create(name).strengths is None:
-            raise RefusalCmpError(f"The intervention {name!r} has no strength; take it out of the setting strengths.")
+        INTERVENTIONS.create(name)
     for name in config.evals:
         evals.configured(config, name)
     if "evaluate" in stages and not evaluated:

@@ -55,6 +55,8 @@ INTERVENTIONS = {
 }
 CHECKPOINT = "*"
 """The marker of another checkpoint."""
+AT_EQUAL_DAMAGE = " ≈"
+"""Behind an intervention whose strength was calibrated, which differs from method to method."""
 MARKERS = ("o", "s", "^", "D", "P", "X", "v", "<", ">", "p", "h", "d", "8")
 LINES = ("-", "--", ":", "-.")
 
@@ -229,6 +231,8 @@ def step(plan: Plan) -> str:
     """
     if plan.checkpoint:
         return plan.label
+    if plan.cell:
+        return plan.cell.replace(":-", " −").replace(":+", " +") + AT_EQUAL_DAMAGE
     name = plan.intervention if plan.strength is None else f"{plan.intervention}:{number(plan.strength)}"
     component = component_of(plan)
     return name if component is None else f"{name} ({component})"
