@@ -161,4 +161,5 @@ class Meter:
         with installed(handles):
             logits = model.forward_at(batch, at[:1] if handles else at, use_cache=False).logits
         values = left[0].flatten(0, 1)[at.to(left[0].device)] if handles else logits
-        return list(values.float().split([self.passes.rows[index].n for index in indices]))
+        values = values.to(torch.promote_types(values.dtype, torch.float32))
+        return list(values.split([self.passes.rows[index].n for index in indices]))

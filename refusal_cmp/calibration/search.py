@@ -73,7 +73,7 @@ class Search:
     budget
         The damage wanted, above 0.
     end
-        The largest strength that may be tried, in default strengths.
+        The largest strength that may be tried, in default strengths, to the digits of a label.
     """
 
     budget: float
@@ -81,10 +81,13 @@ class Search:
     tolerance: float = TOLERANCE
     tried: list[Tried] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.end = _rounded(self.end)
+
     def ask(self) -> float | None:
         """The next strength to try; None once the search is over."""
         if not self.tried:
-            return _rounded(min(1.0, self.end))
+            return min(1.0, self.end)
         if self._meets or len(self.tried) >= MOST:
             return None
         below, above = self._below, self._above

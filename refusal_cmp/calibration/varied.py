@@ -68,7 +68,7 @@ def varied(cells: Iterable[Cell]) -> list[Varied]:
     """
     found: dict[tuple[str, str, str], Varied] = {}
     for cell in cells:
-        name, options = parse_spec(cell.intervention)
+        options = parse_spec(cell.intervention)[1]
         maker = INTERVENTIONS.create(cell.intervention)
         if maker.neutral is None and SHARE in options:
             raise RefusalCmpError(

@@ -147,7 +147,7 @@ def _component(value: str) -> str:
 
 def _damage(value: str) -> str:
     """`kl=0.1`; a number alone is of the first measure."""
-    name, sign, number = value.partition("=") if "=" in value else (DAMAGES[0], "=", value)
+    name, _, number = (value if "=" in value else f"{DAMAGES[0]}={value}").partition("=")
     try:
         budget = float(number)
     except ValueError:

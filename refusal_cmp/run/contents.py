@@ -378,6 +378,10 @@ WEIGHTS = ("weights", "modules")
 # report
 
 SUMMARY = "report/summary.csv"
+CURVES = "report/curves.csv"
+"""The points of a sweep of strengths."""
+FRONTIER = "report/frontier.csv"
+"""The area under every method's frontier, and methods compared in pairs."""
 PAGE = "report/index.html"
 
 

@@ -32,6 +32,7 @@ from refusal_cmp.selection.among import among, named
 from refusal_cmp.selection.shared import shared
 from refusal_cmp.stages.calibration import calibrated
 from refusal_cmp.stages.covariances import with_covariances
+from refusal_cmp.stages.curves import write_curve
 from refusal_cmp.stages.prompts import read_test_prompts
 from refusal_cmp.subspace import SubspaceField
 
@@ -74,6 +75,8 @@ def infer_stage(session: Session) -> None:
             run.record(name, settings[dataset], sources)
             done.discard()
             advance(1)
+    if config.curve:
+        write_curve(session, cells)
     _report_endings(session)
 
 
