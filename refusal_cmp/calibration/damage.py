@@ -78,8 +78,8 @@ MEASURES = {
         Damage("loss", "rise of the loss on the first {n} tokens of the unedited model’s own answers", "nats", _loss),
         Damage(
             "change",
-            "relative change of what leaves the last block, ‖Δ‖ / ‖h‖, over the first {n} tokens of the unedited "
-            "model’s own answers",
+            "mean change of the stream that leaves the last block, relative to its length, over the first {n} tokens "
+            "of the unedited model’s own answers",
             "",
             _change,
             reads="stream",

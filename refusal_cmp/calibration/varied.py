@@ -58,24 +58,25 @@ class Varied:
         return f"{self.at(1).digest[:16]}-{self.at(0.5).digest[:16]}-{number(self.end)}"
 
 
-def varied(cells: Iterable[Cell]) -> list[Varied]:
-    """The cells without their strengths: those that differ by how far they go to one side are one, by the first.
+def check_varied(intervention: str) -> None:
+    """RefusalCmpError for an intervention that cannot be varied; asked before any work."""
+    name, options = parse_spec(intervention)
+    if INTERVENTIONS.create(intervention).neutral is not None:
+        return
+    if SHARE in options:
+        raise RefusalCmpError(
+            f"The intervention {intervention} is done in part already, and its share is what is varied; take {SHARE} "
+            "out of it.",
+            interventions="",
+        )
+    INTERVENTIONS.create(spelled(name, {**options, SHARE: 0.5}))
 
-    Raises
-    ------
-    RefusalCmpError
-        For an intervention that is done in part already, where its share is what would be varied.
-    """
+
+def varied(cells: Iterable[Cell]) -> list[Varied]:
+    """The cells without their strengths: those that differ by how far they go to one side are one, by the first."""
     found: dict[tuple[str, str, str], Varied] = {}
     for cell in cells:
-        options = parse_spec(cell.intervention)[1]
         maker = INTERVENTIONS.create(cell.intervention)
-        if maker.neutral is None and SHARE in options:
-            raise RefusalCmpError(
-                f"The intervention {cell.intervention} is done in part already, and its share is what is varied; take "
-                f"{SHARE} out of it.",
-                interventions="",
-            )
         if maker.neutral is not None and cell.strength == maker.neutral:
             continue  # the model as it is
         if maker.strengths is None:

@@ -60,6 +60,7 @@ def check_stages(session: Session, stages: Sequence[str]) -> None:
     config = session.config
     evaluated = session.run.manifest.get("stages", {}).get("evaluate", {}).get("state") == "done"
     from refusal_cmp import evals, methods
+    from refusal_cmp.calibration.varied import check_varied
     from refusal_cmp.data.sets import check_name
     from refusal_cmp.engines import ENGINES
     from refusal_cmp.interventions import INTERVENTIONS
@@ -86,6 +87,8 @@ def check_stages(session: Session, stages: Sequence[str]) -> None:
         EXTRACTORS.get(name)
     for name in config.interventions:
         INTERVENTIONS.create(name).check(Setting.of(config), several=any(scope != "single" for scope in config.scope))
+        if config.calibrate is not None or config.curve:
+            check_varied(name)
     for name in config.strengths:
         INTERVENTIONS.create(name)
     for name in config.evals:

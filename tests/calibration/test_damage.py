@@ -16,7 +16,7 @@ from refusal_cmp.calibration.calibrate import calibrate
 from refusal_cmp.calibration.curves import Refusal
 from refusal_cmp.calibration.damage import MEASURES, Meter
 from refusal_cmp.calibration.search import TOLERANCE
-from refusal_cmp.calibration.varied import Varied, varied
+from refusal_cmp.calibration.varied import Varied, check_varied, varied
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.plan import Place, Plan
 from refusal_cmp.planning import Chosen, Scope, grid_cells
@@ -139,7 +139,7 @@ def test_strengths_that_differ_by_how_far_they_go_are_one_cell(found):
     cells = varied(grid_cells([chosen], ["actadd", "ablation"], [Scope("all")], strengths=given))
     assert [cell.name for cell in cells] == ["actadd:-", "actadd:+", "ablation"]
     with pytest.raises(RefusalCmpError, match="take share out"):
-        varied(grid_cells([chosen], ["clamp[share=0.5]"], [Scope("all")], strengths={}))
+        check_varied("clamp[share=0.5]")
 
 
 @pytest.mark.parametrize("measure", ["kl", "change"])

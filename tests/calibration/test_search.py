@@ -79,10 +79,10 @@ def test_a_jump_over_the_budget_is_no_strength_that_meets_it():
 
 
 def test_a_curve_that_falls_and_one_that_is_flat_are_said():
-    wavy = searched(lambda u: {1.0: 0.15}.get(u, 5 * u**2), 0.1)
-    assert wavy.found().is_monotone
-    wavy.tell(0.5, 0.3)
-    assert not wavy.found().is_monotone
+    wavy = Search(0.1)
+    for times, damage, is_monotone in ((1.0, 0.15, True), (0.3, 0.1, True), (0.5, 0.3, False)):
+        wavy.tell(times, damage)
+        assert wavy.found().is_monotone == is_monotone
     flat = searched(lambda u: 0.1 + 0.01 * math.log(u / 0.1) if u > 1e-5 else 0.0, 0.11).found()
     assert flat.is_flat
     assert not searched(CURVES["square"], 0.1).found().is_flat
