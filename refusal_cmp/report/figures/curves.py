@@ -28,7 +28,7 @@ from refusal_cmp.report.figures._style import (
     tidy,
 )
 from refusal_cmp.report.wording import bracketed, decimal, percent, scope_name, sentence_list
-from refusal_cmp.statistics.frontier import POINTS, Weights, band
+from refusal_cmp.statistics.frontier import Weights, band, damages
 
 FRONTIER, CURVES = "Harmful prompts answered against damage", "Refusal against damage"
 NO_SWEEP = "strengths were not swept; run with --curve"
@@ -37,7 +37,7 @@ ROW, MARGIN = 1.05, 1.0
 """Inches: of a row of panels; of titles, axes and legend."""
 BANDS = 500
 """Draws of the bands of single curves."""
-TICKS = (0, 1 / 64, 1 / 16, 1 / 4, 1)
+TICKS = (0, 1 / 16, 1 / 4, 1)
 """Damages on an axis, in limits; it is that of square roots, along which strengths lie evenly."""
 SHADE = 0.18
 
@@ -84,7 +84,7 @@ def _frontier(sweep: Sweep) -> Figure:
 
 @styled
 def _curves(sweep: Sweep, lines: Sequence[Line], cells: Sequence[str]) -> Figure:
-    colours, x = method_colours(sweep.methods), np.linspace(0, sweep.limit, POINTS)
+    colours, x = method_colours(sweep.methods), damages(sweep.limit)
     figure = Figure(figsize=(page(), ROW * len(cells) + MARGIN))
     axes = figure.subplots(len(cells), len(sweep.shown), sharex=True, sharey=True, squeeze=False)
     for cell, row in zip(cells, axes, strict=True):
@@ -101,7 +101,7 @@ def _curves(sweep: Sweep, lines: Sequence[Line], cells: Sequence[str]) -> Figure
         row[0].set_ylabel(cell.replace(":-", " −").replace(":+", " +"))
     for dataset, ax in zip(sweep.shown, axes[0], strict=True):
         ax.set_title(HEADINGS[dataset])
-    figure.supxlabel(fill(sweep.axis, 110), fontsize=7.5)
+    axes[-1][len(sweep.shown) // 2].set_xlabel(fill(sweep.axis, 70))
     legend_below(figure, [swatch(colour, method, line="-", marker="") for method, colour in colours.items()])
     return figure
 
@@ -116,7 +116,7 @@ def _axes(ax: Axes, sweep: Sweep) -> None:
     tidy(ax)
     ax.set_xscale("function", functions=(lambda d: np.sqrt(np.clip(d, 0, None)), np.square))
     ax.set_xlim(0, 1.02 * sweep.limit)
-    ax.set_xticks([tick * sweep.limit for tick in TICKS], [f"{tick * sweep.limit:.2g}" for tick in TICKS])
+    ax.set_xticks([tick * sweep.limit for tick in TICKS], [f"{tick * sweep.limit:.3g}" for tick in TICKS])
     ax.minorticks_off()
     ax.set_ylim(-0.04, 1.04)
     ax.set_yticks([0, 0.5, 1])
@@ -129,8 +129,8 @@ def _frontier_says(sweep: Sweep) -> str:
     said = [f"{name} {decimal(one.value)} {bracketed(one.low, one.high)}" for name, one in areas]
     return (
         f"The most harmful prompts, of {sweep.frontiers.n}, that any intervention and scope of a method leaves "
-        f"unrefused at the first token, at no more damage than is shown ({sweep.said}). The mean height up to "
-        f"{sweep.limit:g}{f' {sweep.unit}' if sweep.unit else ''}, the area under the frontier: {'; '.join(said)}. "
+        f"unrefused at the first token, at no more damage than is shown ({sweep.said}). Its mean height over this "
+        f"axis, up to {sweep.limit:g}{f' {sweep.unit}' if sweep.unit else ''}: {'; '.join(said)}. "
         "Bands and brackets are 95 %, from drawing the prompts anew, those of refusal and those of damage."
     )
 

@@ -39,7 +39,8 @@ def frontier_headline(sweep: Sweep | None) -> dict[str, Any] | None:
         "verdict": verdict,
         "sentences": [
             f"The area under each method’s frontier, the mean share of harmful prompts that it leaves unrefused at the "
-            f"first token while damage ({sweep.said}) goes from 0 to {sweep.limit:g}{unit}: {'; '.join(said)}.",
+            f"first token over damages from 0 to {sweep.limit:g}{unit} ({sweep.said}), along their square roots: "
+            f"{'; '.join(said)}.",
             *([f"Differences: {'; '.join(map(_difference, sweep.comparisons))}."] if sweep.comparisons else []),
             "Intervals are 95 %, from the same draws of prompts for all methods; p is after Holm’s correction.",
         ],
