@@ -49,6 +49,9 @@ class Plan:
     layer: int | None = None
     tokens: Tokens = "all"
     """Which tokens are edited: `all`, those of the `prompt`, or those `generated` after it."""
+    cell: str = ""
+    """Of a plan whose strength was calibrated: its intervention and the side of it, which stand for its strength where
+    plans are compared."""
     checkpoint: str = ""
     """Where the other weights are that the model runs with, of a plan that is a checkpoint and edits nothing."""
     content: str = ""

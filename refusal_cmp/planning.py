@@ -220,8 +220,8 @@ def make_plan(
         if own is not None:
             target = _target(chosen.field, own, layer, setting, selected_norm, in_scope[layer])
             targets.append(_with_covariances(name, chosen, own, target) if maker.needs_covariances else target)
-    if maker.strengths is None and strength is not None:
-        raise RefusalCmpError(f"The intervention {intervention!r} has no strength, and {number(strength)} was given.")
+    if maker.strengths is None and strength == 1:
+        strength = None  # all of it, as without a strength
     if maker.strengths is not None and strength is None:
         strength = maker.strengths[0]
     if strength is not None and not math.isfinite(strength):
@@ -265,20 +265,45 @@ def grid(
     strengths
         By intervention; those that are not named take their own defaults.
     """
+    cells = grid_cells(chosen, interventions, scopes, strengths=strengths, direction=direction, setting=setting)
+    return [cell.plan() for cell in cells]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell of the grid: what its plan is made of, as `make_plan` takes it."""
+
+    intervention: str
+    chosen: Chosen
+    scope: Scope
+    strength: float | None
+    how: Mapping[str, Any]
+    """What is the same for all cells."""
+
+    def plan(self) -> Plan:
+        """The plan of the cell."""
+        return self.at(self.intervention, self.strength)
+
+    def at(self, intervention: str, strength: float | None) -> Plan:
+        """That plan with another form or strength of its intervention."""
+        return make_plan(intervention, self.chosen, self.scope, strength=strength, **self.how)
+
+
+def grid_cells(
+    chosen: Iterable[Chosen],
+    interventions: Sequence[str],
+    scopes: Sequence[Scope],
+    *,
+    strengths: dict[str, Sequence[float]],
+    direction: str = "best",
+    setting: Setting | None = None,
+) -> list[Cell]:
+    """The cells of `grid`."""
     chosen = list(chosen)
     pool = min((len(one.ranking) for one in chosen if len(one.ranking) > 1), default=1)  # one: a given direction
-    selected_norm = _selected_norm(chosen)
+    how = {"direction": direction, "pool": pool, "setting": setting, "selected_norm": _selected_norm(chosen)}
     return [
-        make_plan(
-            name,
-            one,
-            scope,
-            strength=strength,
-            direction=direction,
-            pool=pool,
-            setting=setting,
-            selected_norm=selected_norm,
-        )
+        Cell(name, one, scope, strength, how)
         for one in chosen
         for name in interventions
         for scope in scopes

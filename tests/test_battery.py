@@ -180,7 +180,7 @@ def test_a_plan_is_what_its_file_says(plans, method, intervention):
         assert again.digest == read.digest
 
 
-@pytest.mark.parametrize("intervention", sorted(name for name in INTERVENTIONS if INTERVENTIONS.get(name).strengths))
+@pytest.mark.parametrize("intervention", sorted(INTERVENTIONS))
 @pytest.mark.parametrize("method", METHODS)
 def test_an_intervention_changes_nothing_at_its_neutral_strength_alone(field, plans, method, intervention):
     """And one that changes nothing at 0 says that 0 is its neutral strength."""

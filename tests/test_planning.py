@@ -320,9 +320,15 @@ def test_what_differs_from_the_defaults_is_in_the_label(fields):
     assert plan_intervention("ablation", leading, **AT).label == "inlp[k=1]/ablation@all"
 
 
-def test_a_strength_for_an_intervention_without_one_is_refused(fields):
-    with pytest.raises(RefusalCmpError, match="has no strength"):
-        plan_intervention("ablation", fields["inlp"], strength=2.0, **AT)
+def test_an_intervention_without_strengths_of_its_own_is_done_in_part(fields):
+    whole, same, half = (plan_intervention("ablation", fields["inlp"], strength=s, **AT) for s in (None, 1.0, 0.5))
+    assert (whole.label, same.label, half.label) == (
+        "inlp/ablation@all",
+        "inlp/ablation@all",
+        "inlp/ablation:0.5@all",
+    )
+    assert (whole.strength, same.strength, half.strength) == (None, None, 0.5)
+    assert whole.digest == same.digest != half.digest
 
 
 def test_a_component_without_subspace_says_why(fields):

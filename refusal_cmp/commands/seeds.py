@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from refusal_cmp.config import STAGES
+from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.report.figures import images
 from refusal_cmp.report.figures.seeds import draw_seeds
 from refusal_cmp.report.page.seeds import render_seeds
@@ -28,7 +29,14 @@ def run_seeds(home: RunDir, sessions: Mapping[int, Session], stages: Sequence[st
     sessions
         By seed, each on its own run directory in that folder.
     """
-    check_stages(next(iter(sessions.values())), stages)
+    first = next(iter(sessions.values()))
+    if first.config.calibrate is not None or first.config.curve:
+        raise RefusalCmpError(
+            "Each seed would have strengths of its own, which no table over seeds lays side by side; leave out "
+            "calibrate and curve, or run the seeds one by one, each with a name of its own.",
+            alias="NAME",
+        )
+    check_stages(first, stages)
     claim(home, tuple(sessions))
     for at, (seed, session) in enumerate(sessions.items(), 1):
         say(f"Seed {seed}, {at} of {counted(len(sessions), 'seed')}: {session.run.path}")

@@ -35,6 +35,7 @@ from refusal_cmp.config.values import (
     LARGEST,
     SYSTEM_PROMPTS,
     AnyNames,
+    Budget,
     Checkpoints,
     Components,
     Layers,
@@ -407,6 +408,27 @@ class InferSettings(BaseModel):
     actadd_multipliers: Numbers = Field((-1.0, 1.0), description="strengths of actadd plans", json_schema_extra=GRID)
     reflection_alphas: Numbers = Field((2.0,), description="strengths of reflection plans", json_schema_extra=GRID)
     strengths: dict[str, Numbers] = Field({}, description="by other interventions", json_schema_extra=GRID | FILE_ONLY)
+    calibrate: Budget | None = Field(
+        None,
+        description="MEASURE=BUDGET, as in kl=0.1: plans do this damage to harmless validation prompts, each at the "
+        "strength that it takes, in place of the strengths that are set; measures: kl (mean KL over the unedited "
+        "model's own answers), first-kl, loss, change",
+    )
+    calibrate_tokens: int = Field(
+        16, ge=1, description="tokens of each of the model's own answers that damage is measured on"
+    )
+    curve: bool = Field(
+        False,
+        description="also sweep the strengths, and draw refusal against damage (the measure of calibrate, or kl)",
+        json_schema_extra=GRID,
+    )
+    curve_limit: float = Field(1.0, gt=0, description="most damage of the sweep", json_schema_extra=GRID)
+    curve_strengths: Numbers | None = Field(
+        None,
+        description="strengths of the sweep, in default strengths, as in 0.25,0.5,1; by default spread over what the "
+        "limit allows",
+        json_schema_extra=GRID,
+    )
     direction: Literal["best", "own"] = Field(
         "best",
         description="whose subspace acts at the layers in scope; FILE.safetensors: also run the direction in this file",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+DAMAGES = ("kl", "first-kl", "loss", "change")
+"""Measures of damage; see `refusal_cmp.calibration.damage`."""
 LARGEST = 2**32 - 1
 """Whole number that a setting can be: the largest seed that numpy and scikit-learn take."""
 PENALTIES = (1e-8, 1e8)
@@ -169,6 +172,20 @@ def _component(value: str) -> str:
     return value
 
 
+def _damage(value: str) -> str:
+    """`kl=0.1`; a number alone is of the first measure."""
+    name, _, number = (value if "=" in value else f"{DAMAGES[0]}={value}").partition("=")
+    try:
+        budget = float(number)
+    except ValueError:
+        budget = 0.0
+    if name.strip() not in DAMAGES or not 0 < budget < math.inf:
+        raise ValueError(
+            f"it must be MEASURE=BUDGET as in kl=0.1, with a budget above 0 and one of {', '.join(DAMAGES)}"
+        )
+    return f"{name.strip()}={budget:g}"
+
+
 def _seed(value: int) -> int:
     if not 0 <= value <= LARGEST:
         raise ValueError(f"it must be from 0 to {LARGEST}")
@@ -217,6 +234,8 @@ SystemPrompts = Annotated[
     BeforeValidator(_names_or_text),
     AfterValidator(_names_once),
 ]
+Budget = Annotated[str, BeforeValidator(str), AfterValidator(_damage)]
+"""A measure of damage, and how much of it: `kl=0.1`."""
 Components = Annotated[
     tuple[Annotated[str, AfterValidator(_component)], ...],
     BeforeValidator(_components),

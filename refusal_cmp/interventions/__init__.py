@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -42,16 +42,23 @@ __all__ = [
 
 Threshold = Annotated[float, Field(ge=-1, le=1)] | Literal["midpoint"]
 """Of a gate: a cosine."""
+Share = Annotated[float, Field(gt=0, le=1)]
 
 
 class Intervention(ABC):
     """Makes the edits of a plan. A strength is what its label has after the colon, or None.
+
+    One that has no strengths of its own can be done in part, and the share s of it is its strength:
+
+        x ↦ x + s (e(x) − x)          e(x): all of it, at s = 1, which labels leave out; s = 0 changes nothing
 
     Every intervention can be had in other forms, by options that a run gives in brackets:
     `ablation[keep-norm=true]`. One with hyper-parameters of its own hands these on.
 
     Parameters
     ----------
+    share
+        Of one that has strengths of its own, how much of it is done, as above.
     keep_norm
         Whether every edited vector is rescaled to the norm that it had: the stream, or what a site adds to it.
     when
@@ -63,13 +70,18 @@ class Intervention(ABC):
     """
 
     strengths: tuple[float, ...] | None = None
-    """Default strengths, one plan each; None: the intervention has no strength."""
+    """Default strengths, one plan each; None: it has none of its own, and is done in whole or in part."""
     neutral: float | None = None
-    """The strength at which it changes nothing, to the last bit; None where there is none."""
+    """The strength at which it changes nothing, to the last bit; None where there is none. Of one without strengths of
+    its own, 0."""
+    farthest: float = 4.0
+    """How far from its neutral strength calibration goes at most, in steps to its default strength; what is calibrated
+    by its share ends with the whole."""
     uses: tuple[str, ...] = tuple(field.name for field in fields(Setting))
     """The fields of `Setting` that matter to it; where one differs from its default, the label says so."""
 
     keep_norm: bool = False
+    share: Share = 1.0
     when: Threshold | None = None
     tokens: Tokens = "all"
     needs_covariances: bool = False
@@ -77,8 +89,20 @@ class Intervention(ABC):
     whole_subspace: bool = False
     """Whether it edits along every direction of a subspace, and not along the one `direction` alone."""
 
-    def __init__(self, *, keep_norm: bool = False, when: Threshold | None = None, tokens: Tokens = "all") -> None:
-        self.keep_norm, self.when, self.tokens = keep_norm, when, tokens
+    def __init__(
+        self, *, keep_norm: bool = False, when: Threshold | None = None, tokens: Tokens = "all", share: Share = 1.0
+    ) -> None:
+        self.keep_norm, self.when, self.tokens, self.share = keep_norm, when, tokens, share
+        if share != 1 and self.strengths is None:
+            raise RefusalCmpError(
+                "The option share is of interventions that have strengths of their own, and the strength of any other "
+                f"is its share; write it behind a colon, or set strengths, as in {{ablation: [{share:g}]}}."
+            )
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if cls.strengths is None:
+            cls.neutral = 0.0
 
     def reach(self, scope: Scope, setting: Setting) -> Scope:
         """Where it acts in a plan of this scope: the scope itself."""
@@ -90,7 +114,12 @@ class Intervention(ABC):
 
     def formed(self, targets: Sequence[Target], strength: float | None, setting: Setting) -> Edits:
         """The edits in the form that the options ask for."""
+        share = self.share
+        if self.strengths is None and strength is not None:
+            share, strength = strength, None
         edits = self.edits(targets, strength, setting)
+        if share != 1:
+            edits = _each(edits, lambda edit: _in_part(edit, share))
         if self.when is not None:
             edits = _gated(edits, targets, self.when)
         if self.keep_norm:
@@ -139,6 +168,12 @@ def _threshold(target: Target, condition: Float[Tensor, " d"], when: Threshold) 
         return condition.new_tensor(when)
     means = torch.stack([target.harmful_mean, target.harmless_mean])
     return torch.cosine_similarity(means, condition[None]).mean()
+
+
+def _in_part(edit: LowRankEdit, share: float) -> LowRankEdit:
+    """x + s (e(x) − x): what is written, times the share."""
+    written = {name: share * term for name, term in edit.tensors().items() if name in ("A", "B", "r", "b")}
+    return replace(edit, **written)
 
 
 def _each(edits: Edits, change: Callable[[LowRankEdit], LowRankEdit]) -> Edits:

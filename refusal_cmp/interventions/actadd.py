@@ -22,6 +22,7 @@ class ActivationAddition(Intervention):
 
     strengths = (-1.0, 1.0)
     neutral = 0.0
+    farthest = 8.0
     uses = ("spread", "norm", "layers")
 
     def reach(self, scope: Scope, setting: Setting) -> Scope:

@@ -24,6 +24,7 @@ class Reflection(Intervention):
 
     strengths = (2.0,)
     neutral = 0.0
+    farthest = 2.0
     uses = ("sites", "compose")
     whole_subspace = True
 

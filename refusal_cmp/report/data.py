@@ -9,10 +9,12 @@ from typing import Any
 
 import pandas as pd
 
+from refusal_cmp.calibration.damage import MEASURES
 from refusal_cmp.config import file_label, is_path
 from refusal_cmp.errors import unknown_name
 from refusal_cmp.plan import ALSO, BASELINE, Plan
 from refusal_cmp.planning import Setting
+from refusal_cmp.report.curves import Sweep
 from refusal_cmp.report.landings import Landings, read_landings
 from refusal_cmp.report.table import PART
 from refusal_cmp.run.contents import (
@@ -24,7 +26,9 @@ from refusal_cmp.run.contents import (
     prompts_file,
     read_answers,
     read_baseline_metric,
+    read_calibration,
     read_choice,
+    read_curve,
     read_dropped,
     read_examples,
     read_field,
@@ -97,6 +101,10 @@ class RunData:
     """Where activations land under every plan."""
     weights: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     """By plan that is another checkpoint and was run: every weight, and how it differs."""
+    calibration: Mapping[str, Any] | None = None
+    """What was calibrated, as `read_calibration` has it."""
+    sweep: Sweep | None = None
+    """A sweep of strengths, if the run has one."""
     destroyed_with_some_seed: frozenset[str] | None = None
     """Of runs over seeds that stand here as one: the labels of the plans that destroy the model with one or more."""
 
@@ -127,6 +135,7 @@ class RunData:
             scores=self.scores[self.scores["method"].isin(methods)],
             selections=[one for one in self.selections if one.method in methods],
             fields={name: field for name, field in self.fields.items() if name in bases},
+            sweep=self.sweep and self.sweep.only(methods, scopes),
             rankings=self.rankings and [one for one in self.rankings if one["method"] in methods],
             ranking_rules=self.ranking_rules and [one for one in self.ranking_rules if one["method"] in methods],
             magnitude=None if self.magnitude is None else self.magnitude[self.magnitude["method"].isin(methods)],
@@ -278,8 +287,19 @@ def read_run(session: Session) -> RunData:
         agreement=run.read_table(AGREEMENT) if run.has(AGREEMENT) else None,
         magnitude=_magnitude(session),
         landings=read_landings(session, results, distinct),
+        calibration=read_calibration(session),
+        sweep=_sweep(session),
         weights={plan: read_examples(session, plan, *WEIGHTS) for plan in distinct if plan.startswith(ALSO)},
     )
+
+
+def _sweep(session: Session) -> Sweep | None:
+    rows = read_curve(session)
+    if not rows:
+        return None
+    measure = MEASURES[(session.config.calibrate or next(iter(MEASURES))).partition("=")[0]]
+    said = measure.said(session.config.calibrate_tokens)
+    return Sweep.of(rows, said, measure.unit, session.config.curve_limit)
 
 
 def _prompts(session: Session) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from refusal_cmp.plan import component_of, number
 from refusal_cmp.planning import UNIT_METHOD
 from refusal_cmp.registry import parse_spec
 from refusal_cmp.report.data import RunData
-from refusal_cmp.report.latex_phrases import at_component, citation, cited, tt
+from refusal_cmp.report.latex_phrases import at_component, citation, cited, escaped, tt
 from refusal_cmp.report.wording import does, sentence_list
 
 ADDITION = "actadd"
@@ -62,6 +62,7 @@ def edits_text(data: RunData) -> list[str]:
         f"layer as a whole.{_directions(data)}",
         *_sites(data, names),
         *_nearer(data, names),
+        *_calibrated(data),
         *_kept_norms(names),
         *_gates(names),
         *_tokens(names),
@@ -86,7 +87,8 @@ def _interventions(data: RunData) -> list[str]:
 
 
 def _strengths(data: RunData, name: str) -> list[str]:
-    found = dict.fromkeys(plan.strength for plan in data.edited if plan.intervention == name)
+    plans = [plan for plan in data.edited if plan.intervention == name and not (plan.cell and data.calibration)]
+    found = dict.fromkeys(plan.strength for plan in plans)
     return [f"${number(one)}$" for one in found if one is not None]
 
 
@@ -156,6 +158,21 @@ def _nearer(data: RunData, names: Sequence[str]) -> list[str]:
     if not one:
         return []
     return [f"Whatever the scope, {sentence_list(one)} {does(len(one), 'edit')} the layer of the component alone."]
+
+
+def _calibrated(data: RunData) -> list[str]:
+    """By what the strengths of the plans were chosen."""
+    found = data.calibration
+    if found is None:
+        return []
+    rows, unit = found["plans"], f" {found['unit']}" if found["unit"] else ""
+    other = sum(row["status"] != "met" for row in rows)
+    rest = f", and {other} of {len(rows)} plans, for which there is none, at the nearest one" if other else ""
+    return [
+        f"Every edit has the strength at which it does the same damage to {found['n']} harmless validation prompts, a "
+        f"{escaped(found['said'])} of {found['budget']:g}{unit}{rest}. Edits that have no strength of their own, or "
+        "change something at each, are done in part."
+    ]
 
 
 def _kept_norms(names: Sequence[str]) -> list[str]:

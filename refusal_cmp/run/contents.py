@@ -251,13 +251,32 @@ def read_ranking_rules(session: Session) -> list[dict[str, Any]] | None:
 # infer
 
 PLANS = "infer/plans.json"
-IN_PLACE = ("checkpoint", "content", "system")
-"""What it says beside the facts of a plan that edits nothing: another checkpoint, another system prompt."""
+IN_PLACE = ("checkpoint", "content", "system", "cell")
+"""Beside the facts: what a plan that edits nothing has in their place; the cell of one that was calibrated."""
 
 
 def covariances_file(method: str) -> str:
     """The artefact that holds the class covariances along a method's subspaces, if an intervention needs them."""
     return f"infer/{method}.covariances.safetensors"
+
+
+CALIBRATION = "infer/calibration.json"
+"""For each plan the strength at which its damage meets the budget, and how it was found."""
+CALIBRATION_PASSES = "infer/calibration.csv"
+"""The same, pass by pass: a row for each strength that was tried."""
+CURVE = "infer/curve.jsonl"
+"""A line for each plan of a sweep of strengths: its damage, and whether it refuses, prompt by prompt."""
+
+
+def read_calibration(session: Session) -> dict[str, Any] | None:
+    """What was calibrated, if the run is: `measure`, `budget`, `said`, and a row for each plan in `plans`."""
+    is_there = session.config.calibrate is not None and session.run.has(CALIBRATION)
+    return session.run.read_json(CALIBRATION) if is_there else None
+
+
+def read_curve(session: Session) -> list[dict[str, Any]] | None:
+    """The plans of the sweep, if the run has one; the first is the unedited model."""
+    return session.run.read_lines(CURVE) if session.config.curve and session.run.has(CURVE) else None
 
 
 def answers_file(label: str, dataset: str) -> str:
@@ -355,6 +374,10 @@ WEIGHTS = ("weights", "modules")
 # report
 
 SUMMARY = "report/summary.csv"
+CURVES = "report/curves.csv"
+"""The points of a sweep of strengths."""
+FRONTIER = "report/frontier.csv"
+"""The area under every method's frontier, and methods compared in pairs."""
 PAGE = "report/index.html"
 
 

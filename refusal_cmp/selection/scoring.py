@@ -27,7 +27,7 @@ from refusal_cmp.edit import LowRankEdit, stack
 from refusal_cmp.model import Batch, ChatModel, refusal_metric
 from refusal_cmp.model.batching import RowBudget
 from refusal_cmp.model.reading import stream_at
-from refusal_cmp.plan import Place
+from refusal_cmp.plan import Place, Plan, Tokens
 from refusal_cmp.planning import Chosen, Scope, Setting, make_plan
 from refusal_cmp.progress import Progress, silent
 from refusal_cmp.subspace import Component, SubspaceField
@@ -274,6 +274,7 @@ def edited_pass(
     batch: Batch,
     stream: Float[Tensor, "r t d"],
     read: Callable[[ChatModel, Batch], Float[Tensor, "gn ..."]] = _last_logits,
+    tokens: Tokens = "all",
 ) -> Float[Tensor, "g n ..."]:
     """What is read of the batch under each of g sets of edits, in one pass from block `start` on."""
     shared: dict[tuple[int, ...], LowRankEdit] = {}
@@ -287,7 +288,7 @@ def edited_pass(
     with (
         torch.inference_mode(),
         model.resumed(start, stream.repeat(len(edits), 1, 1)),
-        model.edited(stacked),
+        model.edited(Plan("", stacked, tokens=tokens)),
     ):
         found = read(model, batch.repeated(len(edits)))
     return found.view(len(edits), len(batch), *found.shape[1:])

@@ -74,6 +74,7 @@ def check_stages(session: Session, stages: Sequence[str]) -> None:
     config = session.config
     evaluated = session.run.manifest.get("stages", {}).get("evaluate", {}).get("state") == "done"
     from refusal_cmp import evals, methods
+    from refusal_cmp.calibration.varied import check_varied
     from refusal_cmp.data.sets import check_name
     from refusal_cmp.data.wrappers import wrapper
     from refusal_cmp.engines import ENGINES
@@ -119,9 +120,10 @@ def check_stages(session: Session, stages: Sequence[str]) -> None:
         EXTRACTORS.get(name)
     for name in config.interventions:
         INTERVENTIONS.create(name).check(Setting.of(config), several=any(scope != "single" for scope in config.scope))
+        if config.calibrate is not None or config.curve:
+            check_varied(name)
     for name in config.strengths:
-        if INTERVENTIONS.create(name).strengths is None:
-            raise RefusalCmpError(f"The intervention {name!r} has no strength; take it out of the setting strengths.")
+        INTERVENTIONS.create(name)
     for name in config.evals:
         evals.configured(config, name)
     if "evaluate" in stages and not evaluated:

@@ -13,7 +13,7 @@ from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.beside import content_beside
 from refusal_cmp.model.generation import Answer, Completion, Job, completion_of
 from refusal_cmp.plan import BASELINE, Plan, baseline, checkpoint, prompted
-from refusal_cmp.planning import Chosen, Scope, Setting, grid, strengths_of
+from refusal_cmp.planning import Cell, Chosen, Scope, Setting, grid_cells, strengths_of
 from refusal_cmp.run.contents import (
     PLANS,
     PROMPTS,
@@ -32,7 +32,9 @@ from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Selection
 from refusal_cmp.selection.among import among, named
 from refusal_cmp.selection.shared import shared
+from refusal_cmp.stages.calibration import calibrated
 from refusal_cmp.stages.covariances import with_covariances
+from refusal_cmp.stages.curves import write_curve
 from refusal_cmp.stages.prompts import read_test_prompts
 from refusal_cmp.subspace import SubspaceField
 
@@ -47,7 +49,9 @@ def infer_stage(session: Session) -> None:
     config, run = session.config, session.run
     run.require(PROMPTS)
     run.require(SELECTION)
-    plans = [baseline(), *_grid(session), *checkpoints(session), *system_prompts(session.config)]
+    cells = _cells(session)
+    edited = calibrated(session, cells) if config.calibrate else [cell.plan() for cell in cells]
+    plans = [baseline(), *edited, *checkpoints(session), *system_prompts(session.config)]
     originals = _originals(plans)
     prompts = {dataset: read_test_prompts(session, dataset) for dataset in config.test_sets}
     settings = {
@@ -74,6 +78,8 @@ def infer_stage(session: Session) -> None:
         if any(one in missing for one in some):
             _complete(session, [(*one, one in missing) for one in some], prompts, settings)
     begun.discard()
+    if config.curve:
+        write_curve(session, cells)
     _report_endings(session)
 
 
@@ -89,7 +95,7 @@ def _report_endings(session: Session) -> None:
         )
 
 
-def _grid(session: Session) -> list[Plan]:
+def _cells(session: Session) -> list[Cell]:
     config = session.config
     fields, selections = read_fields(session), read_selections(session)
     _check_layers(session, fields, selections)
@@ -108,7 +114,7 @@ def _grid(session: Session) -> list[Plan]:
             pool = one.pool(config.pool, everywhere=config.direction == "own")
             chosen.append(Chosen(field, at or one.selected, pool, config.pool, which))
     scopes = [Scope.parse(scope) for scope in config.scope]
-    return grid(
+    return grid_cells(
         with_covariances(session, chosen),
         config.interventions,
         scopes,

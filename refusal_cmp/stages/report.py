@@ -10,7 +10,11 @@ from refusal_cmp.report.page import render
 from refusal_cmp.report.table import summary
 from refusal_cmp.run.contents import (
     AGREEMENT,
+    CALIBRATION,
     COMPARISONS,
+    CURVE,
+    CURVES,
+    FRONTIER,
     MEANS,
     PAGE,
     PLANS,
@@ -44,12 +48,17 @@ def report_stage(session: Session) -> None:
     if run.is_fresh(PAGE, {}, sources):
         return
     data = read_run(session)
+    tables = {}
+    if data.sweep is not None:
+        tables = {CURVES: data.sweep.points(), FRONTIER: data.sweep.compared()}
+    for table, content in tables.items():
+        run.write_table(table, content)
     outcomes = draw_all(data)
     pictures = images(outcomes)
     for (name, kind), image in pictures.items():
         run.write_bytes(figure_file(name, kind), image)
     run.write_bytes(PAGE, render(data, outcomes, pictures).encode())
-    run.record(PAGE, {}, sources, also=[figure_file(*one) for one in pictures])
+    run.record(PAGE, {}, sources, also=[*tables, *(figure_file(*one) for one in pictures)])
 
 
 def _sources(session: Session) -> dict[str, Any]:
@@ -58,7 +67,9 @@ def _sources(session: Session) -> dict[str, Any]:
     files = [RESULTS, PLANS, PROMPTS, MEANS, SCORES, SELECTION, *map(subspace_file, config.methods)]
     files += [prompts_file(config, dataset) for dataset in config.other_sets]
     rules = (RANKING_RULES,) if config.ranking_rules else ()
-    optional = (RANKINGS, *rules, COMPARISONS, AGREEMENT, *map(ranks_file, config.methods))
+    swept = (CURVE,) if config.curve else ()
+    calibrated = (CALIBRATION,) if config.calibrate else ()
+    optional = (RANKINGS, *rules, *swept, *calibrated, COMPARISONS, AGREEMENT, *map(ranks_file, config.methods))
     files += [name for name in optional if run.has(name)]
     labels = {row["same_as"] for row in run.read_json(PLANS)}
     for dataset in config.test_sets:

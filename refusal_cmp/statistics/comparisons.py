@@ -97,9 +97,13 @@ def _pairs(plans: Sequence[Plan]) -> Iterator[tuple[str, str, str]]:
         if plan.label != BASELINE:
             yield "baseline", plan.label, BASELINE
     for one, other in combinations(plans, 2):
-        same = (one.intervention, one.strength, one.scope) == (other.intervention, other.strength, other.scope)
-        if same and one.method != other.method and BASELINE not in (one.label, other.label):
+        if _step(one) == _step(other) and one.method != other.method and BASELINE not in (one.label, other.label):
             yield "methods", one.label, other.label
+
+
+def _step(plan: Plan) -> tuple[str | float | None, ...]:
+    """What methods are compared at: an intervention with its strength, or at equal damage, and a scope."""
+    return (plan.cell, plan.scope) if plan.cell else (plan.intervention, plan.strength, plan.scope)
 
 
 def _both(one: Mapping[str, Any], other: Mapping[str, Any], family: int) -> Paired | None:

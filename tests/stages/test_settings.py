@@ -196,7 +196,10 @@ def test_one_site_is_enough_where_nothing_is_mirrored_once_over_layers(settings)
     [
         ({"model": "./nosuch"}, "is not there"),
         ({"strengths": {"clmp": [2]}}, "Did you mean 'clamp'"),
-        ({"strengths": {"ablation": [2]}}, "has no strength"),
+        ({"strengths": {"ablatoin": [2]}}, "Did you mean 'ablation'"),
+        ({"interventions": "ablation[share=0.5]"}, "write it behind a colon"),
+        ({"interventions": "clamp[share=0.5]", "calibrate": "kl=0.1"}, "take share out of it"),
+        ({"interventions": "clamp[share=2]"}, "less than or equal to 1"),
         ({"rank_key_of": {"inpl": "bypass"}}, "Did you mean 'inlp'"),
         ({"score_sites_of": {"inpl": ["resid_pre"]}}, "Did you mean 'inlp'"),
         ({"method_options": {"inpl": {"c": 1}}}, "Did you mean 'inlp'"),

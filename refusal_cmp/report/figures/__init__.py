@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures import (
+    curves,
     inlp,
     magnitude,
     methods,
@@ -26,6 +27,8 @@ FIGURES: dict[str, Callable[[RunData], list[Outcome]]] = {
     "plans": plans.draw,
     "methods": methods.draw,
     "tradeoff": tradeoff.draw,
+    "frontier": curves.draw_frontier,
+    "curves": curves.draw_curves,
     "plane": plane.draw,
     "scores": scores.draw,
     "rankings": rankings.draw,

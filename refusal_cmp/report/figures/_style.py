@@ -55,6 +55,8 @@ INTERVENTIONS = {
 }
 UNEDITED = "*"
 """The marker of a plan that edits nothing: another checkpoint, a system prompt."""
+AT_EQUAL_DAMAGE = " ≈"
+"""Behind an intervention whose strength was calibrated, which differs from method to method."""
 MARKERS = ("o", "s", "^", "D", "P", "X", "v", "<", ">", "p", "h", "d", "8")
 LINES = ("-", "--", ":", "-.")
 
@@ -229,6 +231,8 @@ def step(plan: Plan) -> str:
     """
     if plan.edits_nothing:
         return plan.label
+    if plan.cell:
+        return plan.cell.replace(":-", " −").replace(":+", " +") + AT_EQUAL_DAMAGE
     name = plan.intervention if plan.strength is None else f"{plan.intervention}:{number(plan.strength)}"
     component = component_of(plan)
     return name if component is None else f"{name} ({component})"

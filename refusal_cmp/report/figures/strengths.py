@@ -45,7 +45,8 @@ Read = Callable[[str], Estimate | None]
 
 def draw(data: RunData) -> list[Outcome]:
     """A figure for each intervention with several strengths: a column per scope, a row per measurement."""
-    swept = [name for name in dict.fromkeys(one.intervention for one in data.edited) if len(_tried(data, name)) > 1]
+    names = dict.fromkeys(one.intervention for one in data.edited)
+    swept = [name for name in names if len(_tried(data, name)) > 1]
     if not swept:
         why = "no intervention has two strengths; run with e.g. --actadd-multipliers -1,1 or --reflection-alphas 1,2"
         return [Skipped("strengths", TITLE, why)]
@@ -65,7 +66,8 @@ def draw(data: RunData) -> list[Outcome]:
 
 def _tried(data: RunData, intervention: str) -> set[float]:
     """The strengths of an intervention's plans, but one that leaves the model as it is."""
-    found = {one.strength for one in data.edited if one.intervention == intervention and one.strength is not None}
+    plans = [one for one in data.edited if not one.cell]  # strengths of calibration are no sweep
+    found = {one.strength for one in plans if one.intervention == intervention and one.strength is not None}
     return found - {0.0} if _is_unedited_at_zero(intervention) else found
 
 

@@ -9,6 +9,7 @@ from refusal_cmp.report.data import RunData
 from refusal_cmp.report.figures import Outcome, Skipped
 from refusal_cmp.report.page.about import about
 from refusal_cmp.report.page.completions import side_by_side
+from refusal_cmp.report.page.equal_damage import calibration_table, frontier_headline
 from refusal_cmp.report.page.filling import filled
 from refusal_cmp.report.page.first_screen import first_screen
 from refusal_cmp.report.page.images import placed_figures
@@ -38,6 +39,8 @@ def render(data: RunData, outcomes: Sequence[Outcome], images: Mapping[tuple[str
         run=data.name,
         model=data.manifest.get("model", {}),
         answer=first_screen(data, ranked),
+        frontier=frontier_headline(data.sweep),
+        calibration=calibration_table(data),
         table=plans_table(data, [*ranked, *standings(data, data.unedited)]),
         unedited=unedited_section(data),
         figures=placed_figures(outcomes, images),

@@ -1,0 +1,176 @@
+"""A run at equal damage: calibrated plans, a sweep of strengths, and what its files and its page say of them."""
+
+from __future__ import annotations
+
+import shutil
+
+import numpy as np
+import pytest
+
+from refusal_cmp.calibration.damage import Meter
+from refusal_cmp.calibration.search import TOLERANCE
+from refusal_cmp.config import STAGES, load_config
+from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.report.data import read_run
+from refusal_cmp.run.contents import (
+    CALIBRATION,
+    CALIBRATION_PASSES,
+    COMPARISONS,
+    CURVES,
+    FRONTIER,
+    PAGE,
+    read_curve,
+    read_plans,
+    read_prompts,
+)
+from refusal_cmp.stages import run_stages
+
+from support.finished_run import make_run, session_on
+
+SETTINGS = {
+    "methods": "diff-in-means,leace",
+    "interventions": "ablation,actadd,clamp",
+    "actadd_multipliers": "-1",
+    "scope": "all",
+    "calibrate": "kl=0.02",
+    "calibrate_tokens": 6,
+    "curve": True,
+    "curve_limit": 0.2,
+    "evals": "refusal,kl",
+    "max_new_tokens": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def run(tiny, tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "equal", tiny, "report", **SETTINGS)
+
+
+def again(run, tiny, stage, **settings):
+    session = session_on(run.run.path, tiny, **{**SETTINGS, **settings})
+    run_stages(session, (stage,))
+    return session
+
+
+def test_plans_have_the_strength_that_meets_the_budget(run, tiny):
+    found = run.run.read_json(CALIBRATION)
+    assert (found["measure"], found["budget"], found["n"]) == ("kl", 0.02, 6)
+    plans = {plan.label: plan for plan, _ in read_plans(run)}
+    meter = Meter(tiny, [one.instruction for one in read_prompts(run, "harmless_val")], "kl", 6)
+    statuses = {}
+    for row in found["plans"]:
+        damage = float(meter([plans[row["plan"]]]).mean())
+        assert damage == pytest.approx(row["damage"], rel=1e-3)
+        assert len(row["tried"]) <= 12
+        statuses[row["method"], row["cell"]] = row["status"]
+        if row["status"] == "met":
+            assert abs(damage - 0.02) <= 1.1 * TOLERANCE * 0.02
+            assert row["plan"] != f"{row['method']}/{row['cell']}@all"
+        else:
+            assert (row["status"], row["times"]) == ("below", 1)
+    assert statuses["diff-in-means", "ablation"] == "below"
+    assert statuses["leace", "ablation"] == "met"
+    labels = set(plans)
+    assert "diff-in-means/ablation@all" in labels, "all of it is what it was"
+    assert any(label.startswith("leace/clamp[share=0.") and label.endswith("]:-1@all") for label in labels)
+    table = run.run.read_table(CALIBRATION_PASSES)
+    assert len(table) == sum(len(row["tried"]) for row in found["plans"])
+    assert set(table.loc[table["chosen"], "plan"]) == {row["plan"] for row in found["plans"]}
+
+
+def test_methods_are_compared_where_their_strengths_differ(run):
+    pairs = run.run.read_table(COMPARISONS)
+    methods = pairs[pairs["against"] != "baseline"]
+    found = {tuple(label.partition("/")[2][:7] for label in pair) for pair in methods[["plan", "against"]].to_numpy()}
+    assert ("ablatio", "ablatio") in found
+    assert ("clamp:-", "clamp[s") in found or ("clamp[s", "clamp[s") in found
+    assert all(one[:5] == other[:5] for one, other in found)
+
+
+def test_a_sweep_has_the_strengths_and_what_they_do(run, tiny):
+    unedited, *rows = read_curve(run)
+    assert unedited["plan"] == "baseline"
+    assert not any(unedited["damage"])
+    lines = {(row["method"], row["cell"]) for row in rows}
+    assert len(rows) == 6 * len(lines) == 6 * 2 * 4
+    for row in rows:
+        assert [len(row["refused"][name]) for name in ("harmful", "harmless")] == [6, 6]
+    ends = [np.mean(row["damage"]) for row in rows[5::6]]
+    assert max(ends) <= 0.2 * 1.2
+    table = run.run.read_table(CURVES)
+    assert len(table) == 2 * (len(rows) + len(lines))
+    areas = run.run.read_table(FRONTIER)
+    assert list(areas["method"]) == ["diff-in-means", "leace", "diff-in-means"]
+    assert areas["ci_low"].le(areas["area"]).all()
+
+
+def test_the_page_says_who_answers_most_at_equal_damage(run):
+    page = (run.run.path / PAGE).read_text(encoding="utf-8")
+    assert "At equal damage" in page
+    assert "The area under each method" in page
+    assert "Plans have the strength at which their damage is 0.02 nats" in page
+    assert (run.run.path / "report/figures/frontier.png").is_file()
+    assert (run.run.path / "report/figures/curves-all.svg").is_file()
+    assert not list((run.run.path / "report/figures").glob("strengths*")), "calibrated strengths are no sweep"
+    assert read_run(run).only(methods=["leace"]).sweep.methods == ["leace"]
+
+
+def test_what_is_finished_is_not_done_again_and_more_can_be_added(run, tiny, monkeypatch):
+    before = run.run.read_json(CALIBRATION)
+    monkeypatch.setattr("refusal_cmp.stages.calibration.Meter", None)
+    again(run, tiny, "infer")
+    monkeypatch.undo()
+    more = again(run, tiny, "infer", interventions="ablation,actadd,clamp,reflection", curve=False)
+    after = more.run.read_json(CALIBRATION)
+    assert len(after["plans"]) == len(before["plans"]) + 2
+    assert all(after["cells"][digest] == row for digest, row in before["cells"].items())
+
+
+def test_killed_calibration_goes_on(run, tiny, tmp_path, monkeypatch):
+    """Each pass stands in a journal: what was measured before the kill is not measured again."""
+    shutil.copytree(run.run.path, tmp_path / "run")
+    measured, measure = [], Meter.__call__
+
+    def stopping(self, plans):
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        measured.append({plan.label for plan in plans})
+        return measure(self, plans)
+
+    def start():
+        run_stages(session_on(tmp_path / "run", tiny, force=("infer",), **SETTINGS | {"curve": False}), ("infer",))
+
+    monkeypatch.setattr(Meter, "__call__", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    before, measured[:] = list(measured), [set()] * 4
+    start()
+    assert before
+    assert len(measured) > 4
+    assert not any(one in before for one in measured[4:])
+    assert not list((tmp_path / "run" / "infer").glob("*part"))
+
+
+@pytest.mark.parametrize("value", ["kl", "kl=0", "kl=-1", "kl=x", "kll=0.1", "kl=inf", "nan"])
+def test_a_budget_that_is_none_is_refused_in_a_sentence(value):
+    with pytest.raises(RefusalCmpError, match=r"it must be MEASURE=BUDGET as in kl=0.1"):
+        load_config(None, {"calibrate": value})
+
+
+@pytest.mark.parametrize(("value", "read"), [("0.1", "kl=0.1"), (0.1, "kl=0.1"), ("first-kl=1e-2", "first-kl=0.01")])
+def test_a_budget_may_be_short(value, read):
+    assert load_config(None, {"calibrate": value}).calibrate == read
+
+
+def test_another_budget_is_another_run(run, tiny):
+    with pytest.raises(RefusalCmpError, match=r"calibrate was 'kl=0.02' and is now 'kl=0.05'"):
+        again(run, tiny, "infer", calibrate="kl=0.05")
+
+
+def test_seeds_do_not_go_with_strengths_of_their_own(tiny, tmp_path):
+    from refusal_cmp.commands.seeds import run_seeds
+    from refusal_cmp.run.directory import RunDir
+
+    sessions = {seed: session_on(tmp_path / f"seed-{seed}", tiny, seed=seed, **SETTINGS) for seed in (1, 2)}
+    with pytest.raises(RefusalCmpError, match="Each seed would have strengths of its own"):
+        run_seeds(RunDir(tmp_path), sessions, STAGES, print)
