@@ -407,6 +407,27 @@ def inspect_command(
         _tell(f"{save} is written.")
 
 
+@app.command(cls=_Command, context_settings=DASHES)
+def stability(
+    run: Annotated[Path, typer.Argument(help="Run directory, such as runs/tiny-refuser.")],
+    *,
+    draws: Annotated[int, typer.Option(metavar="N", help="Draws of the prompts; fewer of a part of them.")] = 200,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Of the draws. Default: the run's.")] = None,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="Where the model runs.")] = "auto",
+    debug: Debug = False,
+) -> None:
+    """Say how stable a run's directions and choices are: what it would have found with other prompts."""
+    _quiet()
+    from refusal_cmp.commands.stability import measure, print_stability
+    from refusal_cmp.run.session import open_run
+
+    session = open_run(run, device=device)
+    session.say = session.run.say = _tell
+    with _shown(session):
+        found = measure(session, draws, seed)
+    print_stability(out, session, found)
+
+
 @app.command(cls=_Command)
 def fetch(
     model: Annotated[str, typer.Argument(help=f"{SMALL}, the one that is made from what is fetched.")] = SMALL,

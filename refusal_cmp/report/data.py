@@ -21,6 +21,7 @@ from refusal_cmp.run.contents import (
     PROMPTS,
     SCORES,
     WEIGHTS,
+    Stability,
     prompts_file,
     read_answers,
     read_baseline_metric,
@@ -35,6 +36,7 @@ from refusal_cmp.run.contents import (
     read_ranks,
     read_results,
     read_selections,
+    read_stability,
 )
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Rule, Selection
@@ -97,6 +99,8 @@ class RunData:
     """Where activations land under every plan."""
     weights: Mapping[str, Sequence[Row]] = field(default_factory=dict)
     """By plan that is another checkpoint and was run: every weight, and how it differs."""
+    stability: Stability | None = None
+    """What other prompts would have given, if that was asked."""
     destroyed_with_some_seed: frozenset[str] | None = None
     """Of runs over seeds that stand here as one: the labels of the plans that destroy the model with one or more."""
 
@@ -279,6 +283,7 @@ def read_run(session: Session) -> RunData:
         magnitude=_magnitude(session),
         landings=read_landings(session, results, distinct),
         weights={plan: read_examples(session, plan, *WEIGHTS) for plan in distinct if plan.startswith(ALSO)},
+        stability=read_stability(session),
     )
 
 

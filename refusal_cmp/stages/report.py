@@ -28,6 +28,7 @@ from refusal_cmp.run.contents import (
     prompts_file,
     ranks_file,
     read_results,
+    stability_files,
     subspace_file,
 )
 from refusal_cmp.run.session import Session
@@ -66,5 +67,6 @@ def _sources(session: Session) -> dict[str, Any]:
         shown = [examples_file(label, evaluator, dataset) for evaluator in SHOWN for label in sorted(labels)]
         files += [name for name in shown if run.has(name)]
     files += [name for label in sorted(labels) if run.has(name := examples_file(label, *WEIGHTS))]
+    files += stability_files(session)
     about = {name: run.manifest.get(name) for name in ("config_hash", "model", "device", "versions")}
     return {**about, **{name: run.digest(name) for name in files}}
