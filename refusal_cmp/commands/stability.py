@@ -1,4 +1,4 @@
-"""stability: what the run's methods find, and what it selects, when other prompts are drawn; from one read of the model."""
+"""stability: what methods find, and what is selected, when other prompts are drawn; from one read of the model."""
 
 from __future__ import annotations
 
@@ -180,8 +180,8 @@ def _check_same(session: Session, method: Extractor, pool: Pool, field: Subspace
     cosine = 0.0 if isinstance(again, Exception) else float(again.direction @ field[at].direction)
     if cosine < SAME:
         raise RefusalCmpError(
-            f"The model {session.config.model} does not give {session.run.path} the direction of {field.method} at {at} "
-            f"again (a cosine of {cosine:.2f}), so it is another than the run was made with; give that, or run "
+            f"The model {session.config.model} does not give {session.run.path} the direction of {field.method} at "
+            f"{at} again (a cosine of {cosine:.2f}), so it is another than the run was made with; give that, or run "
             f"{session.run.command('run')} again."
         )
 
@@ -206,11 +206,12 @@ def _measure_choices(session: Session, drawn_with: Mapping[str, Any]) -> dict[st
     with session.progress("drawing validation prompts", len(by_prompt)) as advance:
         for field in by_prompt:
             those, scores = _scored(session, field, reach)
-            found = chosen_again(those, scores, rules[field.method], drawn_with["seed"], drawn_with["draws"])
-            tables.append(found.assign(method=field.method))
+            again = chosen_again(those, scores, rules[field.method], drawn_with["seed"], drawn_with["draws"])
+            tables.append(again.assign(method=field.method))
             advance(1)
-    empty = pd.DataFrame(columns=["method", "position", "layer", "share"])
-    run.write_table(CHOICES, pd.concat([empty, *tables] if not tables else tables)[list(empty.columns)])
+    columns = ["method", "position", "layer", "share"]
+    found = pd.concat(tables)[columns] if tables else pd.DataFrame(columns=columns)
+    run.write_table(CHOICES, found)
     run.record(CHOICES, {}, sources)
     return left_out
 

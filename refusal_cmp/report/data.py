@@ -30,6 +30,7 @@ from refusal_cmp.run.contents import (
     read_examples,
     read_field,
     read_fields,
+    read_labels_agreement,
     read_plan_facts,
     read_ranking_rules,
     read_rankings,
@@ -93,6 +94,8 @@ class RunData:
     comparisons: pd.DataFrame | None = None
     agreement: pd.DataFrame | None = None
     """Cohen's κ of every pair of judges on the completions of harmful prompts."""
+    labels: pd.DataFrame | None = None
+    """How far judges agree with people, if they were asked."""
     magnitude: pd.DataFrame | None = None
     """A row per prompt and method: `dataset`, `method`, `projection`, `refusal_metric`, `refused`."""
     landings: Landings | None = None
@@ -280,6 +283,7 @@ def read_run(session: Session) -> RunData:
         ranking_rules=read_ranking_rules(session),
         comparisons=run.read_table(COMPARISONS) if run.has(COMPARISONS) else None,
         agreement=run.read_table(AGREEMENT) if run.has(AGREEMENT) else None,
+        labels=read_labels_agreement(session),
         magnitude=_magnitude(session),
         landings=read_landings(session, results, distinct),
         weights={plan: read_examples(session, plan, *WEIGHTS) for plan in distinct if plan.startswith(ALSO)},

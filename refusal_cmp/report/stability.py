@@ -86,8 +86,9 @@ def steadiness(found: Stability, selected: Mapping[str, set[Component]]) -> list
     """
     rows = []
     those = found.directions[found.directions["method"].isin(list(selected))]
-    for (method, position, layer), table in those.groupby(["method", "position", "layer"], sort=False):
-        at = Component(int(position), int(layer))
+    for _, table in those.groupby(["method", "position", "layer"], sort=False):
+        first = table.iloc[0]
+        method, at = str(first["method"]), Component(int(first["position"]), int(first["layer"]))
         by = {str(kind): part for kind, part in table.groupby("by")}
         boot, splits = by["bootstrap"], by["splits"]["k"]
         low, high = np.percentile(boot["k"], [50 * (1 - LEVEL), 50 * (1 + LEVEL)], method="nearest")
@@ -119,21 +120,25 @@ def where_selected(extracted_by: Mapping[str, str], selections: Sequence[Selecti
 def _curve(by: dict[str, pd.DataFrame]) -> dict[int, tuple[Spread, Spread | None]]:
     if "subsample" not in by:
         return {}
-    sizes = {int(n): spread(part["cosine"]) for n, part in by["subsample"].groupby("n")}
+    sizes = _by_size(by["subsample"])
     pairs: dict[int, Spread] = {}
     for kind in ("disjoint", "halves"):
         if kind in by:
-            pairs |= {int(n): spread(part["cosine"]) for n, part in by[kind].groupby("n")}
+            pairs |= _by_size(by[kind])
     return {n: (sizes.get(n, spread(pd.Series(dtype=float))), pairs.get(n)) for n in sorted({*sizes, *pairs})}
+
+
+def _by_size(table: pd.DataFrame) -> dict[int, Spread]:
+    return {int(n): spread(table.loc[table["n"] == n, "cosine"]) for n in sorted(set(table["n"]))}
 
 
 def named(choices: pd.DataFrame, method: str) -> str:
     """The components that are selected most often, with how often: `(-1, 7) 88 %, (-1, 6) 12 %`."""
     of_method = choices[(choices["method"] == method) & (choices["share"] > LEAST_SHARE)].head(MOST_SHARES)
-    parts: Sequence[str] = [
-        f"{Component(int(row.position), int(row.layer))} {percent(row.share)}" for row in of_method.itertuples()
-    ]
-    return ", ".join(parts)
+    return ", ".join(
+        f"{Component(int(row['position']), int(row['layer']))} {percent(row['share'])}"
+        for row in of_method.to_dict("records")
+    )
 
 
 def selected_again(choices: pd.DataFrame, method: str, component: Component) -> float:

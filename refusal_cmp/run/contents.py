@@ -287,6 +287,20 @@ def read_stability(session: Session) -> Stability | None:
     return Stability(pd.concat(tables, ignore_index=True), run.read_table(CHOICES))
 
 
+# label
+
+SHEET = "label.csv"
+"""What people fill in; it is theirs, so that nobody vouches for it."""
+KEY = "label/key.csv"
+"""Where each completion of the sheet is from, its weight, and what the judges say."""
+
+
+def read_labels_agreement(session: Session) -> pd.DataFrame | None:
+    """How far judges agree with people; None if they were not asked, or completions or verdicts are others by now."""
+    current = session.run.has(LABELS_AGREEMENT) and session.run.is_current(LABELS_AGREEMENT)
+    return session.run.read_table(LABELS_AGREEMENT) if current else None
+
+
 # infer
 
 PLANS = "infer/plans.json"
@@ -357,6 +371,10 @@ COMPARISONS = "comparisons.csv"
 """Plans compared in pairs on the same examples."""
 AGREEMENT = "evaluate/agreement.csv"
 """How far the judges agree."""
+LABELS = "evaluate/labels.csv"
+"""What people say of the completions that they were given: `id`, `rater`, `verdict`."""
+LABELS_AGREEMENT = "evaluate/labels-agreement.csv"
+"""How far judges agree with them."""
 COLUMNS = ["model", "plan", *FACTS, "seed", "dataset", "metric", "value", "ci_low", "ci_high", "n"]
 """Of `results.csv`."""
 

@@ -41,9 +41,10 @@ CHECKSUM = "checksum"
 """The manifest's entry that vouches for all others."""
 NAMES = dict.fromkeys((
     "model", "plan", "against", "method", "intervention", "scope", "direction", "dataset", "metric", "first", "second",
+    "id", "rater", "verdict", "judge",
 ), str)  # fmt: skip
 """Columns of tables that hold text, whatever it looks like: a test set may be called `null`, or `2024`."""
-BESIDE = ("stability",)
+BESIDE = ("stability", "label")
 """Commands on a finished run that keep what they find in a folder of their own."""
 TRIES = 5
 """To lock a directory that other processes, which leave nothing, remove at the same time."""

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from scipy.stats import kendalltau, spearmanr
 
 from refusal_cmp.config import RankingRule
-from refusal_cmp.selection import Rule, ranked_table
+from refusal_cmp.selection import Rule
 from refusal_cmp.selection.rule import HIGHEST, Ruled
 from refusal_cmp.selection.scoring import PromptScores, Reach
 from refusal_cmp.selection.stability import choices

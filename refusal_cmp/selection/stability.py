@@ -3,11 +3,11 @@
 Every draw is within class and within the training and the dev part, so that no prompt is in both, and all methods and
 components see the same draws. A method is fitted to each, from activations that were read once. There are five kinds:
 
-- `bootstrap`: as many prompts as there are, with replacement (Efron 1979, Ann. Stat. 7:1): beside the run's own subspace;
-- `halves`: two halves without a prompt in common, beside each other: what a replication with half the prompts would see;
+- `bootstrap`: as many prompts as there are, with replacement (Efron 1979, Ann. Stat. 7:1): beside the run's own;
+- `halves`: two halves without a prompt in common, beside each other: what a replication with half of them would see;
 - `splits`: the same prompts in other training and dev parts, beside the run's own;
-- `subsample`: n prompts of each class without replacement, beside the run's own; it shares prompts with that, so that its
-  cosine goes to 1 as n does to all;
+- `subsample`: n prompts of each class without replacement, beside the run's own; it shares prompts with that, so that
+  its cosine goes to 1 as n does to all;
 - `disjoint`: two such draws without a prompt in common, beside each other, where there are enough prompts.
 
 Two subspaces A (j, d) and B (k, d) of orthonormal rows are compared by the *overlap* ‖A Bᵀ‖² / min(j, k), the mean
@@ -20,6 +20,7 @@ prompts each has with δ a cosine of about 1 / √(1 + 2 d σ² / (n ‖δ‖²)
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -244,13 +245,10 @@ def chosen_again(
     field: SubspaceField, scores: Mapping[Reach, PromptScores], rule: Rule, seed: int, repeats: int
 ) -> pd.DataFrame:
     """How often each component is selected: `position`, `layer`, `share`, the most often first."""
-    rows = pd.Series(list(choices(field, scores, rule, np.random.default_rng(seed), repeats)))
-    shares = rows.value_counts(normalize=True, sort=False).sort_index().sort_values(ascending=False, kind="stable")
+    times = Counter(choices(field, scores, rule, np.random.default_rng(seed), repeats))
     components = list(field.subspaces)
-    return pd.DataFrame(
-        [{**components[int(row)]._asdict(), "share": float(share)} for row, share in shares.items()],
-        columns=["position", "layer", "share"],
-    )
+    rows = sorted(times, key=lambda row: (-times[row], row))
+    return pd.DataFrame([{**components[row]._asdict(), "share": times[row] / repeats} for row in rows])
 
 
 def is_by_prompt(rule: Rule) -> bool:

@@ -11,6 +11,7 @@ from refusal_cmp.report.table import summary
 from refusal_cmp.run.contents import (
     AGREEMENT,
     COMPARISONS,
+    LABELS_AGREEMENT,
     MEANS,
     PAGE,
     PLANS,
@@ -27,6 +28,7 @@ from refusal_cmp.run.contents import (
     figure_file,
     prompts_file,
     ranks_file,
+    read_labels_agreement,
     read_results,
     stability_files,
     subspace_file,
@@ -68,5 +70,6 @@ def _sources(session: Session) -> dict[str, Any]:
         files += [name for name in shown if run.has(name)]
     files += [name for label in sorted(labels) if run.has(name := examples_file(label, *WEIGHTS))]
     files += stability_files(session)
+    files += [] if read_labels_agreement(session) is None else [LABELS_AGREEMENT]
     about = {name: run.manifest.get(name) for name in ("config_hash", "model", "device", "versions")}
     return {**about, **{name: run.digest(name) for name in files}}

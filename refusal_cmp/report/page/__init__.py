@@ -12,6 +12,7 @@ from refusal_cmp.report.page.completions import side_by_side
 from refusal_cmp.report.page.filling import filled
 from refusal_cmp.report.page.first_screen import first_screen
 from refusal_cmp.report.page.images import placed_figures
+from refusal_cmp.report.page.labels import labels_table
 from refusal_cmp.report.page.stability import stability_section
 from refusal_cmp.report.page.tables import (
     category_tables,
@@ -51,6 +52,7 @@ def render(data: RunData, outcomes: Sequence[Outcome], images: Mapping[tuple[str
         stability=stability_section(data),
         categories=category_tables(data),
         agreement=judges_table(data),
+        labels=None if data.labels is None else labels_table(data.labels),
         completions=side_by_side(data, ranked),
         about=about(data),
     )
