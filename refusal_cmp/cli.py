@@ -465,6 +465,53 @@ def inspect_command(
         _tell(f"{save} is written.")
 
 
+@app.command(cls=_Command, context_settings=DASHES)
+def stability(
+    run: Annotated[Path, typer.Argument(help="Run directory, such as runs/tiny-refuser.")],
+    *,
+    draws: Annotated[int, typer.Option(metavar="N", help="Draws of the prompts; fewer of a part of them.")] = 200,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Of the draws. Default: the run's.")] = None,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="Where the model runs.")] = "auto",
+    debug: Debug = False,
+) -> None:
+    """Say how stable a run's directions and choices are: what it would have found with other prompts."""
+    _quiet()
+    from refusal_cmp.commands.stability import measure, print_stability
+    from refusal_cmp.run.session import open_run
+
+    session = open_run(run, device=device)
+    session.say = session.run.say = _tell
+    with _shown(session):
+        found = measure(session, draws, seed)
+    print_stability(out, session, found)
+
+
+@app.command(cls=_Command, context_settings=DASHES)
+def label(
+    run: Annotated[Path, typer.Argument(help="Run directory, such as runs/tiny-refuser.")],
+    *,
+    n: Annotated[int, typer.Option("--n", metavar="N", help="Completions to draw.")] = 60,
+    seed: Annotated[int | None, typer.Option(min=0, metavar="N", help="Of the draw. Default: the run's.")] = None,
+    read: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="FILE", help="A sheet that was filled in; may be repeated, one for each rater."),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Draw completions for people to judge, and say how far the run's judges agree with them."""
+    _quiet()
+    from refusal_cmp.commands import label as command
+    from refusal_cmp.run.session import open_run
+
+    session = open_run(run)
+    session.say = session.run.say = _tell
+    if read:
+        command.print_labels(out, command.read(session, read))
+        return
+    path, drawn, texts = command.draw(session, n, seed)
+    command.print_drawn(out, path, drawn, texts)
+
+
 @app.command(cls=_Command)
 def fetch(
     model: Annotated[str, typer.Argument(help=f"{SMALL}, the one that is made from what is fetched.")] = SMALL,

@@ -23,6 +23,7 @@ from refusal_cmp.run.contents import (
     PROMPTS,
     SCORES,
     WEIGHTS,
+    Stability,
     prompts_file,
     read_answers,
     read_baseline_metric,
@@ -33,12 +34,14 @@ from refusal_cmp.run.contents import (
     read_examples,
     read_field,
     read_fields,
+    read_labels_agreement,
     read_plan_facts,
     read_ranking_rules,
     read_rankings,
     read_ranks,
     read_results,
     read_selections,
+    read_stability,
 )
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Rule, Selection
@@ -95,6 +98,8 @@ class RunData:
     comparisons: pd.DataFrame | None = None
     agreement: pd.DataFrame | None = None
     """Cohen's κ of every pair of judges on the completions of harmful prompts."""
+    labels: pd.DataFrame | None = None
+    """How far judges agree with people, if they were asked."""
     magnitude: pd.DataFrame | None = None
     """A row per prompt and method: `dataset`, `method`, `projection`, `refusal_metric`, `refused`."""
     landings: Landings | None = None
@@ -105,6 +110,8 @@ class RunData:
     """What was calibrated, as `read_calibration` has it."""
     sweep: Sweep | None = None
     """A sweep of strengths, if the run has one."""
+    stability: Stability | None = None
+    """What other prompts would have given, if that was asked."""
     destroyed_with_some_seed: frozenset[str] | None = None
     """Of runs over seeds that stand here as one: the labels of the plans that destroy the model with one or more."""
 
@@ -285,11 +292,13 @@ def read_run(session: Session) -> RunData:
         ranking_rules=read_ranking_rules(session),
         comparisons=run.read_table(COMPARISONS) if run.has(COMPARISONS) else None,
         agreement=run.read_table(AGREEMENT) if run.has(AGREEMENT) else None,
+        labels=read_labels_agreement(session),
         magnitude=_magnitude(session),
         landings=read_landings(session, results, distinct),
         calibration=read_calibration(session),
         sweep=_sweep(session),
         weights={plan: read_examples(session, plan, *WEIGHTS) for plan in distinct if plan.startswith(ALSO)},
+        stability=read_stability(session),
     )
 
 

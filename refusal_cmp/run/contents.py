@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -248,6 +248,59 @@ def read_ranking_rules(session: Session) -> list[dict[str, Any]] | None:
     return session.run.read_json(RANKING_RULES) if asked else None
 
 
+# stability
+
+STABILITY = "stability"
+"""The folder of what `refusal-cmp stability` finds."""
+CHOICES = f"{STABILITY}/selection.csv"
+"""How often each component is selected when validation prompts are drawn anew."""
+
+
+def stability_file(method: str) -> str:
+    """The artefact that says, draw by draw, what a method finds in other prompts."""
+    return f"{STABILITY}/{method}.csv"
+
+
+class Stability(NamedTuple):
+    """What the command found, as far as it is of the run as it is now."""
+
+    directions: pd.DataFrame
+    """A row per method, component and draw: `by`, `n`, `draw`, `cosine`, `overlap`, `k`, `why`."""
+    choices: pd.DataFrame
+    """A row per method and component: `position`, `layer`, `share`."""
+
+
+def stability_files(session: Session) -> list[str]:
+    """The artefacts of it that are there, and of the run as it is now."""
+    run = session.run
+    names = [CHOICES, *map(stability_file, session.config.methods)]
+    return [name for name in names if run.has(name) and run.is_current(name)]
+
+
+def read_stability(session: Session) -> Stability | None:
+    """How stable directions and choices are; None if nobody asked, or the run has changed since."""
+    run, names = session.run, stability_files(session)
+    if CHOICES not in names or len(names) < 2:
+        return None
+    methods = [name for name in session.config.methods if stability_file(name) in names]
+    tables = [run.read_table(stability_file(name)).assign(method=name) for name in methods]
+    return Stability(pd.concat(tables, ignore_index=True), run.read_table(CHOICES))
+
+
+# label
+
+SHEET = "label.csv"
+"""What people fill in; it is theirs, so that nobody vouches for it."""
+KEY = "label/key.csv"
+"""Where each completion of the sheet is from, its weight, and what the judges say."""
+
+
+def read_labels_agreement(session: Session) -> pd.DataFrame | None:
+    """How far judges agree with people; None if they were not asked, or completions or verdicts are others by now."""
+    current = session.run.has(LABELS_AGREEMENT) and session.run.is_current(LABELS_AGREEMENT)
+    return session.run.read_table(LABELS_AGREEMENT) if current else None
+
+
 # infer
 
 PLANS = "infer/plans.json"
@@ -337,6 +390,10 @@ COMPARISONS = "comparisons.csv"
 """Plans compared in pairs on the same examples."""
 AGREEMENT = "evaluate/agreement.csv"
 """How far the judges agree."""
+LABELS = "evaluate/labels.csv"
+"""What people say of the completions that they were given: `id`, `rater`, `verdict`."""
+LABELS_AGREEMENT = "evaluate/labels-agreement.csv"
+"""How far judges agree with them."""
 COLUMNS = ["model", "plan", *FACTS, "seed", "dataset", "metric", "value", "ci_low", "ci_high", "n"]
 """Of `results.csv`."""
 

@@ -42,8 +42,11 @@ CHECKSUM = "checksum"
 """The manifest's entry that vouches for all others."""
 NAMES = dict.fromkeys((
     "model", "plan", "against", "method", "intervention", "scope", "direction", "dataset", "metric", "first", "second",
+    "id", "rater", "verdict", "judge",
 ), str)  # fmt: skip
 """Columns of tables that hold text, whatever it looks like: a test set may be called `null`, or `2024`."""
+BESIDE = ("stability", "label")
+"""Commands on a finished run that keep what they find in a folder of their own."""
 TRIES = 5
 """To lock a directory that other processes, which leave nothing, remove at the same time."""
 
@@ -68,9 +71,9 @@ def why_no_run(run: RunDir) -> str:
 
 
 def stage_of(name: str) -> str:
-    """The stage that writes an artifact: its folder's, or evaluate for the tables of results."""
+    """The stage or command that writes an artifact: its folder's, or evaluate for the tables of results."""
     first = name.split("/")[0]
-    return first if first in STAGES else "evaluate"
+    return first if first in (*STAGES, *BESIDE) else "evaluate"
 
 
 class RunDir:
@@ -120,6 +123,8 @@ class RunDir:
     def command(self, stage: str) -> str:
         """The command for a stage of this run as it is typed, in backquotes, with the run's name where it needs one."""
         words = ["refusal-cmp", *stage.split()]
+        if words[1] in BESIDE:
+            return f"`{shlex.join([*words, str(self.path)])}`"
         if (self.path.parent, self.path.name) != (RUNS, EMBEDDED):
             words += ["--alias", self.path.name]
         if self.path.parent != RUNS:
@@ -297,6 +302,14 @@ class RunDir:
             self._said.add((stage_of(name), reason))
             self.say(f"{name} is made again: {reason}.")
         return not reason
+
+    def is_current(self, name: str) -> bool:
+        """Whether a finished artifact is as it was written, and the files that it was made from are still those."""
+        record = self.manifest.get("artifacts", {}).get(name)
+        if record is None:
+            return False
+        files = self.manifest.get("files", {})
+        return not self._why_stale(name, record, {key: files.get(key, was) for key, was in record["sources"].items()})
 
     def record(
         self, name: str, settings: Mapping[str, Json], sources: Mapping[str, Json], also: Sequence[str] = ()

@@ -16,9 +16,10 @@ from jaxtyping import Float, Int
 from scipy.stats import kendalltau, spearmanr
 
 from refusal_cmp.config import RankingRule
-from refusal_cmp.selection import Rule, ranked_table
+from refusal_cmp.selection import Rule
 from refusal_cmp.selection.rule import HIGHEST, Ruled
 from refusal_cmp.selection.scoring import PromptScores, Reach
+from refusal_cmp.selection.stability import choices
 from refusal_cmp.statistics.ranks import rank_agreement
 from refusal_cmp.subspace import SubspaceField
 
@@ -170,15 +171,5 @@ def _stability(
     ruled: Ruled | None,
 ) -> float:
     """How often the same component is selected when the prompts of both kinds are drawn anew."""
-    selected, same = int(table["selected"].to_numpy().argmax()), 0
-    for _ in range(REPEATS):
-        harmful, harmless = (
-            rng.integers(n, size=n) for n in (scores["local"].bypass.shape[1], scores["local"].kl.shape[1])
-        )
-        drawn = {
-            reach: PromptScores(one.bypass[:, harmful], one.induce[..., harmless], one.kl[:, harmless])
-            for reach, one in scores.items()
-        }
-        again = ranked_table(field, drawn, rule, ruled)
-        same += int(again["selected"].to_numpy().argmax()) == selected
-    return same / REPEATS
+    selected = int(table["selected"].to_numpy().argmax())
+    return [*choices(field, scores, rule, rng, REPEATS, ruled)].count(selected) / REPEATS

@@ -8,8 +8,7 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 
-from refusal_cmp.activations import MIN_PROMPTS, Activations, dev_split
-from refusal_cmp.config.values import LARGEST
+from refusal_cmp.activations import MIN_PROMPTS, Activations
 from refusal_cmp.data import Prompt
 from refusal_cmp.data.sampling import to_raise
 from refusal_cmp.errors import NoSubspaceError, RefusalCmpError
@@ -21,6 +20,7 @@ from refusal_cmp.report.wording import counted, span
 from refusal_cmp.run.contents import MEANS, PROMPTS, means_file, ranks_file, read_prompts, subspace_file
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection.among import chosen
+from refusal_cmp.selection.stability import other_splits
 from refusal_cmp.stages.prompts import KINDS, draw_prompts
 from refusal_cmp.subspace import Subspace, SubspaceField
 
@@ -136,8 +136,7 @@ def _ranks(
     among = list(field)
     chosen = [among[i] for i in np.unique(np.linspace(0, len(among) - 1, SPLIT_COMPONENTS).round().astype(int))]
     found: dict[int, Sequence[Subspace | NoSubspaceError]] = {seed: [field[component] for component in chosen]}
-    for other in ((seed + step) % (LARGEST + 1) for step in range(1, 1 + OTHER_SPLITS)):
-        dev = dev_split(activations.harmful, dev_share, other)
+    for other, dev in other_splits(activations.harmful, dev_share, seed, OTHER_SPLITS):
         found[other] = method.fit_many([activations.at(component, dev) for component in chosen])
     return pd.DataFrame(
         {**component._asdict(), "seed": of_split, "k": one.k if isinstance(one, Subspace) else 0}

@@ -15,6 +15,7 @@ from refusal_cmp.run.contents import (
     CURVE,
     CURVES,
     FRONTIER,
+    LABELS_AGREEMENT,
     MEANS,
     PAGE,
     PLANS,
@@ -31,7 +32,9 @@ from refusal_cmp.run.contents import (
     figure_file,
     prompts_file,
     ranks_file,
+    read_labels_agreement,
     read_results,
+    stability_files,
     subspace_file,
 )
 from refusal_cmp.run.session import Session
@@ -77,5 +80,7 @@ def _sources(session: Session) -> dict[str, Any]:
         shown = [examples_file(label, evaluator, dataset) for evaluator in SHOWN for label in sorted(labels)]
         files += [name for name in shown if run.has(name)]
     files += [name for label in sorted(labels) if run.has(name := examples_file(label, *WEIGHTS))]
+    files += stability_files(session)
+    files += [] if read_labels_agreement(session) is None else [LABELS_AGREEMENT]
     about = {name: run.manifest.get(name) for name in ("config_hash", "model", "device", "versions")}
     return {**about, **{name: run.digest(name) for name in files}}

@@ -16,6 +16,7 @@ from refusal_cmp.report.figures import (
     rules,
     scores,
     similarity,
+    stability,
     strengths,
     tradeoff,
 )
@@ -37,6 +38,7 @@ FIGURES: dict[str, Callable[[RunData], list[Outcome]]] = {
     "strengths": strengths.draw,
     "similarity": similarity.draw,
     "magnitude": magnitude.draw,
+    "stability": stability.draw,
 }
 """By name, in the order of the page."""
 

@@ -13,6 +13,8 @@ from refusal_cmp.report.page.equal_damage import calibration_table, frontier_hea
 from refusal_cmp.report.page.filling import filled
 from refusal_cmp.report.page.first_screen import first_screen
 from refusal_cmp.report.page.images import placed_figures
+from refusal_cmp.report.page.labels import labels_table
+from refusal_cmp.report.page.stability import stability_section
 from refusal_cmp.report.page.tables import (
     category_tables,
     judges_table,
@@ -50,8 +52,10 @@ def render(data: RunData, outcomes: Sequence[Outcome], images: Mapping[tuple[str
         rankings=rankings_table(data),
         ranking_rules=ranking_rules_table(data),
         fewest_ranked=FEWEST_RANKED,
+        stability=stability_section(data),
         categories=category_tables(data),
         agreement=judges_table(data),
+        labels=None if data.labels is None else labels_table(data.labels),
         completions=side_by_side(data, ranked),
         about=about(data),
     )
