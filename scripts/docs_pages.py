@@ -166,13 +166,13 @@ def _scope(found: dict[str, Any], scope: str) -> str:
     cells = {(one["method"], one["intervention"]): one for one in plans}
     columns = list(dict.fromkeys(one["intervention"] for one in plans))
     rows = [
-        (f"`{method}`", *(_cell(cells.get((method, column))) for column in columns))
+        (f"`{method}`", *(_plan(cells.get((method, column))) for column in columns))
         for method in dict.fromkeys(one["method"] for one in plans)
     ]
     return _table(("method", *columns), rows)
 
 
-def _cell(plan: dict[str, Any] | None) -> str:
+def _plan(plan: dict[str, Any] | None) -> str:
     if plan is None:
         return "–"
     shown = f"{100 * plan['answered'][0]:.0f} · {plan['kl'][0]:.2f}"

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from refusal_cmp.evals import measure_of
 from refusal_cmp.plan import Plan
 from refusal_cmp.report.answer import costs, standings
 from refusal_cmp.report.data import ANSWERED, RunData, read_run
@@ -49,7 +50,7 @@ def main() -> None:
         **{by: averages(session, data, by) for by in FIRST},
     }
     path = RESULTS / f"grid-{args.name}.json"
-    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(found) + "\n", encoding="utf-8")
     print(path)
 
 
@@ -93,7 +94,8 @@ def averages(session: Session, data: RunData, by: str) -> list[dict[str, Any]]:
             row: dict[str, Any] = {by: name, "scope": scope, "plans": len(of_name)}
             for measure, of_plan in values.items():
                 mine = np.mean([of_plan[plan.label] for plan in of_name], axis=0)
-                row[measure] = [_rounded(x) for x in weighted_mean(list(mine), [1.0] * len(mine))[:3]]
+                estimate = measure_of(MEASURES[measure][1]).within(weighted_mean(list(mine), [1.0] * len(mine)))
+                row[measure] = [_rounded(x) for x in estimate[:3]]
                 if name != FIRST[by]:
                     both = [(plan, beside) for plan in of_name if (beside := _beside(plan, among, by)) is not None]
                     a, b = (np.mean([of_plan[pair[side].label] for pair in both], axis=0) for side in (0, 1))
