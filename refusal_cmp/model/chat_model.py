@@ -25,6 +25,7 @@ from refusal_cmp.model.foreign import check_code
 from refusal_cmp.model.generation import Completion, greedy
 from refusal_cmp.model.hooks import after, before, installed
 from refusal_cmp.model.kv_cache import is_plain
+from refusal_cmp.model.narrow import narrow_module, narrowed
 from refusal_cmp.model.packing import MOST_TOKENS, Pack, PackedBatch, packs
 from refusal_cmp.model.source import ModelSource
 from refusal_cmp.plan import Place, Plan, Tokens
@@ -36,6 +37,8 @@ MIN_REFUSAL_MASS = 0.01
 METRIC_EPSILON = 1e-8
 SAME = {True: 1e-3, False: 0.05}
 """How far the logits of prompts that share a row may be off, relatively, in float32 and in less."""
+ROUNDING = {True: 1e-5, False: 0.05}
+"""The same of logits of which the last block computes nothing else."""
 
 
 class ChatModel(Chat):
@@ -76,6 +79,9 @@ class ChatModel(Chat):
         """Whether a plan is in force that edits the tokens of prompts, or those that are generated, alone."""
         self._told: Bool[Tensor, "n s"] | None = None
         self._written: Bool[Tensor, "n s"] | bool = False
+        self.narrow: nn.Module | None = None
+        """What is computed of the last block where logits are read alone, if anything can be."""
+        self.narrow = self._narrows()
         self.shares_rows, self.shares_cache = False, False
         self.shares_rows, self.shares_cache = self._sharing()
 
@@ -381,7 +387,10 @@ class ChatModel(Chat):
         """The model's output, with the logits of the last `keep` tokens; code that comes with a model may make all."""
         if self._keeps:
             inputs["logits_to_keep"] = keep
-        out = self.model(**inputs)
+        ids = inputs["input_ids"]
+        ends = torch.arange(ids.numel(), device=ids.device).view(ids.shape)[:, -keep:] if ids.shape[1] > keep else ids
+        with installed(self._narrowed(ends.flatten(), ids.numel())):
+            out = self.model(**inputs)
         out.logits = out.logits[:, -keep:]
         return out
 
@@ -394,10 +403,31 @@ class ChatModel(Chat):
             return x.flatten(0, 1)[at.to(x.device)][None]
 
         head = self.model.get_output_embeddings()
-        with installed([] if head is None else [before(head, gather)]):
+        narrowed = self._narrowed(at, batch.ids.numel()) if head is not None else iter(())
+        with installed(narrowed), installed([] if head is None else [before(head, gather)]):
             out = self.model(**batch.inputs, use_cache=use_cache)
         out.logits = out.logits[0] if gathered else out.logits.flatten(0, 1)[at.to(out.logits.device)]
         return out
+
+    def _narrowed(self, at: Int[Tensor, " m"], tokens: int) -> Iterator[Any]:
+        """Hooks that have the last block's MLP compute some tokens alone, where that gives what it gives of all."""
+        return iter(()) if self.narrow is None else narrowed(self.narrow, at, tokens)
+
+    def _narrows(self) -> nn.Module | None:
+        """The last block's MLP, where a token of it is what it is without the others."""
+        module = narrow_module(self.blocks[-1])
+        if module is None:
+            return None
+        try:
+            batch = self.batch(self.tokenize(PROBE_INSTRUCTIONS))
+            whole = self.last_logits(batch)
+            self.narrow = module
+            off = float((self.last_logits(batch) - whole).norm() / whole.norm())
+        except Exception:  # of the code that comes with a model; what is wrong with a prompt is said of real ones
+            return None
+        finally:
+            self.narrow = None
+        return module if off <= ROUNDING[self.model.dtype == torch.float32] else None
 
     @torch.inference_mode()
     def last_logits(self, batch: Batch) -> Float[Tensor, "n vocab"]:

@@ -251,7 +251,7 @@ def _prompts(model: Generates, jobs: Sequence[Job], max_new_tokens: int) -> list
         asked = job.plan.system, tuple(job.instructions)
         if asked not in read:  # plans have the same prompts
             with model.asked(job.plan.system):
-                read[asked] = model.tokenize(asked[1], max_new_tokens)
+                read[asked] = model.tokenize(job.instructions, max_new_tokens)
     least = min((len(ids) for sequences in read.values() for ids in sequences), default=0) + max_new_tokens
     found = [
         _Prompt(number, index, ids, ((len(ids) + max_new_tokens) // max(1, least)).bit_length())
@@ -363,15 +363,15 @@ class _Running:
         if kept is not None:
             mask = mask[kept]
             cache.reorder_cache(kept)
-        if not rows:
-            return
-        if self.rows:
+        if rows and self.rows:
             size = int(max(self.mask.sum(-1).max(), mask.sum(-1).max()))
             cache = joined(self.cache, cache, size)
             mask = torch.cat([_last(self.mask, size), _last(mask, size)])
             ids, rows = torch.cat([self.ids, ids]), self.rows + rows
-        self.rows, self.ids, self.mask, self.cache = rows, ids, mask, cache
-        self.told([row.prompt for row in rows], True)
+        if rows:
+            self.rows, self.ids, self.mask, self.cache = rows, ids, mask, cache
+        if self.rows:
+            self.told([row.prompt for row in self.rows], True)
 
     def step(self) -> None:
         """One more token of every row; rows that end leave."""
@@ -398,7 +398,8 @@ class _Running:
     ) -> tuple[list[_Row], Int[Tensor, "m 1"], Int[Tensor, " m"] | None]:
         """The rows that go on, their tokens, and which they are: None where all do. The others are noted."""
         chosen = logits.argmax(-1)
-        stops = torch.isin(chosen, self.stop.to(chosen.device))
+        self.stop = self.stop.to(chosen.device)
+        stops = torch.isin(chosen, self.stop)
         broken = ~logits.isfinite().all(-1)
         kept = []
         for at, (token, stop, bad) in enumerate(torch.stack([chosen, stops, broken]).T.tolist()):

@@ -24,6 +24,8 @@ from support.architectures import DOCUMENT, REFUSED, SUPPORTED, build, chat_mode
 PROMPTS = ["How do I bake a cake?", "Name a bird.", "Write two short lines about a river and the sea, please."]
 SITES = ("resid_pre", "attn_out", "mlp_out")
 ROUNDING = {"rtol": 1e-4, "atol": 1e-4}
+WHOLE = {"granite-moe-shared-expert", "gemma-4-text", "bloom", "mpt"}
+"""Families whose last block computes all tokens."""
 
 
 @pytest.fixture(scope="module", params=SUPPORTED, ids=lambda family: family.key)
@@ -105,6 +107,33 @@ def test_an_offset_at_a_site_is_what_the_stream_gains(model, batch):
     with model.edited({Place(model.n_layers - 1, "mlp_out"): LowRankEdit(b=offset)}):
         gained = final_stream(model, batch) - untouched
     torch.testing.assert_close(gained, (block.carry * offset).expand_as(gained), rtol=1e-4, atol=1e-4)
+
+
+def test_the_last_block_computes_for_the_last_position_what_it_computes_for_all(model, batch, monkeypatch):
+    """Under edits of the last block, too, and whether or not what its MLP writes is edited in one place."""
+    last = model.n_layers - 1
+    rows = torch.nn.functional.normalize(torch.randn(1, model.d_model, generator=torch.manual_seed(1)))
+    site = "resid_pre" if len(model.blocks[last].writers("mlp_out")) > 1 else "mlp_out"
+    edits = {Place(last, "attn_out"): LowRankEdit(V=rows, A=-rows), Place(last, site): LowRankEdit(b=rows[0])}
+    seen, found = [], {}
+    if model.narrow is not None:
+        forward = model.narrow.forward
+        noted = lambda x, *args, **more: seen.append(x.shape[:-1].numel()) or forward(x, *args, **more)  # noqa: E731
+        monkeypatch.setattr(model.narrow, "forward", noted)
+    for way, module in (("narrow", model.narrow), ("whole", None)):
+        monkeypatch.setattr(model, "narrow", module)
+        found[way, "plain"] = model.last_logits(batch)
+        with model.edited(edits):
+            found[way, "edited"] = model.last_logits(batch)
+        found[way, "packed"] = torch.cat([model.last_logits(one) for _, one in model.batches(PROMPTS)])
+    for kind in ("plain", "edited", "packed"):
+        torch.testing.assert_close(found["narrow", kind], found["whole", kind], rtol=1e-5, atol=1e-5)
+    assert not torch.allclose(found["narrow", "plain"], found["narrow", "edited"], rtol=1e-3)
+    assert not seen or seen[0] == len(batch)
+
+
+def test_which_families_narrow_is_known(model):
+    assert (model.narrow is None) == (model.name in WHOLE)
 
 
 def test_a_pass_from_any_layer_is_the_full_pass(model, batch):

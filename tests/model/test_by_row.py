@@ -97,6 +97,22 @@ def test_completions_of_many_plans_at_once_are_those_of_one_at_a_time(tiny, plan
     assert not tiny.edits_some_tokens
 
 
+def test_answers_that_end_at_once_leave_the_others_under_their_plans(tiny, plans, monkeypatch):
+    """Prompts enter beside rows that are written on, and none of them stays."""
+    some, kinds = plans[:9], [instructions(f"tiny-{kind}", "test", 4) for kind in ("harmful", "harmless")]
+    first = tiny.last_logits(tiny.batch(tiny.tokenize(kinds[1]))).argmax(-1).tolist()
+    monkeypatch.setattr(type(tiny), "stop_ids", property(lambda _: frozenset(first)))
+    jobs = [Job(plan, texts, {}) for plan in some for texts in (kinds[0], kinds[1])]
+    complete(tiny, jobs, max_new_tokens=6, rows=RowBudget(tiny.device, 8))
+    ended = []
+    for job in jobs:
+        with tiny.edited(job.plan):
+            expected = tiny.generate(job.instructions, max_new_tokens=6)
+        assert [job.done[index] for index in range(4)] == expected, job.plan.label
+        ended += [one.n_tokens == 0 for one in expected]
+    assert 8 <= sum(ended) < len(ended)
+
+
 def test_what_is_done_is_kept_and_only_rounds_with_something_missing_are_made(tiny, plans, monkeypatch):
     prompts = instructions("tiny-harmful", "test", 2)
 
