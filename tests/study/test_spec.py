@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import yaml
@@ -126,3 +128,21 @@ def test_what_cells_have_in_common_is_what_their_settings_before_say(tmp_path):
     assert bases[0]["select"] != bases[1]["select"]  # by default it decides how many directions are scored
     measured = {"settings": {"ranking_rules": "cosmic"}, "grid": {"seed": [1]}}
     assert "select" not in read_study(written(tmp_path, measured)).cells[0].bases  # costs are measured, not borrowed
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_examples_and_the_study_of_the_documentation_are_studies(tmp_path):
+    published = read_study(ROOT / "examples/study-published.yaml")
+    assert len({cell.config.model for cell in published.cells}) == 5
+    assert {cell.config.test_seed for cell in published.cells} == {42}  # the published sample, with every seed
+    for cell in published.cells:
+        assert cell.config.harmful == load_config("published", {}).harmful
+    tiny = read_study(ROOT / "examples/study-tiny.yaml")
+    assert len(tiny.cells) == 6
+    assert {cell.config.model for cell in tiny.cells} == {"tiny-refuser"}
+    (block,) = re.findall(r"```yaml title=\"(.+?)\"\n(.*?)```", (ROOT / "docs/studies.md").read_text(), re.DOTALL)
+    assert len(read_study(written(tmp_path, block[1], block[0])).cells) == 4
+    job = yaml.safe_load((ROOT / "examples/ray-cluster.yaml").read_text())
+    assert "--executor ray" in job["spec"]["entrypoint"]
