@@ -33,8 +33,12 @@ class Shown(NamedTuple):
 
     @property
     def id(self) -> str:
-        """Its name, which says nothing of where it is from: the same texts have the same."""
-        return hashlib.sha256(f"{self.instruction}\0{self.completion}".encode(errors="replace")).hexdigest()[:12]
+        """Its name, which says nothing of where it is from: the same texts have the same.
+
+        It begins with a letter that is no hexadecimal digit, as spreadsheets read `722755913222` and `1e5` as numbers.
+        """
+        digest = hashlib.sha256(f"{self.instruction}\0{self.completion}".encode(errors="replace")).hexdigest()
+        return f"x{digest[:11]}"
 
 
 def sheet(shown: Sequence[Shown]) -> bytes:
