@@ -14,7 +14,7 @@ from itertools import groupby
 from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from refusal_cmp.model.batching import Batch, RowBudget
@@ -400,7 +400,7 @@ class _Running:
         chosen = logits.argmax(-1)
         self.stop = self.stop.to(chosen.device)
         stops = torch.isin(chosen, self.stop)
-        broken = ~logits.isfinite().all(-1)
+        broken = _broken(logits)
         kept = []
         for at, (token, stop, bad) in enumerate(torch.stack([chosen, stops, broken]).T.tolist()):
             row = rows[at]
@@ -418,6 +418,12 @@ class _Running:
     def _note(self, row: _Row, finish: Literal["stop", "length", "non-finite"]) -> None:
         text = self.model.tokenizer.decode(row.tokens, skip_special_tokens=True)
         self.notes.add(row.prompt, Completion(text, len(row.tokens), finish))
+
+
+def _broken(logits: Float[Tensor, "n vocab"]) -> Bool[Tensor, " n"]:
+    """Which rows hold a NaN or an infinity: so does their sum, which is quick; one that overflows is looked at."""
+    broken = ~logits.sum(-1).isfinite()
+    return ~logits.isfinite().all(-1) if bool(broken.any()) else broken
 
 
 def _last(mask: Int[Tensor, "n s"], size: int) -> Int[Tensor, "n t"]:

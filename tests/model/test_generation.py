@@ -126,3 +126,12 @@ def test_rows_that_are_much_longer_are_written_by_themselves(random_model, monke
     monkeypatch.setattr(type(random_model), "forward", noted)
     assert random_model.generate(prompts, max_new_tokens=4) == expected
     assert max(rows for rows, tokens in lengths if tokens > 40) == 3
+
+
+def test_rows_are_broken_by_what_is_not_finite_and_not_by_a_sum_that_overflows():
+    rows = torch.zeros(6, 9)
+    rows[1, 3], rows[2, 4], rows[3, 8] = torch.nan, torch.inf, -torch.inf
+    rows[4, :2] = torch.tensor([torch.inf, -torch.inf])
+    rows[5] = torch.finfo(torch.float32).max
+    assert generation._broken(rows).tolist() == [False, True, True, True, True, False]
+    assert generation._broken(rows[:1]).tolist() == [False]
