@@ -62,7 +62,9 @@ def test_the_sheet_is_blind_and_the_key_has_the_rest(drawn):
 def test_weights_are_of_all_completions_and_disputed_ones_are_drawn_four_times_as_often(drawn):
     key, units = drawn.run.read_table(KEY), label._units(drawn)
     total = sum(1 for _ in units)
-    assert key["weight"].sum() == pytest.approx(total, rel=0.35)  # Horvitz and Thompson's estimate of how many there are
+    assert key["weight"].sum() == pytest.approx(
+        total, rel=0.35
+    )  # Horvitz and Thompson's estimate of how many there are
     disputed = {(one.plan, one.dataset, one.row) for one in units if one.disputed}
     of = [tuple(row) in disputed for row in key[["plan", "dataset", "row"]].values.tolist()]
     weights = {flag: set(key["weight"][[one == flag for one in of]].round(6)) for flag in set(of)}

@@ -15,13 +15,12 @@ from refusal_cmp.report.data import read_run
 from refusal_cmp.report.figures import stability as figure
 from refusal_cmp.report.page.stability import stability_section
 from refusal_cmp.run.contents import (
-    CHOICES,
     SCORES,
     read_fields,
     read_selections,
     read_stability,
-    stability_files,
     stability_file,
+    stability_files,
 )
 from refusal_cmp.run.session import open_run
 from refusal_cmp.selection import Rule, ranked_table
