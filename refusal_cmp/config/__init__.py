@@ -482,7 +482,7 @@ class EvaluateSettings(BaseModel):
     guard_backend: Literal["hf", "vllm", "openai"] = Field("hf", description="where the guard runs")
     guard_format: Literal["auto", "llama-guard", "harmbench", "classifier", "answer-classifier"] = Field(
         "auto",
-        description="how the guard is asked; auto: by its name, or its architecture; classifier: any model with labels, "
+        description="how the guard is asked; auto: by its name or architecture; classifier: any model with labels; "
         "answer-classifier: one that reads the completion alone",
     )
     guard_unsafe_labels: Names | None = Field(

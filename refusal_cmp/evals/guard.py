@@ -78,8 +78,8 @@ class Guard(Evaluator):
         is_one = known_format(self.guard_format, self.guard) in CLASSIFIERS
         if is_one and self.guard_backend != "hf":
             raise RefusalCmpError(
-                f"The guard {self.guard!r} is a classifier, which runs in this process and not by {self.guard_backend}; "
-                "choose that.",
+                f"The guard {self.guard!r} is a classifier, which runs in this process and not by "
+                f"{self.guard_backend}; choose that.",
                 guard_backend="hf",
             )
         return is_one

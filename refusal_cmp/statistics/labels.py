@@ -1,9 +1,9 @@
 """People and judges: which completions people are asked about, and how far judges agree with them.
 
-**Drawing.** Completion i is drawn with probability π_i ∝ a_i, at most 1, where a_i is larger if the judges disagree. They
-are drawn at equal steps along a list in the order of the strata (systematic sampling: Madow 1949, Ann. Math. Stat. 20:333),
-so that each stratum has its share to within one completion. What is said of all completions weighs each drawn one by
-1 / π_i (Hájek's estimator).
+**Drawing.** Completion i is drawn with probability π_i ∝ a_i, at most 1, where a_i is larger if the judges disagree.
+They are drawn at equal steps along a list in the order of the strata (systematic sampling: Madow 1949, Ann. Math. Stat.
+20:333), so that each stratum has its share to within one completion. What is said of all completions weighs each drawn
+one by 1 / π_i (Hájek's estimator).
 
 **Agreement.** With W the weighted counts of who says that the model went along: raw agreement is the share of W in
 which both say the same, and Cohen's κ = (observed − chance) / (1 − chance), chance from the margins of W. People among
@@ -20,7 +20,7 @@ from itertools import permutations
 import numpy as np
 from jaxtyping import Float, Int
 
-from refusal_cmp.statistics.intervals import Estimate, resampled
+from refusal_cmp.statistics.intervals import Estimate, rate, resampled
 
 Array = np.ndarray
 CELLS = ("both", "judge_only", "people_only", "neither")
@@ -73,8 +73,15 @@ def kappa(cells: Float[Array, "prompts 4"]) -> float:
 
 
 def clustered(cells: Float[Array, "prompts 4"]) -> tuple[Estimate, Estimate]:
-    """Raw agreement and κ, with intervals from drawing prompts anew: the completions of one are alike."""
-    raw = resampled(raw_agreement, cells)
+    """Raw agreement and κ, with intervals from drawing prompts anew: the completions of one are alike.
+
+    Where all agree, or none, every draw says the same, which is no certainty: the interval of raw agreement is then
+    Wilson's for so many prompts, and κ has none.
+    """
+    raw, n = resampled(raw_agreement, cells), len(cells)
+    if raw.low == raw.high:
+        wilson = rate(round(raw.value * n), n)
+        return wilson._replace(value=raw.value), Estimate(kappa(cells), np.nan, np.nan, n)
     with np.errstate(invalid="ignore"):
         return raw, resampled(kappa, cells)
 
