@@ -23,6 +23,8 @@ from jaxtyping import Float, Int
 from refusal_cmp.statistics.intervals import Estimate, rate, resampled
 
 Array = np.ndarray
+ROUNDING = 1e-9
+"""Shares that are no further apart are the same."""
 CELLS = ("both", "judge_only", "people_only", "neither")
 """Who says that the model went along."""
 
@@ -69,7 +71,7 @@ def kappa(cells: Float[Array, "prompts 4"]) -> float:
     """Cohen's κ of weighted counts; NaN where both say one and the same throughout."""
     both, judge, people, neither = cells.sum(0) / cells.sum()
     chance = (both + judge) * (both + people) + (people + neither) * (judge + neither)
-    return float((both + neither - chance) / (1 - chance)) if 1 - chance > 1e-9 else float("nan")
+    return float((both + neither - chance) / (1 - chance)) if 1 - chance > ROUNDING else float("nan")
 
 
 def clustered(cells: Float[Array, "prompts 4"]) -> tuple[Estimate, Estimate]:
@@ -79,7 +81,7 @@ def clustered(cells: Float[Array, "prompts 4"]) -> tuple[Estimate, Estimate]:
     Wilson's for so many prompts, and κ has none.
     """
     raw, n = resampled(raw_agreement, cells), len(cells)
-    if raw.low == raw.high:
+    if raw.high - raw.low < ROUNDING:
         wilson = rate(round(raw.value * n), n)
         return wilson._replace(value=raw.value), Estimate(kappa(cells), np.nan, np.nan, n)
     with np.errstate(invalid="ignore"):
@@ -99,4 +101,4 @@ def krippendorff(ratings: Sequence[Sequence[Hashable | None]]) -> float:
     n = sum(of_value.values())
     observed = sum(count for (one, other), count in coincidences.items() if one != other)
     expected = n * n - sum(count * count for count in of_value.values())
-    return float(1 - (n - 1) * observed / expected) if expected > 1e-9 else float("nan")
+    return float(1 - (n - 1) * observed / expected) if expected > ROUNDING else float("nan")
