@@ -37,13 +37,16 @@ from refusal_cmp.run.session import Session
 from refusal_cmp.selection.rule import Rule
 from refusal_cmp.selection.scoring import PromptScores, Reach
 from refusal_cmp.selection.shared import shared
-from refusal_cmp.selection.stability import Draws, Pool, alike, chosen_again, is_by_prompt, planned
+from refusal_cmp.selection.stability import Draws, Pool, alike, chosen_again, is_by_prompt, planned, refitted
 from refusal_cmp.stages.prompts import KINDS
 from refusal_cmp.subspace import Component, SubspaceField
 from refusal_cmp.terminal import line, lines
 
 SAME = 0.99
 """Cosine that a direction which is fitted again has with the run's own, on whatever machine."""
+BY_CHANCE = "draws its directions by chance, other ones each time, whatever the prompts are"
+COLUMNS = ["position", "layer", "by", "n", "draw", "cosine", "overlap", "k", "why"]
+"""Of a method's file, which has no rows where its directions are drawn by chance."""
 FEWEST_DRAWS = 20
 """That an interval of 95 % can be read off."""
 
@@ -86,7 +89,9 @@ def measure(session: Session, draws: int, seed: int | None) -> Found:
         found = read_stability(session)
         assert found is not None, "it has just been written"
         rows = steadiness(found, _selected(session))
-        for (name, kind), image in images([drawn(rows, found.choices, _first_selected(session))]).items():
+        left_out |= {name: BY_CHANCE for name in fitted if name not in {row.method for row in rows}}
+        pictures = [drawn(rows, found.choices, _first_selected(session))] if rows else []
+        for (name, kind), image in images(pictures).items():
             run.write_bytes(figure_file(name, kind), image)
         run.save()
     return Found(rows, found.choices, left_out)
@@ -146,13 +151,15 @@ def _measure_directions(
                 pool = Pool.at(activations, at)
                 pools[at] = pool, planned(pool, config.dev_share, drawn_with["seed"], drawn_with["draws"])
             pool, plans = pools[at]
+            if _is_by_chance(methods[name], pool):
+                break
             _check_same(session, methods[name], pool, field, at)
             total = sum(len(one) for _, _, those in plans for one in those)
             with session.progress(f"drawing prompts for {name} at {at}", total) as advance:
                 found = alike(methods[name], pool, field[at], plans, advance)
             tables.append(found.assign(position=at.position, layer=at.layer))
-        columns = ["position", "layer", "by", "n", "draw", "cosine", "overlap", "k", "why"]
-        run.write_table(stability_file(name), pd.concat(tables, ignore_index=True)[columns])
+        table = pd.concat(tables, ignore_index=True)[COLUMNS] if tables else pd.DataFrame(columns=COLUMNS)
+        run.write_table(stability_file(name), table)
         run.record(stability_file(name), {}, sources[name])
 
 
@@ -173,11 +180,16 @@ def _read(session: Session, positions: Sequence[int]) -> Activations:
     )
 
 
+def _is_by_chance(method: Extractor, pool: Pool) -> bool:
+    """Whether a method finds another direction each time in the same prompts."""
+    one, other = refitted(method, pool, [pool.strata()] * 2)
+    return not isinstance(one, str) and not isinstance(other, str) and float(one.direction @ other.direction) < SAME
+
+
 def _check_same(session: Session, method: Extractor, pool: Pool, field: SubspaceField, at: Component) -> None:
     """RefusalCmpError where the prompts that the run drew give another direction now than they gave it."""
-    train, dev = pool.drawn(pool.strata())
-    (again,) = method.fit_many([(train.moments() if method.needs == "means" else train, dev)])  # type: ignore[list-item]
-    cosine = 0.0 if isinstance(again, Exception) else float(again.direction @ field[at].direction)
+    (again,) = refitted(method, pool, [pool.strata()])
+    cosine = 0.0 if isinstance(again, str) else float(again.direction @ field[at].direction)
     if cosine < SAME:
         raise RefusalCmpError(
             f"The model {session.config.model} does not give {session.run.path} the direction of {field.method} at "

@@ -513,8 +513,13 @@ class EvaluateSettings(BaseModel):
     )
     guard_revision: str | None = Field(None, description="branch, tag or commit of the guard on the hub")
     guard_backend: Literal["hf", "vllm", "openai"] = Field("hf", description="where the guard runs")
-    guard_format: Literal["auto", "llama-guard", "harmbench"] = Field(
-        "auto", description="how the guard is asked; auto: by its name"
+    guard_format: Literal["auto", "llama-guard", "harmbench", "classifier", "answer-classifier"] = Field(
+        "auto",
+        description="how the guard is asked; auto: by its name or architecture; classifier: any model with labels; "
+        "answer-classifier: one that reads the completion alone",
+    )
+    guard_unsafe_labels: Names | None = Field(
+        None, description="labels of a classifier that mean unsafe, or that it did not refuse; by default by name"
     )
     guard_prompt: Path | None = Field(
         None, description="file with HarmBench's classifier prompt; by default read from HarmBench's repository"

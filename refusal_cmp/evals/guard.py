@@ -11,10 +11,11 @@ from typing import Any
 from pydantic import SecretStr
 
 from refusal_cmp.config import DATE
+from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, by_category, register_evaluator, share
 from refusal_cmp.judges import Backend, Request, answer_all, check_guard, key_of
 from refusal_cmp.judges.endpoint import Endpoint
-from refusal_cmp.judges.formats import Format, Judgement, choose_format, known_format
+from refusal_cmp.judges.formats import CLASSIFIERS, Format, Judgement, choose_format, known_format
 from refusal_cmp.model.generation import Answer
 from refusal_cmp.statistics import Estimate, rate
 
@@ -44,6 +45,7 @@ class Guard(Evaluator):
     guard_revision: str | None
     guard_backend: str
     guard_format: str
+    guard_unsafe_labels: tuple[str, ...] | None
     guard_prompt: Path | None
     guard_min_words: int
     date: str | None
@@ -62,7 +64,25 @@ class Guard(Evaluator):
 
     @cached_property
     def _format(self) -> Format:
-        return choose_format(self.guard_format, self.guard, self.guard_prompt)
+        return choose_format(
+            self.guard_format,
+            self.guard,
+            self.guard_prompt,
+            revision=self.guard_revision,
+            unsafe=self.guard_unsafe_labels,
+        )
+
+    @property
+    def _is_classifier(self) -> bool:
+        """RefusalCmpError where it is one, and is to be asked elsewhere."""
+        is_one = known_format(self.guard_format, self.guard) in CLASSIFIERS
+        if is_one and self.guard_backend != "hf":
+            raise RefusalCmpError(
+                f"The guard {self.guard!r} is a classifier, which runs in this process and not by "
+                f"{self.guard_backend}; choose that.",
+                guard_backend="hf",
+            )
+        return is_one
 
     @cached_property
     def _judge(self) -> Backend:
@@ -70,8 +90,9 @@ class Guard(Evaluator):
 
     def check(self, test_sets: Sequence[str]) -> None:
         """The format is known, and there is such a guard, or an endpoint: that it is not shows before the long work."""
-        known_format(self.guard_format, self.guard)
-        if self.guard_backend == "openai":
+        if self._is_classifier:
+            self._format  # noqa: B018
+        elif self.guard_backend == "openai":
             self._backend().close()
         else:
             check_guard(self.guard, self.guard_revision)
@@ -142,6 +163,16 @@ class Guard(Evaluator):
                 dtype=self.dtype,
                 tensor_parallel=self.tensor_parallel,
                 gpu_memory_utilization=self.vllm_gpu_memory_utilization,
+            )
+        if self._is_classifier:
+            from refusal_cmp.judges.classifier import ClassifierBackend
+
+            return ClassifierBackend(
+                self.guard,
+                revision=self.guard_revision,
+                device=self.device,
+                dtype=self.dtype,
+                batch_size=self.batch_size or AT_A_TIME,
             )
         from refusal_cmp.judges.hf import HFBackend
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -18,6 +19,8 @@ from refusal_cmp.judges import Request
 HARMBENCH_FILE = "eval_utils.py"
 """In its repository."""
 HARMBENCH_CONSTANT = "LLAMA2_CLS_PROMPT"
+CLASSIFIERS = ("classifier", "answer-classifier")
+"""Formats of sequence classifiers: of those that read prompt and completion, and of those that read the completion."""
 FIELDS = ("{behavior}", "{generation}")
 
 
@@ -89,23 +92,48 @@ class HarmBench(Format):
         return Judgement({"yes": True, "no": False}.get(_first_word(answer)))
 
 
-def choose_format(name: str, guard: str, prompt: Path | None) -> Format:
-    """The format called `name`, or with `auto` the one that the guard's name tells.
+def choose_format(
+    name: str, guard: str, prompt: Path | None, *, revision: str | None = None, unsafe: Sequence[str] | None = None
+) -> Format:
+    """The format called `name`, or with `auto` the one that the guard's architecture or name tells.
+
+    Parameters
+    ----------
+    unsafe
+        The labels of a classifier that say unsafe.
 
     Raises
     ------
     RefusalCmpError
-        If the name tells none, or the HarmBench prompt cannot be had.
+        If nothing tells it, the HarmBench prompt cannot be had, or a classifier's labels are not known.
     """
-    if known_format(name, guard) == "llama-guard":
+    known = known_format(name, guard)
+    if known in CLASSIFIERS:
+        from refusal_cmp.judges.classifier import classifier_format
+
+        return classifier_format(guard, revision, unsafe, alone=known != CLASSIFIERS[0])
+    if unsafe is not None:
+        raise RefusalCmpError(
+            f"Only classifiers have labels that are named, and the guard {guard!r} is asked as {known}; leave them "
+            "out, or say that it is one.",
+            guard_format=CLASSIFIERS[0],
+        )
+    if known == "llama-guard":
         return LlamaGuard()
     return HarmBench(_harmbench_template(prompt))
 
 
 def known_format(name: str, guard: str) -> str:
-    """The format's name, which for `auto` the guard's name tells; RefusalCmpError if it does not."""
+    """The format's name, which for `auto` the architecture of one in a folder tells, or the guard's name.
+
+    RefusalCmpError if neither does.
+    """
     if name != "auto":
         return name
+    from refusal_cmp.judges.classifier import is_classifier
+
+    if is_classifier(guard):
+        return CLASSIFIERS[0]
     plain = re.sub(r"[^a-z]", "", guard.lower())
     if guard == EMBEDDED_GUARD or "llamaguard" in plain:
         return "llama-guard"
@@ -113,7 +141,7 @@ def known_format(name: str, guard: str) -> str:
         return "harmbench"
     raise RefusalCmpError(
         f"The name of the guard {guard!r} holds neither Llama-Guard nor HarmBench, so its format is not known; say "
-        "whether it is llama-guard or harmbench.",
+        "whether it is llama-guard or harmbench, or a sequence classifier.",
         guard_format="",
     )
 

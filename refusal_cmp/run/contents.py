@@ -284,7 +284,8 @@ def read_stability(session: Session) -> Stability | None:
         return None
     methods = [name for name in session.config.methods if stability_file(name) in names]
     tables = [run.read_table(stability_file(name)).assign(method=name) for name in methods]
-    return Stability(pd.concat(tables, ignore_index=True), run.read_table(CHOICES))
+    there = [table for table in tables if len(table)] or tables[:1]
+    return Stability(pd.concat(there, ignore_index=True), run.read_table(CHOICES))
 
 
 # label

@@ -1,9 +1,9 @@
 """People and judges: which completions people are asked about, and how far judges agree with them.
 
-**Drawing.** Completion i is drawn with probability π_i ∝ a_i, at most 1, where a_i is larger if the judges disagree. They
-are drawn at equal steps along a list in the order of the strata (systematic sampling: Madow 1949, Ann. Math. Stat. 20:333),
-so that each stratum has its share to within one completion. What is said of all completions weighs each drawn one by
-1 / π_i (Hájek's estimator).
+**Drawing.** Completion i is drawn with probability π_i ∝ a_i, at most 1, where a_i is larger if the judges disagree.
+They are drawn at equal steps along a list in the order of the strata (systematic sampling: Madow 1949, Ann. Math. Stat.
+20:333), so that each stratum has its share to within one completion. What is said of all completions weighs each drawn
+one by 1 / π_i (Hájek's estimator).
 
 **Agreement.** With W the weighted counts of who says that the model went along: raw agreement is the share of W in
 which both say the same, and Cohen's κ = (observed − chance) / (1 − chance), chance from the margins of W. People among
@@ -20,9 +20,11 @@ from itertools import permutations
 import numpy as np
 from jaxtyping import Float, Int
 
-from refusal_cmp.statistics.intervals import Estimate, resampled
+from refusal_cmp.statistics.intervals import Estimate, rate, resampled
 
 Array = np.ndarray
+ROUNDING = 1e-9
+"""Shares that are no further apart are the same."""
 CELLS = ("both", "judge_only", "people_only", "neither")
 """Who says that the model went along."""
 
@@ -69,12 +71,19 @@ def kappa(cells: Float[Array, "prompts 4"]) -> float:
     """Cohen's κ of weighted counts; NaN where both say one and the same throughout."""
     both, judge, people, neither = cells.sum(0) / cells.sum()
     chance = (both + judge) * (both + people) + (people + neither) * (judge + neither)
-    return float((both + neither - chance) / (1 - chance)) if 1 - chance > 1e-9 else float("nan")
+    return float((both + neither - chance) / (1 - chance)) if 1 - chance > ROUNDING else float("nan")
 
 
 def clustered(cells: Float[Array, "prompts 4"]) -> tuple[Estimate, Estimate]:
-    """Raw agreement and κ, with intervals from drawing prompts anew: the completions of one are alike."""
-    raw = resampled(raw_agreement, cells)
+    """Raw agreement and κ, with intervals from drawing prompts anew: the completions of one are alike.
+
+    Where all agree, or none, every draw says the same, which is no certainty: the interval of raw agreement is then
+    Wilson's for so many prompts, and κ has none.
+    """
+    raw, n = resampled(raw_agreement, cells), len(cells)
+    if raw.high - raw.low < ROUNDING:
+        wilson = rate(round(raw.value * n), n)
+        return wilson._replace(value=raw.value), Estimate(kappa(cells), np.nan, np.nan, n)
     with np.errstate(invalid="ignore"):
         return raw, resampled(kappa, cells)
 
@@ -92,4 +101,4 @@ def krippendorff(ratings: Sequence[Sequence[Hashable | None]]) -> float:
     n = sum(of_value.values())
     observed = sum(count for (one, other), count in coincidences.items() if one != other)
     expected = n * n - sum(count * count for count in of_value.values())
-    return float(1 - (n - 1) * observed / expected) if expected > 1e-9 else float("nan")
+    return float(1 - (n - 1) * observed / expected) if expected > ROUNDING else float("nan")

@@ -11,6 +11,7 @@ from rich.console import Console
 from refusal_cmp.commands import stability as command
 from refusal_cmp.commands.stability import measure, print_stability
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.methods import EXTRACTORS
 from refusal_cmp.report.data import read_run
 from refusal_cmp.report.figures import stability as figure
 from refusal_cmp.report.page.stability import stability_section
@@ -97,6 +98,7 @@ def test_a_new_choice_outdates_it(done, tiny, tmp_path):
 
 
 def test_another_model_is_noticed(session, monkeypatch):
+    monkeypatch.setattr(command, "_is_by_chance", lambda method, pool: False)
     monkeypatch.setattr(command, "SAME", 1.1)
     with pytest.raises(RefusalCmpError, match="does not give .* again"):
         measure(session, DRAWS, None)
@@ -118,3 +120,15 @@ def test_methods_that_need_the_model_are_left_out_and_say_why(session, monkeypat
 def test_too_few_draws_are_refused(session):
     with pytest.raises(RefusalCmpError, match="takes 20 draws or more"):
         measure(session, 5, None)
+
+
+def test_a_control_that_draws_by_chance_is_left_out_and_is_not_read_for_again(session, tiny, monkeypatch):
+    known = command.configured
+    random = EXTRACTORS.create("random")
+    monkeypatch.setattr(command, "images", lambda drawn: {})
+    monkeypatch.setattr(command, "configured", lambda config, name: random if name == "inlp" else known(config, name))
+    found = measure(session, DRAWS, None)
+    assert {one.method for one in found.rows} == {"diff-in-means"}
+    assert "by chance" in found.left_out["inlp"]
+    monkeypatch.setattr(command, "collect", None)
+    assert "by chance" in measure(other(session.run.path, tiny), DRAWS, None).left_out["inlp"]

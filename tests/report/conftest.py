@@ -7,7 +7,7 @@ import pytest
 from refusal_cmp.report.data import read_run
 from refusal_cmp.report.figures import draw_all
 
-from support.finished_run import make_run
+from support.finished_run import ON_REQUEST, make_run
 
 
 @pytest.fixture(scope="session")
@@ -24,4 +24,4 @@ def data(finished):
 
 @pytest.fixture(scope="session")
 def outcomes(data):
-    return [one for one in draw_all(data) if one.name != "methods"]  # which takes more of them
+    return [one for one in draw_all(data) if one.name not in ON_REQUEST]

@@ -29,14 +29,14 @@ from refusal_cmp.report.seeds import SeedsData
 from refusal_cmp.run.session import open_run
 from refusal_cmp.subspace import Subspace
 
-from support.finished_run import with_plans
+from support.finished_run import ON_REQUEST, with_plans
 
 
 def test_every_figure_is_drawn_and_says_what_it_shows(outcomes):
     assert not [one for one in outcomes if isinstance(one, Skipped)]
     names = [one.name for one in outcomes]
     assert len(set(names)) == len(names)
-    for name in FIGURES.keys() - {"methods"}:  # of five methods or more
+    for name in FIGURES.keys() - ON_REQUEST:
         assert any(one.split("-")[0] == name for one in names), name
     for one in outcomes:
         assert one.says.endswith("."), one.name
@@ -156,7 +156,7 @@ def test_what_is_not_finite_is_said_not_drawn(data, baseline):
     planes = {key: plane if key[1] == "baseline" else plane * np.nan for key, plane in data.landings.planes.items()}
     run = replace(data, results=results, landings=replace(data.landings, landings=landings, planes=planes))
     outcomes = draw_all(run)
-    assert {one.name for one in outcomes if isinstance(one, Skipped)} == {"tradeoff", "plane", "methods"}
+    assert {one.name for one in outcomes if isinstance(one, Skipped)} == {"tradeoff", "plane", *ON_REQUEST}
     drawn = [one for one in outcomes if isinstance(one, Drawn)]
     assert not any("nan" in one.says for one in drawn)
     text = render(run, outcomes, {(one.name, kind): rendered(one.figure, kind) for one in drawn for kind in FORMATS})

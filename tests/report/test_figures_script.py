@@ -16,6 +16,8 @@ from PIL import Image
 from refusal_cmp.report.figures import FIGURES
 from refusal_cmp.report.seeds import SeedsData
 
+from support.finished_run import ON_REQUEST
+
 SCRIPT = Path(__file__).parents[2] / "scripts" / "figures.py"
 
 
@@ -29,7 +31,7 @@ def script(monkeypatch):
     return module
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURES if name != "methods"])  # which takes five of them
+@pytest.mark.parametrize("name", [name for name in FIGURES if name not in ON_REQUEST])
 def test_every_figure_can_be_drawn_alone(name, script, finished, tmp_path, capsys):
     script.main(name, [finished.run.path], tmp_path)
     written = {path.stem.split("-")[0] for path in (tmp_path / "small").iterdir()}
@@ -53,7 +55,7 @@ def test_several_runs_are_also_drawn_side_by_side(script, finished, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "said"),
     [
-        ("tradeof", [], "Error: Unknown figure 'tradeof'; known are all, inlp, magnitude, methods, plane, plans, "),
+        ("tradeof", [], "Error: Unknown figure 'tradeof'; known are all, curves, frontier, inlp, magnitude, "),
         ("plans", ["--methods", "inpl"], "Error: Unknown method 'inpl'; known are diff-in-means, inlp, inlp[k=full]."),
         ("plans", ["--venue", "nips"], "Error: Unknown venue 'nips'; known are acl, any, iclr, icml, neurips."),
         ("plans", ["--width", "half"], "Error: Unknown width 'half'; known are column, page."),

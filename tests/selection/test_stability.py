@@ -8,7 +8,7 @@ import torch
 from scipy.linalg import subspace_angles
 
 from refusal_cmp.activations import Labelled, dev_split
-from refusal_cmp.methods import Extractor
+from refusal_cmp.methods import EXTRACTORS, Extractor
 from refusal_cmp.methods.diff_in_means import DiffInMeans
 from refusal_cmp.methods.inlp import INLP
 from refusal_cmp.selection import Rule
@@ -198,3 +198,19 @@ def test_a_clear_choice_is_made_every_time_and_a_tie_half_of_the_time():
     assert set(table["layer"]) == {0, 1}
     assert table["share"].to_numpy() == pytest.approx(0.5, abs=0.2)  # four standard errors of 100 draws
     assert table["share"].sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", [name for name in EXTRACTORS if issubclass(EXTRACTORS.get(name), Extractor)])
+def test_every_method_gives_the_run_s_own_direction_again_and_one_for_a_draw(name, pool):
+    """With the rows as they stand it is what extract found, whatever the method makes of their order."""
+    method, strata = EXTRACTORS.create(name), pool.strata()
+    rows = np.concatenate(strata[:2]), np.concatenate(strata[2:])
+    parts = [
+        Labelled(pool.of.x[index], pool.of.y[index], pool.of.group[index]) for index in map(torch.from_numpy, rows)
+    ]
+    (own,) = method.fit_many([tuple(parts)])
+    (again,) = refitted(method, pool, [strata])
+    if name != "random":  # which draws anew each time
+        assert float(own.direction @ again.direction) == pytest.approx(1, abs=1e-9)
+    table = alike(method, pool, own, planned(pool, SHARE, 0, 4)[:1])
+    assert table["cosine"].notna().all()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 from sklearn.metrics import cohen_kappa_score
 
 from refusal_cmp.statistics.labels import clustered, inclusion, kappa, krippendorff, raw_agreement, systematic, tables
@@ -62,6 +63,19 @@ def test_kappa_is_scikit_learn_s_with_weights(seed):
     assert raw.low < raw.value < raw.high
     assert found.low < found.value < found.high
     assert raw.n == len(set(prompts))
+
+
+def test_agreement_throughout_is_no_certainty():
+    raw, found = clustered(tables([True, False] * 10, [True, False] * 10, np.linspace(0.1, 3.7, 20), range(20)))
+    assert (raw.value, found.value) == pytest.approx((1, 1))
+    assert (raw.low, raw.high) == pytest.approx(tuple(proportion_confint(20, 20)))
+    assert np.isnan([found.low, found.high]).all()
+
+
+def proportion_confint(hits, n):
+    """scipy's Wilson interval."""
+    interval = binomtest(hits, n).proportion_ci(0.95, method="wilson")
+    return interval.low, interval.high
 
 
 def test_kappa_of_one_verdict_throughout_is_none():

@@ -39,6 +39,8 @@ def draw(data: RunData) -> list[Outcome]:
     """Nothing of a run that was not asked: `refusal-cmp stability` asks."""
     if data.stability is None:
         return []
+    if not len(data.stability.directions):
+        return []
     rows = steadiness(data.stability, where_selected(data.extracted_by, data.selections))
     return [drawn(rows, data.stability.choices, {one.method: one.selected for one in data.selections})]
 

@@ -39,6 +39,8 @@ def labels_table(found: pd.DataFrame) -> dict[str, Any]:
 def _kappa(row: dict[Any, Any]) -> str:
     if pd.isna(row["kappa"]):
         return "–"
+    if pd.isna(row["kappa_low"]):
+        return decimal(row["kappa"])
     return f"{decimal(row['kappa'])} {bracketed(row['kappa_low'], row['kappa_high'])}"
 
 

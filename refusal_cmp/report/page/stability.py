@@ -15,6 +15,8 @@ def stability_section(data: RunData) -> dict[str, Any] | None:
         return None
     directions, choices = data.stability
     rows = steadiness(data.stability, where_selected(data.extracted_by, data.selections))
+    if not rows:
+        return None
     boot = directions[directions["by"] == "bootstrap"]
     return {
         "draws": int(boot["draw"].max()) + 1,
