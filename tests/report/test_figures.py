@@ -134,7 +134,7 @@ def test_what_was_not_measured_is_said_not_drawn(data):
         fields={"diff-in-means": data.fields["diff-in-means"]},
     )
     skipped = {one.name: one.why for one in draw_all(without) if isinstance(one, Skipped)}
-    assert set(skipped) == set(FIGURES) - {"scores"}
+    assert set(skipped) == set(FIGURES) - {"scores", "stability"}  # which a command draws
     assert "--compare-rankings" in skipped["rankings"]
     assert "--ranking-rules" in skipped["rules"]
     assert "magnitude" in skipped["magnitude"]
@@ -156,7 +156,9 @@ def test_what_is_not_finite_is_said_not_drawn(data, baseline):
     planes = {key: plane if key[1] == "baseline" else plane * np.nan for key, plane in data.landings.planes.items()}
     run = replace(data, results=results, landings=replace(data.landings, landings=landings, planes=planes))
     outcomes = draw_all(run)
-    assert {one.name for one in outcomes if isinstance(one, Skipped)} == {"tradeoff", "plane", *ON_REQUEST}
+    assert {one.name for one in outcomes if isinstance(one, Skipped)} == {"tradeoff", "plane", *ON_REQUEST} - {
+        "stability"
+    }
     drawn = [one for one in outcomes if isinstance(one, Drawn)]
     assert not any("nan" in one.says for one in drawn)
     text = render(run, outcomes, {(one.name, kind): rendered(one.figure, kind) for one in drawn for kind in FORMATS})
