@@ -294,20 +294,25 @@ def _work_off(model: Generates, jobs: Sequence[Job], some: _Round, rows: RowBudg
 
     waiting = _entries(model, some, rows, row)
     with _under(model, jobs, some) as told:
-        running, held = (
-            _Running(model, some.max_new_tokens, notes, told),
-            model.row_bytes(1, logits=1, cached=some.tokens),
-        )
+        running = _Running(model, some.max_new_tokens, notes, told)
+        held, edits = model.row_bytes(1, logits=1, cached=some.tokens), _edit_bytes(jobs, some)
         notes.begin(some.prompts)
         while waiting or running.rows:
             n = len(running.rows)
             if waiting and (not n or (model.shares_cache and some.rows - n >= max(1, some.rows // REFILL))):
-                entering = rows.first(waiting, row, _Entry.size, taken=(n, n * held))
+                entering = rows.first(waiting, row, _Entry.size, taken=(n, n * held + edits))
                 waiting = waiting[len(entering) :]
                 if entering:
                     running.enter(entering)
                     continue
             running.step()
+
+
+def _edit_bytes(jobs: Sequence[Job], some: _Round) -> int:
+    """What the edits of a round's plans take in float32, by themselves and side by side; places share edits."""
+    numbers = {prompt.job for prompt in some.prompts}
+    edits = {id(edit): edit for number in numbers for edit in jobs[number].plan.edits.values()}
+    return 2 * 4 * sum(term.numel() for edit in edits.values() for term in edit.tensors().values())
 
 
 _Told = Callable[[Sequence[_Prompt], bool], None]
