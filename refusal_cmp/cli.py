@@ -377,11 +377,9 @@ def compare(
 
 @app.command(cls=_Command, context_settings=DASHES)
 def study(
-    what: Annotated[
-        str, typer.Argument(help="YAML file of the study; or report, for what its cells say so far.", metavar="FILE")
-    ],
+    file: Annotated[str, typer.Argument(help="YAML file of the study; or report, for what its cells say so far.")],
     target: Annotated[
-        Path | None, typer.Argument(help="With report: the file, or the study's folder.", metavar="FILE_OR_DIR")
+        Path | None, typer.Argument(help="With report: the study's file, or the folder that it was run in.")
     ] = None,
     *,
     executor: Annotated[
@@ -414,12 +412,12 @@ def study(
     _quiet()
     from refusal_cmp.commands.study import How, open_study, plan_study, report_study, run_study
 
-    only_report = what == "report" and target is not None
+    only_report = file == "report" and target is not None
     if target is not None and not only_report:
-        raise RefusalCmpError(f"One study is run at a time, and {what} and {target} were given; give one file.")
+        raise RefusalCmpError(f"One study is run at a time, and {file} and {target} were given; give one file.")
     how = How(executor, ray_address, workers, retries, results)
     how.check()
-    found, home = open_study(target if only_report and target else Path(what), name, runs_dir)
+    found, home = open_study(target if only_report and target else Path(file), name, runs_dir)
     if only_report:
         report_study(found, home, _tell)
     elif dry_run:

@@ -18,7 +18,8 @@ def _ray() -> Any:
         import ray
     except ImportError:
         raise RefusalCmpError(
-            "Ray is not installed; type `pip install 'refusal-cmp[ray]'`, or leave out --executor ray."
+            "Ray is not installed; type `pip install 'refusal-cmp[ray]'`, or run cells as processes of this machine.",
+            executor="local",
         ) from None
     return ray
 
@@ -38,7 +39,7 @@ def joined(address: str) -> Any:
         except (ConnectionError, RuntimeError, ValueError) as error:
             why = " ".join(str(error).split()).rstrip(".")
             raise RefusalCmpError(
-                f"No Ray cluster answers at {address} ({why}); start one, as in `ray start --head`, or name another.",
+                f"No Ray cluster answers at {address} ({why}); start one by `ray start`, or name another.",
                 ray_address="ADDRESS",
             ) from None
     return ray

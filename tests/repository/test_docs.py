@@ -233,7 +233,9 @@ def test_the_python_example_runs(capsys):
 def test_every_option_that_is_named_exists():
     known = {
         "--help",
+        "--address",
         "--gpus",
+        "--head",
         "--job-name",
         "--time",
         "--signal",

@@ -23,7 +23,8 @@ from refusal_cmp.study.report import write_report
 def cluster(tmp_path_factory):
     """The address of a cluster with two processors."""
     ray = pytest.importorskip("ray")
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(Path(__file__).parents[2])}
+    path = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": path}
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="error")
     yield ray.get_runtime_context().gcs_address
     ray.shutdown()
