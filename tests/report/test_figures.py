@@ -134,7 +134,7 @@ def test_what_was_not_measured_is_said_not_drawn(data):
         fields={"diff-in-means": data.fields["diff-in-means"]},
     )
     skipped = {one.name: one.why for one in draw_all(without) if isinstance(one, Skipped)}
-    assert set(skipped) == set(FIGURES) - {"scores", "stability"}  # which a command draws
+    assert set(skipped) == set(FIGURES) - {"scores"}
     assert "--compare-rankings" in skipped["rankings"]
     assert "--ranking-rules" in skipped["rules"]
     assert "magnitude" in skipped["magnitude"]

@@ -14,6 +14,7 @@ from refusal_cmp.report.figures._style import (
     INK,
     Drawn,
     Outcome,
+    Skipped,
     errors,
     legend_below,
     method_colours,
@@ -36,12 +37,12 @@ TITLE = "How stable directions and choices are"
 
 
 def draw(data: RunData) -> list[Outcome]:
-    """Nothing of a run that was not asked: `refusal-cmp stability` asks."""
+    """One figure of a run that was asked."""
     if data.stability is None:
-        return []
-    if not len(data.stability.directions):
-        return []
+        return [Skipped(NAME, TITLE, "it was not asked; `refusal-cmp stability` asks, from one read of the model")]
     rows = steadiness(data.stability, where_selected(data.extracted_by, data.selections))
+    if not rows:
+        return [Skipped(NAME, TITLE, "no method is fitted to prompts")]
     return [drawn(rows, data.stability.choices, {one.method: one.selected for one in data.selections})]
 
 
