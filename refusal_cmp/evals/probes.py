@@ -7,7 +7,12 @@ a logistic regression is to tell a property that has nothing to do with harm:
     length     more words than the median, or not
     question   a question, or a request in another form
 
-It does so among harmful and among harmless prompts by themselves, so that harm tells nothing of it. Prompts are in
+and on sentences of our own, which say the same things well or ill in three languages (`SENTENCES`),
+
+    sentiment  whether a sentence speaks well of something
+    language   English, German or Spanish
+
+It does so among harmful, harmless and our own texts by themselves, so that harm tells nothing of it. Prompts are in
 `FOLDS` folds, and each is judged by a probe that has not seen it. `read` is the balanced accuracy of probes fitted
 under the plan: whether the property can still be read. `kept` is that of probes fitted on the unedited activations and
 used under the plan: whether it stands where it stood. Chance is one over the number of values.
@@ -15,9 +20,11 @@ used under the plan: whether it stands where it stood. Chance is one over the nu
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 
 import numpy as np
 from jaxtyping import Float
@@ -38,13 +45,23 @@ from refusal_cmp.subspace import Component
 FEWEST = 8
 """Prompts that each value of a property needs."""
 FOLDS = 4
-PROPERTIES = ("topic", "length", "question")
+PROPERTIES = {
+    "topic": "the prompts' categories",
+    "length": "long prompts from short",
+    "question": "questions from others",
+    "sentiment": "good sentences from bad",
+    "language": "English, German and Spanish sentences",
+}
+"""Which are told, and what that is to tell."""
+SENTENCES = files("refusal_cmp") / "assets" / "texts" / "probes.json"
+"""Rows of a language, a sentiment and a sentence; and the name of the set that they are."""
+OWN = "probe-sentences"
 Array = np.ndarray
 
 
 @register_evaluator("probes")
 class Probes(Evaluator):
-    """What else can be read of activations under a plan: topic, length and form of prompts, by linear probes."""
+    """What else can be read of activations under a plan: topic, length, form, sentiment, language, by linear probes."""
 
     reads = ("completions", "model")
     measures = tuple(
@@ -57,9 +74,7 @@ class Probes(Evaluator):
             shown="never",
             limits=(0.0, 1.0),
         )
-        for name, what in zip(
-            PROPERTIES, ("the prompts' categories", "long prompts from short", "questions from others"), strict=True
-        )
+        for name, what in PROPERTIES.items()
         for how, heading, which in (
             ("read", "read", "under the plan, by probes fitted under it"),
             ("kept", "kept", "under the plan, by probes fitted on unedited ones"),
@@ -71,16 +86,20 @@ class Probes(Evaluator):
         self._unedited: dict[str, Float[Array, "n d"]] = {}
 
     def evaluate(self, subject: Subject) -> Evaluation:
-        """Both accuracies, among harmful and harmless prompts, of properties with two values of enough prompts."""
+        """Both accuracies of every property that has two values with enough prompts; of what by dataset."""
         metrics: list[Metric] = []
         for kind in KINDS:
-            found = properties(subject.answers.get(kind, ()))
-            if found:
-                metrics += self._of_kind(subject, kind, found)
-        return Evaluation(metrics)
+            answers = subject.answers.get(kind, ())
+            metrics += self._of_kind(subject, kind, [one.instruction for one in answers], properties(answers))
+        languages, sentiments, sentences = zip(*json.loads(SENTENCES.read_text(encoding="utf-8")), strict=True)
+        told = {"sentiment": np.array(sentiments), "language": np.array(languages)}
+        return Evaluation([*metrics, *self._of_kind(subject, OWN, sentences, told)])
 
-    def _of_kind(self, subject: Subject, kind: str, found: Mapping[str, Array]) -> list[Metric]:
-        instructions = [answer.instruction for answer in subject.answers[kind]]
+    def _of_kind(
+        self, subject: Subject, kind: str, instructions: Sequence[str], found: Mapping[str, Array]
+    ) -> list[Metric]:
+        if not found:
+            return []
         if kind not in self._unedited:
             self._unedited[kind] = _streams(subject.base(), instructions, subject.batch_size)
         model = subject.model()

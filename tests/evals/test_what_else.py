@@ -75,10 +75,11 @@ def test_recognition_needs_both_kinds():
 def test_probes_under_no_edit_read_what_they_keep_and_an_edit_that_takes_everything_leaves_chance(tiny, monkeypatch):
     measured = Probes().evaluate(subject(tiny, baseline())).metrics
     found = {(one.dataset, one.metric): one.estimate.value for one in measured}
-    assert {name for _, name in found} >= {"probe_topic_read", "probe_topic_kept"}
+    assert {name for _, name in found} >= {"probe_topic_read", "probe_topic_kept", "probe_sentiment_read"}
+    assert found["probe-sentences", "probe_language_read"] > 0.5
     for kind, name in found:
         assert found[kind, name] == found[kind, name.replace("read", "kept")]
-    monkeypatch.setattr("refusal_cmp.evals.probes._streams", lambda *_: np.ones((20, 8)))
+    monkeypatch.setattr("refusal_cmp.evals.probes._streams", lambda _, texts, __: np.ones((len(texts), 8)))
     for one in Probes().evaluate(subject(tiny, baseline())).metrics:
         assert one.estimate.value == pytest.approx(0.5, abs=0.2)
 
