@@ -43,7 +43,7 @@ def page(found: Tables) -> str:
 
 def _seeds(found: Tables) -> str:
     least, most = min(found.seeds), max(found.seeds)
-    return counted(least, "seed") + (" each" if least == most else f" to {most} each")
+    return f"{counted(least, 'seed') if least == most else f'{least} to {most} seeds'} each"
 
 
 def _headline(found: Tables) -> str:
