@@ -13,7 +13,7 @@ from support.finished_run import ON_REQUEST, make_run
 @pytest.fixture(scope="session")
 def finished(tiny, tmp_path_factory):
     path = tmp_path_factory.mktemp("runs") / "small"
-    studies = {"compare_rankings": True, "ranking_rules": "attribution"}
+    studies = {"compare_rankings": True, "ranking_rules": "attribution", "curve": True, "curve_strengths": "0.5,1"}
     return make_run(path, tiny, until="report", inlp_k="budget,full", **studies)
 
 

@@ -131,6 +131,7 @@ def test_what_was_not_measured_is_said_not_drawn(data):
         ranking_rules=None,
         magnitude=None,
         landings=None,
+        sweep=None,
         fields={"diff-in-means": data.fields["diff-in-means"]},
     )
     skipped = {one.name: one.why for one in draw_all(without) if isinstance(one, Skipped)}
@@ -138,6 +139,7 @@ def test_what_was_not_measured_is_said_not_drawn(data):
     assert "--compare-rankings" in skipped["rankings"]
     assert "--ranking-rules" in skipped["rules"]
     assert "magnitude" in skipped["magnitude"]
+    assert "--curve" in skipped["frontier"] == skipped["curves"]
 
 
 def test_effects_by_k_are_drawn_only_where_they_were_measured(data):
