@@ -24,4 +24,4 @@ def data(finished):
 
 @pytest.fixture(scope="session")
 def outcomes(data):
-    return [one for one in draw_all(data) if one.name != "methods"]  # which takes more of them
+    return [one for one in draw_all(data) if one.name not in ("methods", "stability")]  # take more, or are asked for

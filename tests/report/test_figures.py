@@ -156,7 +156,7 @@ def test_what_is_not_finite_is_said_not_drawn(data, baseline):
     planes = {key: plane if key[1] == "baseline" else plane * np.nan for key, plane in data.landings.planes.items()}
     run = replace(data, results=results, landings=replace(data.landings, landings=landings, planes=planes))
     outcomes = draw_all(run)
-    assert {one.name for one in outcomes if isinstance(one, Skipped)} == {"tradeoff", "plane", "methods"}
+    assert {one.name for one in outcomes if isinstance(one, Skipped)} == {"tradeoff", "plane", "methods", "stability"}
     drawn = [one for one in outcomes if isinstance(one, Drawn)]
     assert not any("nan" in one.says for one in drawn)
     text = render(run, outcomes, {(one.name, kind): rendered(one.figure, kind) for one in drawn for kind in FORMATS})
