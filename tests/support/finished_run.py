@@ -34,8 +34,8 @@ def session_on(path: Path, model: ChatModel, *, force: tuple[str, ...] = (), **s
     return Session(load_config(None, {**SMALL, **settings}), RunDir(path, force), loaded=model)
 
 
-ON_REQUEST = {"methods", "curves", "frontier", "stability"}
-"""Figures that a run like this one has not: of many methods, of a sweep of strengths, of resampled prompts."""
+ON_REQUEST = {"methods", "stability"}
+"""Figures that a run like this one has not: of many methods, of resampled prompts."""
 
 
 def make_run(path: Path, model: ChatModel, until: str = "evaluate", **settings: Any) -> Session:
