@@ -101,8 +101,8 @@ def _curves(sweep: Sweep, lines: Sequence[Line], cells: Sequence[str]) -> Figure
         row[0].set_ylabel(cell.replace(":-", " −").replace(":+", " +"))
     for dataset, ax in zip(sweep.shown, axes[0], strict=True):
         ax.set_title(HEADINGS[dataset])
-    columns = len(sweep.shown)
-    axes[-1][columns // 2].set_xlabel(fill(sweep.axis, 70 if columns % 2 else 40))  # of two, it is under the second
+    n = len(sweep.shown)
+    axes[-1][n // 2].set_xlabel(fill(sweep.axis, 70 if n % 2 else 45))  # of two columns it is under the right one
     legend_below(figure, [swatch(colour, method, line="-", marker="") for method, colour in colours.items()])
     return figure
 
