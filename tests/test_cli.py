@@ -161,7 +161,7 @@ def test_errors_name_options_at_the_door_only():
 def test_what_errors_advise_are_options():
     advised = {keyword.arg for file in FILES for call in raised(file) for keyword in call.keywords if keyword.arg}
     commands = typer.main.get_command(cli.app).commands
-    params = [*commands["run"].params, *commands["study"].params]
+    params = [param for name in ("run", "study", "stability", "label") for param in commands[name].params]
     options = {option for param in params for option in (*param.opts, *param.secondary_opts)}
     assert len(advised) > 20
     assert {f"--{name.replace('_', '-')}" for name in advised} - options == set()

@@ -165,7 +165,7 @@ class Evaluator(ABC):
     """Whether it loads a model of its own; the run's model is released before."""
     measures: ClassVar[tuple[Measure, ...]] = ()
     """What its metrics are, in the order of columns."""
-    order: ClassVar[int] = 10
+    order: ClassVar[int] = 100
     """Columns of evaluators of a lower order stand first; ours have 0 to 9."""
 
     def check(self, test_sets: Sequence[str]) -> None:  # noqa: B027

@@ -410,8 +410,12 @@ class ChatModel(Chat):
         return out
 
     def _narrowed(self, at: Int[Tensor, " m"], tokens: int) -> Iterator[Any]:
-        """Hooks that have the last block's MLP compute some tokens alone, where that gives what it gives of all."""
-        return iter(()) if self.narrow is None else narrowed(self.narrow, at, tokens)
+        """Hooks that have the last block's MLP compute some tokens alone, where that gives what it gives of all.
+
+        There are none where somebody looks at what leaves the block: all tokens of it may be read.
+        """
+        is_watched = bool(self.blocks[-1].module._forward_hooks)
+        return iter(()) if self.narrow is None or is_watched else narrowed(self.narrow, at, tokens)
 
     def _narrows(self) -> nn.Module | None:
         """The last block's MLP, where a token of it is what it is without the others."""

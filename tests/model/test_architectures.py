@@ -130,6 +130,10 @@ def test_the_last_block_computes_for_the_last_position_what_it_computes_for_all(
         torch.testing.assert_close(found["narrow", kind], found["whole", kind], rtol=1e-5, atol=1e-5)
     assert not torch.allclose(found["narrow", "plain"], found["narrow", "edited"], rtol=1e-3)
     assert not seen or seen[0] == len(batch)
+    seen.clear()
+    with installed([after(model.blocks[last].module, lambda _: None)]):  # somebody looks at what leaves the block
+        model.last_logits(batch)
+    assert not seen or seen[0] == batch.ids.numel()
 
 
 def test_which_families_narrow_is_known(model):

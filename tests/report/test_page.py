@@ -104,7 +104,7 @@ def test_what_is_not_measured_is_said_on_the_page(data):
     without = replace(data, results=data.results[data.results["metric"] == "loss"], magnitude=None, rankings=None)
     text = render(without, [one for one in draw_all(without) if not isinstance(one, Drawn)], {})
     assert "Refusal was not measured" in text
-    assert text.count("Not drawn:") == 5
+    assert text.count("Not drawn:") == 4
 
 
 def test_rank_agreement_is_on_the_page(data):

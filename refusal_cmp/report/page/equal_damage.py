@@ -37,10 +37,10 @@ def frontier_headline(sweep: Sweep | None) -> dict[str, Any] | None:
     said = [f"{name} {decimal(one.value)} {bracketed(one.low, one.high)}" for name, one in areas.items()]
     return {
         "verdict": verdict,
+        "areas": f"Areas under the frontiers: {'; '.join(said)}.",
         "sentences": [
-            f"The area under each method’s frontier, the mean share of harmful prompts that it leaves unrefused at the "
-            f"first token over damages from 0 to {sweep.limit:g}{unit} ({sweep.said}), along their square roots: "
-            f"{'; '.join(said)}.",
+            f"The area under a method’s frontier is the mean share of harmful prompts that it leaves unrefused at the "
+            f"first token over damages from 0 to {sweep.limit:g}{unit} ({sweep.said}), along their square roots.",
             *([f"Differences: {'; '.join(map(_difference, sweep.comparisons))}."] if sweep.comparisons else []),
             "Intervals are 95 %, from the same draws of prompts for all methods; p is after Holm’s correction.",
         ],
