@@ -73,7 +73,8 @@ def test_a_run_that_vllm_stops_goes_on_from_what_was_finished(by_hf, tmp_path, m
     run_stages(session, ("infer",))
     session.release()
     assert answers(session.run.path) == answers(by_hf)
-    assert len(made) <= sum(text.count("\n") for text in answers(by_hf).values()) + 6
+    lost = len(made) - sum(text.count("\n") for text in answers(by_hf).values())
+    assert lost <= 16  # those of the step in which it stopped: answers of several plans end at once
 
 
 def test_vllm_in_processes_of_its_own(tiny, tiny_fields, monkeypatch):
