@@ -193,8 +193,10 @@ def plans(model: ChatModel) -> dict[str, Plan]:
     generator = torch.Generator().manual_seed(0)
     rows = torch.linalg.qr(torch.randn(model.d_model, RANK, dtype=torch.float64, generator=generator))[0].mT
     subspace = Subspace(rows.contiguous(), rows[0], 1.0, torch.ones(RANK))
-    mean = torch.zeros(model.d_model, dtype=torch.float64)
-    targets = [Target(layer, subspace, mean, mean, 0.1) for layer in range(model.n_layers)]
+    mean, spread = 0.01 * rows.sum(0) + 0.1 * torch.ones_like(rows[0]), torch.eye(RANK, dtype=torch.float64)
+    targets = [
+        Target(layer, subspace, mean + 0.01 * rows[0], mean, 0.1, 1, spread, spread) for layer in range(model.n_layers)
+    ]
     made = {"baseline": baseline()}
     for name in INTERVENTIONS:
         maker = INTERVENTIONS.create(name)
