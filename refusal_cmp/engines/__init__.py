@@ -129,5 +129,32 @@ class Engine(ABC):
         """Free what the engine holds; nothing is asked of it afterwards."""
 
 
+class BatchEngine(Engine):
+    """An engine that runs several plans at once: one plan alone is a single job of many."""
+
+    def generate(
+        self,
+        plan: Plan,
+        instructions: Sequence[str],
+        max_new_tokens: int,
+        progress: Progress = silent,
+        done: MutableMapping[int, Completion] | None = None,
+    ) -> list[Completion]:
+        """Greedy completions under the plan, in the order of the instructions; see `Engine.generate`."""
+        job = Job(plan, instructions, {} if done is None else done)
+        self.generate_many([job], max_new_tokens, progress)
+        return [job.done[index] for index in range(len(instructions))]
+
+    @abstractmethod
+    def generate_many(
+        self,
+        jobs: Sequence[Job],
+        max_new_tokens: int,
+        progress: Progress = silent,
+        finished: Callable[[Job], None] = lambda _: None,
+    ) -> None:
+        """The completions of many jobs, those of several plans together; see `Engine.generate_many`."""
+
+
 ENGINES: Registry[type[Engine]] = Registry("engine", __name__, Engine)
 register_engine = ENGINES.register

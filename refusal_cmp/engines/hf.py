@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Sequence
 
-from refusal_cmp.engines import Engine, Host, register_engine
+from refusal_cmp.engines import BatchEngine, Host, register_engine
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.batching import RowBudget
-from refusal_cmp.model.generation import Completion, Job, complete
-from refusal_cmp.plan import Plan
+from refusal_cmp.model.generation import Job, complete
 from refusal_cmp.progress import Progress, silent
 
 
 @register_engine("hf")
-class HFEngine(Engine):
+class HFEngine(BatchEngine):
     """transformers: our hooks around the model in this process.
 
     Parameters
@@ -33,19 +32,6 @@ class HFEngine(Engine):
     def start(cls, host: Host) -> HFEngine:
         """The engine around the run's model."""
         return cls(host.model, host.config.batch_size)
-
-    def generate(
-        self,
-        plan: Plan,
-        instructions: Sequence[str],
-        max_new_tokens: int,
-        progress: Progress = silent,
-        done: MutableMapping[int, Completion] | None = None,
-    ) -> list[Completion]:
-        """Greedy completions under the plan, in the order of the instructions; see `Engine.generate`."""
-        job = Job(plan, instructions, {} if done is None else done)
-        self.generate_many([job], max_new_tokens, progress)
-        return [job.done[index] for index in range(len(instructions))]
 
     def generate_many(
         self,

@@ -14,7 +14,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,7 +26,7 @@ from pydantic import ValidationError
 from safetensors.torch import save
 
 from refusal_cmp.data.download import cache
-from refusal_cmp.engines import Engine, Host, register_engine
+from refusal_cmp.engines import BatchEngine, Host, register_engine
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.chat import Chat
 from refusal_cmp.model.generation import Completion, Job
@@ -74,7 +74,7 @@ class UncompiledError(Exception):
 
 
 @register_engine("vllm")
-class VLLMEngine(Engine):
+class VLLMEngine(BatchEngine):
     """vLLM, unmodified: plans run inside its workers.
 
     Parameters
@@ -152,19 +152,6 @@ class VLLMEngine(Engine):
     def versions(self) -> dict[str, str]:
         """vLLM's own, and how it runs the model."""
         return {"vllm": f"{import_vllm().__version__}, {'eager' if self._eager else 'compiled'}"}
-
-    def generate(
-        self,
-        plan: Plan,
-        instructions: Sequence[str],
-        max_new_tokens: int,
-        progress: Progress = silent,
-        done: MutableMapping[int, Completion] | None = None,
-    ) -> list[Completion]:
-        """Greedy completions under the plan, in the order of the instructions; see `Engine.generate`."""
-        job = Job(plan, instructions, {} if done is None else done)
-        self.generate_many([job], max_new_tokens, progress)
-        return [job.done[index] for index in range(len(instructions))]
 
     def generate_many(
         self,
