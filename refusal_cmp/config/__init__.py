@@ -619,7 +619,8 @@ DEFAULTS_OF: dict[str, dict[str, Any]] = {EMBEDDED: {}, SMALL: SMALL_DEFAULTS}
 
 def defaults_for(model: str, offline: bool = False) -> dict[str, Any]:
     """The defaults that depend on the model, with which a run of it starts."""
-    return DEFAULTS_OF.get(model, SMALL_DEFAULTS if offline else REAL_MODEL_DEFAULTS)
+    others = SMALL_DEFAULTS if offline else REAL_MODEL_DEFAULTS
+    return DEFAULTS_OF.get(model, others) if isinstance(model, str) else others  # what is no name is refused later
 
 
 class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings, MachineSettings):

@@ -138,6 +138,7 @@ def test_any_text_as_configuration(tmp_path_factory, text):
 
 @FUZZ
 @given(st.dictionaries(st.sampled_from(NAMES) | texts, values, max_size=3), st.booleans())
+@example({"model": []}, True)
 def test_any_values_of_settings(tmp_path_factory, chosen, as_file):
     path = None
     if as_file:
