@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 from refusal_cmp.config import load_config
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.model import attention
 from refusal_cmp.model.blocks import find_blocks
 from refusal_cmp.model.hooks import after, before, installed
 from refusal_cmp.plan import Place
@@ -266,3 +267,10 @@ def test_what_does_not_fit_is_refused_with_what_was_looked_for(family):
 
 def test_the_document_is_up_to_date():
     assert DOCUMENT.read_text(encoding="utf-8") == document(), "run python -m tests.support.architectures"
+
+
+def test_completions_are_the_same_where_heads_that_share_keys_stand_as_queries(model, monkeypatch):
+    """As in a step of generation on a GPU, where torch groups no heads under a mask."""
+    expected = model.generate(PROMPTS, max_new_tokens=6)
+    monkeypatch.setattr(attention, "_groups", lambda *_: False)
+    assert model.generate(PROMPTS, max_new_tokens=6) == expected

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from transformers.integrations import sdpa_attention
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from refusal_cmp.model import attention
 from refusal_cmp.model.attention import group_heads
@@ -74,3 +75,19 @@ def test_what_torch_does_not_group_is_copied_as_ever(monkeypatch, module):
     group_heads()
     assert torch.equal(sdpa_attention.sdpa_attention_forward(module, q, k, wide, masked(4, 4))[0], expected)
     assert not sdpa_attention.use_gqa_in_sdpa(masked(4, 4), k, wide)
+
+
+@pytest.mark.parametrize("kind", ["bool", "float"])
+def test_a_step_of_generation_on_a_gpu_copies_nothing(monkeypatch, module, kind):
+    q, k, v = tensors(1, 40)
+    seen = masked(1, 40)
+    if kind == "float":
+        seen = torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)
+    monkeypatch.setattr(sdpa_attention, "use_gqa_in_sdpa", attention._known)
+    expected = sdpa_attention.sdpa_attention_forward(module, q, k, v, seen, scaling=0.3)[0]
+    group_heads()
+    monkeypatch.setattr(attention, "_groups", lambda *_: False)  # as on a GPU, where torch groups none under a mask
+    monkeypatch.setattr(sdpa_attention, "repeat_kv", lambda *_: pytest.fail("keys or values are copied"))
+    found, _ = ALL_ATTENTION_FUNCTIONS["sdpa"](module, q, k, v, seen, scaling=0.3, dropout=0.0)
+    assert found.shape == expected.shape == (3, 1, 6, 16)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
