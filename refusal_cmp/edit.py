@@ -63,7 +63,7 @@ class LowRankEdit:
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> LowRankEdit:
         """The same edit on another device and in the precision it is applied in: float32 or better."""
-        return LowRankEdit(**{name: term.to(device, dtype) for name, term in self.tensors().items()})
+        return LowRankEdit(**{name: term.to(device).to(dtype) for name, term in self.tensors().items()})
 
     def __call__(self, x: Float[Tensor, "n *s d"]) -> Float[Tensor, "n *s d"]:
         """The edited vectors: a new tensor of x's dtype, computed in the precision of the edit's own terms.
@@ -78,10 +78,10 @@ class LowRankEdit:
         if self.V is not None:
             coordinates = rows @ self.V.mT
             if self.A is not None:
-                edited = edited + coordinates @ self.A
+                edited = plus(edited, coordinates, self.A)
             if self.B is not None:
                 offsets = coordinates if self.t is None else coordinates - self.t.unsqueeze(-2)
-                edited = edited + offsets.abs() @ self.B
+                edited = plus(edited, offsets.abs(), self.B)
             if self.r is not None:
                 edited = edited + length(coordinates) * self.r.unsqueeze(-2)
         if self.b is not None:
@@ -97,6 +97,15 @@ class LowRankEdit:
 
 ALWAYS = -2.0
 """A threshold below every cosine: the gate of an edit that has none."""
+
+
+def plus(
+    rows: Float[Tensor, "g n d"], factors: Float[Tensor, "g n k"], written: Float[Tensor, "*g k d"]
+) -> Float[Tensor, "g n d"]:
+    """rows + factors · written in one product: where k is 1, torch's plain product is ten times slower on a CPU."""
+    if written.ndim == 2:
+        return torch.addmm(rows.flatten(0, 1), factors.flatten(0, 1), written).view_as(rows)
+    return torch.baddbmm(rows, factors, written)
 
 
 def length(rows: Float[Tensor, "*n d"]) -> Float[Tensor, "*n 1"]:

@@ -39,9 +39,9 @@ def _attention(
     """transformers' attention by torch; what would copy keys and values in a step of generation goes past it."""
     is_step = query.shape[2] == 1 and key.shape[1] < query.shape[1] and not options.get("dropout")
     is_plain = options.get("position_bias") is None and options.get("cache") is None
-    if attention_mask is not None and attention_mask.shape[1] == 1 and is_step and is_plain:
-        if not _groups(attention_mask, key, value):
-            return step(query, key, value, attention_mask, options.get("scaling")), None
+    copies = is_step and is_plain and not _groups(attention_mask, key, value)
+    if copies and attention_mask is not None and attention_mask.shape[1] == 1:
+        return step(query, key, value, attention_mask, options.get("scaling")), None
     return _plain(module, query, key, value, attention_mask, **options)
 
 

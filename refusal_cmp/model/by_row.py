@@ -10,18 +10,20 @@ and has its plan's own gate and norm. So no row has to stand beside others of it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from refusal_cmp.edit import ALWAYS, LowRankEdit, length
+from refusal_cmp.edit import ALWAYS, LowRankEdit, length, plus
 from refusal_cmp.plan import Place, Plan
 
 
 class MixedEdit:
     """The edits of g plans at one place, for rows that are each under one of them; None edits nothing.
+
+    All that is written is one product, of what each row reads and the rows A, B, r and b of all plans.
 
     Parameters
     ----------
@@ -34,48 +36,55 @@ class MixedEdit:
         some = next(term for edit in present for term in edit.tensors().values())
         reading = [edit for edit in present if edit.V is not None]
         ranks = torch.tensor([0 if edit is None or edit.V is None else len(edit.V) for edit in edits])
+        self.dtype = some.dtype
         self.owner = torch.repeat_interleave(torch.arange(len(edits)), ranks).to(some.device)
-        self.terms = {
-            name: torch.cat([_own(edit, name) for edit in reading])
-            for name in ("V", "A", "B", "t")
-            if any(getattr(edit, name) is not None for edit in reading)
-        }
+        self.plans = torch.eye(len(edits), dtype=some.dtype, device=some.device)
+        self.read = {name: torch.cat([_own(edit, name) for edit in reading]) for name in _names("Vt", reading)}
+        written = {name: torch.cat([_own(edit, name) for edit in reading]) for name in _names("AB", reading)}
+        written |= {name: torch.stack([_of_plan(edit, name, some) for edit in edits]) for name in _names("rb", present)}
+        self.terms = tuple(written)
+        self.written = torch.cat(list(written.values()))
         self.of_plans = {
             name: torch.stack([_of_plan(edit, name, some) for edit in edits])
-            for name in ("r", "b", "c", "tau", "keep")
-            if any(getattr(edit, name) is not None for edit in present)
+            for name in _names(("c", "tau", "keep"), present)
         }
+        self.broken = _broken(edits, some) if not self.written.isfinite().all() else None
+        if self.broken is not None:
+            self.written = self.written.nan_to_num(0, 0, 0)
 
     def __call__(self, x: Float[Tensor, "n *t d"], of: Int[Tensor, " n"]) -> Float[Tensor, "n *t d"]:
         """The rows, each edited as its plan says: a new tensor of x's dtype.
 
         Rows and tokens may be one dimension of x, as in a mixture of experts.
         """
-        terms = self.terms
+        rows = x.to(self.dtype).reshape(len(of), -1, x.shape[-1])
+        edited = plus(rows, torch.cat(self._factors(rows, of), -1), self.written)
+        if self.broken is not None:
+            edited = edited + self.broken[of, None, None]
         own = {name: term[of, None] for name, term in self.of_plans.items()}
-        dtype = next(iter({**terms, **self.of_plans}.values())).dtype
-        rows = x.to(dtype).reshape(len(of), -1, x.shape[-1])
-        edited = rows
-        if "V" in terms:
-            others = (self.owner != of[:, None])[:, None]
-            read = rows @ terms["V"].mT
-            coordinates = read.masked_fill(others, 0)
-            if "A" in terms:
-                edited = edited + coordinates @ terms["A"]
-            if "B" in terms:
-                offsets = coordinates if "t" not in terms else (read - terms["t"]).masked_fill(others, 0)
-                edited = edited + offsets.abs() @ terms["B"]
-            if "r" in own:
-                edited = edited + length(coordinates) * own["r"]
-        if "b" in own:
-            edited = edited + own["b"]
         if "keep" in own:
-            scale = length(rows) / length(edited).clamp_min(torch.finfo(dtype).tiny)
+            scale = length(rows) / length(edited).clamp_min(torch.finfo(rows.dtype).tiny)
             edited = torch.where(own["keep"][..., None] > 0, edited * scale, edited)
         if "c" in own:
             along = (rows * own["c"]).sum(-1, keepdim=True)
             edited = torch.where(along > own["tau"][..., None] * length(rows), edited, rows)
         return edited.reshape(x.shape).to(x.dtype)
+
+    def _factors(self, rows: Float[Tensor, "n t d"], of: Int[Tensor, " n"]) -> list[Float[Tensor, "n t _"]]:
+        """What the rows that are written are multiplied with: zero where they are another plan's."""
+        own = self.plans[of, None].expand(-1, rows.shape[1], -1)
+        if not self.read:
+            return [own]
+        others = (self.owner != of[:, None])[:, None]
+        read = rows @ self.read["V"].mT
+        coordinates = read.masked_fill(others, 0)
+        found = {"A": coordinates, "b": own}
+        if "B" in self.terms:
+            offsets = coordinates if "t" not in self.read else (read - self.read["t"]).masked_fill(others, 0)
+            found["B"] = offsets.abs()
+        if "r" in self.terms:
+            found["r"] = own * length(coordinates)
+        return [found[name] for name in self.terms]
 
 
 class PlansByRow:
@@ -105,9 +114,9 @@ class PlansByRow:
             Whether their tokens are generated ones; otherwise they are the prompts'.
         """
         present = sorted(set(of))
-        if present != self._present or generated != self._generated:
-            self._present, self._generated = present, generated
+        if present != self._present:
             self._mixed.clear()
+        self._present, self._generated = present, generated
         at = {plan: index for index, plan in enumerate(present)}
         self._of = {torch.device("cpu"): torch.tensor([at[plan] for plan in of])}
 
@@ -137,6 +146,17 @@ class PlansByRow:
         if key not in self._moved:
             self._moved[key] = edit.to(device, self.dtype)
         return self._moved[key]
+
+
+def _names(terms: Iterable[str], edits: Sequence[LowRankEdit]) -> list[str]:
+    """The terms that any of the edits has."""
+    return [name for name in terms if any(getattr(edit, name) is not None for edit in edits)]
+
+
+def _broken(edits: Sequence[LowRankEdit | None], some: Tensor) -> Float[Tensor, " g"]:
+    """NaN for a plan that has something else than numbers, which would spoil the rows of all in a product; else 0."""
+    is_whole = [edit is None or all(bool(term.isfinite().all()) for term in edit.tensors().values()) for edit in edits]
+    return some.new_tensor([0.0 if whole else torch.nan for whole in is_whole])
 
 
 def _own(edit: LowRankEdit, name: str) -> Tensor:

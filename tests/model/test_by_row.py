@@ -64,6 +64,19 @@ def test_what_overflows_under_one_plan_stays_in_its_rows():
     assert torch.equal(found[1], x[1] + 1)
 
 
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+@pytest.mark.parametrize("term", ["A", "B", "r", "b"])
+def test_an_edit_that_is_no_number_stays_in_its_rows(term, bad):
+    x, rows = torch.ones(2, 3, D), torch.ones(1, D)
+    broken = LowRankEdit(b=rows[0] * bad) if term == "b" else LowRankEdit(V=rows, **{term: (rows * bad).view(1, D)})
+    if term == "r":
+        broken = LowRankEdit(V=rows, r=rows[0] * bad)
+    whole = LowRankEdit(V=rows, A=rows, B=rows, r=rows[0], b=rows[0])
+    found = MixedEdit([broken, whole])(x, torch.tensor([0, 1]))
+    assert not found[0].isfinite().any()
+    torch.testing.assert_close(found[1], whole(x[1:])[0])
+
+
 @pytest.fixture(scope="module")
 def plans(tiny, tiny_fields):
     """The baseline and every intervention, in one layer and in all, and some with gates, kept norms and some tokens."""
