@@ -249,18 +249,20 @@ def study(size: Size) -> Iterator[dict[str, Any]]:
         [[f"{text} {words}" for text in instructions(kind, split, n)] for kind, words in kinds]
         for split, n in (("train", size.train), ("val", size.val))
     )
-    model.last_logits(model.batch(model.tokenize(val[0])))  # warm
+    tokens = sorted(model.refusal_candidates())
     fields: dict[str, Any] = {}
     total = 0.0
     for method, options in (("diff-in-means", {}), ("inlp", {"device": model.device.type, "batch_size": 32})):
 
-        def fit(method: str = method, options: dict[str, Any] = options) -> None:
-            fields[method] = extract(model, *train, method=method, **options)
+        def fit(n: int = size.train, method: str = method, options: dict[str, Any] = options) -> None:
+            fields[method] = extract(model, *(kind[:n] for kind in train), method=method, **options)
 
+        yield {
+            f"first_{method}_s": seconds(model, lambda fit=fit: fit(24))
+        }  # kernels are loaded when they are first used
         total += (taken_s := seconds(model, fit))
         ranks = [fields[method][component].k for component in fields[method]]
         yield {f"extract_{method}_s": taken_s, f"{method}_components": len(ranks), f"{method}_directions": sum(ranks)}
-    tokens = sorted(model.refusal_candidates())
     for method, field in fields.items():
 
         def score(field: Any = field) -> None:
