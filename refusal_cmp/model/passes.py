@@ -12,6 +12,7 @@ What is read of a plan is what a pass of its own gives, to rounding: which plans
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -33,6 +34,8 @@ from refusal_cmp.progress import Progress, silent
 
 TOGETHER = 8
 """Plans of a pass, at most: work in progress is kept after each."""
+MOST_TOKENS = {"cpu": 1024}
+"""Tokens of a pass of several plans, where more are no faster: caches on a CPU."""
 STREAMS = 0.25
 """Of what a pass may take, the share that the unedited streams may that passes begin from."""
 
@@ -183,10 +186,11 @@ class Passes:
         """
         start, tokens = self._start(plans[0]), plans[0].tokens
         stream, row, rows = self._stream(part, start), self._row_bytes(part), len(part.batch.ids)
+        most = MOST_TOKENS.get(self.model.device.type, sys.maxsize) // part.batch.ids.numel()
         found: list[Tensor] = []
         done = 0
         while done < len(plans):
-            chunk = plans[done : done + max(1, self.budget.within(row) // rows)]
+            chunk = plans[done : done + max(1, min(most, self.budget.within(row) // rows))]
 
             def values(model: ChatModel, batch: Batch) -> Float[Tensor, "gn ..."]:
                 every = part.indices * (len(batch) // len(part.indices))
