@@ -25,7 +25,7 @@ SETTINGS = {
     "tasks": ("world_cloze",),
     "benchmark_limit": 6,
 }
-EVALUATORS = ("perplexity", "kl", "capability")
+EVALUATORS = ("perplexity", "kl", "capability", "recognition")
 OTHER = "checkpoint/other"
 
 
@@ -54,8 +54,10 @@ def other(tiny) -> ChatModel:
 
 @pytest.fixture(scope="module")
 def subjects(tiny, other, plans) -> list[Subject]:
-    prompts = instructions("tiny-harmless", "test", 5)
-    answers = {"harmless": [Answer(prompt, "", f"Sure: {prompt}", 4, "stop") for prompt in prompts]}
+    answers = {
+        kind: [Answer(prompt, "", f"Sure: {prompt}", 4, "stop") for prompt in instructions(f"tiny-{kind}", "test", 5)]
+        for kind in ("harmful", "harmless")
+    }
 
     def of(plan):
         model = other if plan.label == OTHER else tiny
