@@ -16,9 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal_cmp.calibration.calibrate import Measures, calibrate
-from refusal_cmp.calibration.passes import Passes, Row
 from refusal_cmp.calibration.varied import Varied
 from refusal_cmp.model import Batch, ChatModel, refusal_metric
+from refusal_cmp.model.passes import Passes, Row
 from refusal_cmp.plan import Plan
 from refusal_cmp.progress import Progress, silent
 

@@ -21,12 +21,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from refusal_cmp.calibration.passes import Passes, Row
 from refusal_cmp.config.values import DAMAGES
 from refusal_cmp.data import Document
 from refusal_cmp.model import Batch, ChatModel
 from refusal_cmp.model.hooks import after, installed
 from refusal_cmp.model.losses import encode
+from refusal_cmp.model.passes import Passes, Row
 from refusal_cmp.plan import Plan
 from refusal_cmp.selection.scoring import kl_divergence
 
@@ -129,7 +129,7 @@ class Meter:
             answer = ids[len(ids) - n :][:n_tokens]
             shown = answer[: n_tokens - 1]
             self.targets.append(answer)
-            rows.append(Row((*ids[: len(ids) - n], *shown), 1 + len(shown)))
+            rows.append(Row((*ids[: len(ids) - n], *shown), 1 + len(shown), written=len(shown)))
         self.passes = Passes(model, rows, batch_size, some_tokens=some_tokens)
         self._unedited: list[Values] = [torch.empty(0)] * len(rows)
         self.passes.unedited(self._keep)

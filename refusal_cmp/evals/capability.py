@@ -6,7 +6,8 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import nullcontext
 from functools import cache
 from importlib.resources import files
 from statistics import fmean
@@ -16,10 +17,12 @@ import numpy as np
 
 from refusal_cmp.errors import RefusalCmpError, unknown_name
 from refusal_cmp.evals import NON_FINITE, Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator, share
+from refusal_cmp.evals._together import Together
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.batching import RowBudget
-from refusal_cmp.model.losses import Scored, losses
+from refusal_cmp.model.losses import Loss, Scored, Texts, losses
 from refusal_cmp.model.source import clock
+from refusal_cmp.plan import Plan
 from refusal_cmp.statistics import Estimate, normal_interval, rate
 
 EMBEDDED_TASKS = files("refusal_cmp") / "assets" / "tasks"
@@ -87,18 +90,27 @@ class Capability(Evaluator):
         self.draw, self.seed = benchmark_draw, seed if test_seed is None else test_seed
         self.template = TEMPLATE | {"system_instruction": system} if task_template else {}
         self._tasks: dict[Spec, Any] = {}
+        self._together: Together[list[Loss]] = Together()
 
     def check(self, test_sets: Sequence[str]) -> None:
         """The tasks are known to lm-eval; their data are looked for later."""
         for spec in self.tasks:
             _find_task(spec)
 
+    def prepare(self, subjects: Sequence[Subject], known: MutableMapping[str, Any]) -> None:
+        """See which plans will be measured in the same passes."""
+        self._together.expect(subjects, known)
+
     def evaluate(self, subject: Subject) -> Evaluation:
         """Every metric that a task reports, under the task's name."""
         from lm_eval.evaluator import evaluate
 
         model = subject.model()
-        lm = _strict_lm(model, subject.batch_size)
+
+        def measure(documents: list[Scored]) -> list[Loss]:
+            return self._losses(subject, documents)
+
+        lm = _strict_lm(model, subject.batch_size, subject.plan, measure)
         asked = {"system_instruction": subject.plan.system} if self.template and subject.plan.system else {}
         metrics: list[Metric] = []
         for spec in self.tasks:
@@ -108,18 +120,31 @@ class Capability(Evaluator):
             for leaf in loaded["tasks"].values():
                 leaf.set_fewshot_seed(FEWSHOT_SEED)
             try:
-                with model.edited(subject.plan):
-                    found = evaluate(
-                        lm,
-                        loaded,
-                        samples=self._questions(spec, loaded["tasks"]),
-                        bootstrap_iters=1000,
-                        **self.template | asked,
-                    )
+                found = evaluate(
+                    lm,
+                    loaded,
+                    samples=self._questions(spec, loaded["tasks"]),
+                    bootstrap_iters=1000,
+                    **self.template | asked,
+                )
             except (OSError, ValueError, ConnectionError) as error:
                 raise RefusalCmpError(f"lm-eval could not run the task {spec.name!r}: {_first_line(error)}.") from error
             metrics += _metrics(spec.name, found)
         return Evaluation(metrics)
+
+    def close(self) -> None:
+        """Forget what was measured."""
+        self._together.forget()
+
+    def _losses(self, subject: Subject, documents: list[Scored]) -> list[Loss]:
+        """Of what lm-eval asks about: the same for all plans of a model that are asked alike."""
+        model, some_tokens = subject.model(), subject.plan.tokens != "all"
+
+        def measure(plans: Sequence[Plan], done: MutableMapping[str, Any]) -> list[list[Loss]]:
+            texts = Texts(model, documents, subject.batch_size, some_tokens=some_tokens)
+            return texts.under(plans, done=done, progress=subject.progress)
+
+        return self._together.of(subject.plan, tuple((tuple(one.ids), one.n) for one in documents), measure)
 
     def _questions(self, spec: Spec, leaves: Mapping[str, Any]) -> dict[str, list[int]] | None:
         """The questions of each task of a group that are asked; None: all."""
@@ -246,8 +271,21 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).split("\n")[0].rstrip(".")
 
 
-def _strict_lm(model: ChatModel, batch_size: int | None) -> Any:
-    """lm-eval's transformers model around ours, for which a prompt that does not fit is an error."""
+def _strict_lm(
+    model: ChatModel,
+    batch_size: int | None,
+    plan: Plan | None = None,
+    measure: Callable[[list[Scored]], list[Loss]] | None = None,
+) -> Any:
+    """lm-eval's transformers model around ours, for which a prompt that does not fit is an error.
+
+    Parameters
+    ----------
+    plan
+        That completions are made under, beside the edits in force.
+    measure
+        The losses of documents under that plan; by default they are measured under the edits in force.
+    """
     from lm_eval.models.huggingface import HFLM
 
     rows = RowBudget(model.device, batch_size)
@@ -265,13 +303,15 @@ def _strict_lm(model: ChatModel, batch_size: int | None) -> Any:
             longest = max(len(self.tok_encode(request.args[0])) for request in requests)
             new = max(request.args[1].get("max_gen_toks", self.max_gen_toks) for request in requests)
             self.batch_size_per_gpu = rows.within(model.row_bytes(longest, cached=longest + new))
-            return super().generate_until(requests, disable_tqdm=True)
+            with nullcontext() if plan is None else model.edited(plan):
+                return super().generate_until(requests, disable_tqdm=True)
 
         def _loglikelihood_tokens(self, requests: Any, *_: Any, **__: Any) -> Any:
             documents = [Scored([*context, *continuation], len(continuation)) for _, context, continuation in requests]
             for document in documents:
                 _check_length(len(document.ids) - 1, self.max_length)
-            return [(-loss.total, loss.is_greedy) for loss in losses(model, documents, batch_size)]
+            found = losses(model, documents, batch_size) if measure is None else measure(documents)
+            return [(-loss.total, loss.is_greedy) for loss in found]
 
         def tok_batch_encode(self, strings: Any, *args: Any, **kwargs: Any) -> Any:
             longest = max(len(self.tok_encode(text)) for text in strings)

@@ -8,14 +8,17 @@ scored or `loss_texts` are read. Questions before answers begin with the system 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from itertools import islice
+from typing import Any
 
 from refusal_cmp.data import TEXTS, Document, stamped
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.evals import Evaluation, Evaluator, Measure, Metric, Subject, register_evaluator, share
+from refusal_cmp.evals._together import Together
 from refusal_cmp.model import ChatModel
-from refusal_cmp.model.losses import Scored, encode, losses
+from refusal_cmp.model.losses import Loss, Scored, Texts, encode
+from refusal_cmp.plan import Plan
 from refusal_cmp.statistics import Estimate, weighted_mean
 
 ON_DISTRIBUTION = "on-distribution"
@@ -61,6 +64,7 @@ class Perplexity(Evaluator):
         self.loss_tokens, self.loss_texts = loss_tokens, loss_texts
         self._tokens: dict[tuple[str, str], list[Scored]] = {}
         self._too_long: dict[tuple[str, str], Metric] = {}
+        self._together: Together[list[Loss]] = Together()
 
     def check(self, test_sets: Sequence[str]) -> None:
         """The text sets are known, and what they are read from is there."""
@@ -76,16 +80,16 @@ class Perplexity(Evaluator):
                     texts="",
                 )
 
+    def prepare(self, subjects: Sequence[Subject], known: MutableMapping[str, Any]) -> None:
+        """See which plans will be measured in the same passes."""
+        self._together.expect(subjects, known)
+
     def evaluate(self, subject: Subject) -> Evaluation:
         """`loss` in nats a token, clustered by document, and `perplexity`, its exponential."""
         metrics, examples = [], {}
-        model = subject.model()
         for name in self.texts:
             key = name, subject.plan.system
-            with model.edited(subject.plan):
-                if key not in self._tokens:
-                    self._tokens[key] = self._budgeted(model, key, _documents(subject, name), subject.say)
-                found = losses(model, self._tokens[key], subject.batch_size, subject.progress)
+            found = self._losses(subject, key)
             totals, weights = [one.total for one in found], [float(one.n_tokens) for one in found]
             loss = weighted_mean(totals, weights)
             means = [total / weight for total, weight in zip(totals, weights, strict=True)]
@@ -94,6 +98,23 @@ class Perplexity(Evaluator):
             metrics += [self._too_long[key]] if key in self._too_long else []
             examples[name] = [{"loss": one.total, "n_tokens": one.n_tokens} for one in found]
         return Evaluation(metrics, examples)
+
+    def close(self) -> None:
+        """Forget what was measured."""
+        self._together.forget()
+
+    def _losses(self, subject: Subject, key: tuple[str, str]) -> list[Loss]:
+        model = subject.model()
+        if key not in self._tokens:
+            with model.asked(subject.plan.system):
+                self._tokens[key] = self._budgeted(model, key, _documents(subject, key[0]), subject.say)
+
+        def measure(plans: Sequence[Plan], done: MutableMapping[str, Any]) -> list[list[Loss]]:
+            some_tokens = subject.plan.tokens != "all"
+            texts = Texts(model, self._tokens[key], subject.batch_size, some_tokens=some_tokens)
+            return texts.under(plans, done=done, progress=subject.progress)
+
+        return self._together.of(subject.plan, key, measure)
 
     def _budgeted(
         self, model: ChatModel, key: tuple[str, str], documents: Iterable[Document], say: Callable[[str], None]

@@ -1,22 +1,25 @@
-"""Cross-entropy of documents under whatever edits are in force, on the right tokens only."""
+"""Cross-entropy of documents on the right tokens only: under whatever edits are in force, or under many plans."""
 
 from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
-from typing import NamedTuple
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from refusal_cmp.data import Document
 from refusal_cmp.model import Batch, ChatModel
 from refusal_cmp.model.batching import PASS_ROWS, RowBudget, slices
-from refusal_cmp.model.packing import Pack
+from refusal_cmp.model.passes import Passes, Row
+from refusal_cmp.plan import Plan
 from refusal_cmp.progress import Progress, silent
+
+DOING = "measuring loss"
 
 
 class Loss(NamedTuple):
@@ -54,50 +57,85 @@ def encode(model: ChatModel, document: Document, max_tokens: int | None = None) 
     return Scored(whole, max(len(whole) - len(prompt), 0))
 
 
-class _Row(NamedTuple):
-    """What one row of a pass reads, and how many of its last tokens' logits are wanted."""
+class Texts:
+    """Documents as rows of passes: those that begin alike share a row, and those of like length a pass.
 
-    ids: tuple[int, ...]
-    n: int
-    written: int = 0
-    """How many of its last tokens count as generated, where a plan edits some tokens alone."""
+    A document whose logits are more than a pass may take is scored in pieces, each read after all that precedes it.
+    For a plan that edits the tokens of prompts or generated ones alone, what is scored counts as generated, and what
+    precedes it as the prompt: of an answer, its question; of a plain text, its first token.
+
+    Parameters
+    ----------
+    some_tokens
+        Whether plans edit some tokens alone.
+    """
+
+    def __init__(
+        self,
+        model: ChatModel,
+        documents: Sequence[Scored],
+        batch_size: int | None = None,
+        *,
+        some_tokens: bool = False,
+    ) -> None:
+        most = most_scored(model, RowBudget(model.device, batch_size or PASS_ROWS))
+        targets: dict[Row, list[list[int]]] = defaultdict(list)
+        self._where: list[tuple[int, Row, int]] = []
+        """Of each piece the document, the row, and which of its targets."""
+        for index, document in enumerate(documents):
+            for piece, scored in _pieces(document, most):
+                row = piece if some_tokens else replace(piece, written=0)
+                self._where.append((index, row, len(targets[row])))
+                targets[row].append(scored)
+        self._documents = documents
+        self._targets = list(targets.values())
+        self._row = {row: index for index, row in enumerate(targets)}
+        self._width = max(map(len, self._targets), default=0)
+        self._passes = Passes(model, list(targets), batch_size, some_tokens=some_tokens)
+
+    def now(self, progress: Progress = silent) -> list[Loss]:
+        """The loss of each document under whatever edits are in force."""
+        return self._losses(self._passes.now(self._read, progress, DOING))
+
+    def under(
+        self,
+        plans: Sequence[Plan],
+        *,
+        done: MutableMapping[str, Any] | None = None,
+        progress: Progress = silent,
+    ) -> list[list[Loss]]:
+        """The loss of each document under each plan; there are no edits but theirs. See `Passes.over`."""
+        found = self._passes.over(plans, self._read, done=done, name="loss", progress=progress, doing=DOING)
+        return [self._losses(of_plan) for of_plan in found]
+
+    def _read(
+        self, model: ChatModel, batch: Batch, at: Int[Tensor, " m"], indices: list[int]
+    ) -> Float[Tensor, "n w 2"]:
+        """For each row's targets the sum of their losses, and whether each is the likeliest."""
+        logits = model.forward_at(batch, at, use_cache=False).logits
+        found = torch.full((len(indices), self._width, 2), torch.nan, dtype=torch.float64)
+        parts = logits.split([self._passes.rows[index].n for index in indices])
+        for of_prompt, index, of_row in zip(found, indices, parts, strict=True):
+            for values, targets in zip(of_prompt, self._targets[index], strict=False):  # the rest has none
+                wanted = torch.tensor(targets, device=of_row.device)
+                values[0] = next_token_loss(of_row, wanted)
+                values[1] = float((of_row.argmax(-1) == wanted).all())
+        return found
+
+    def _losses(self, found: Float[Tensor, "r w 2"]) -> list[Loss]:
+        losses = [Loss(0.0, document.n) for document in self._documents]
+        for index, row, which in self._where:
+            total, is_greedy = found[self._row[row], which].tolist()
+            before = losses[index]
+            losses[index] = before._replace(total=before.total + total, is_greedy=before.is_greedy and bool(is_greedy))
+        return losses
 
 
 def losses(
     model: ChatModel, documents: Sequence[Scored], batch_size: int | None = None, progress: Progress = silent
 ) -> list[Loss]:
-    """Cross-entropy of each document; those that begin alike share a row, and those of like length a pass.
-
-    A document whose logits are more than a pass may take is scored in pieces, each read after all that precedes it.
-    For a plan that edits the tokens of prompts or generated ones alone, what is scored counts as generated, and what
-    precedes it as the prompt: of an answer, its question; of a plain text, its first token.
-    """
-    budget = RowBudget(model.device, batch_size or PASS_ROWS)
-    rows: dict[_Row, list[tuple[int, list[int]]]] = defaultdict(list)
-    for index, document in enumerate(documents):
-        for row, targets in _pieces(document, most_scored(model, budget)):
-            rows[row if model.edits_some_tokens else row._replace(written=0)].append((index, targets))
-    found = [Loss(0.0, document.n) for document in documents]
-    distinct = list(rows)
-
-    def row_bytes(some: Sequence[Pack]) -> int:
-        return model.row_bytes(some[-1].tokens, logits=max(sum(distinct[i].n for i in pack.prompts) for pack in some))
-
-    with torch.inference_mode(), progress("measuring loss", len(rows)) as advance:
-
-        def measure(indices: list[int], batch: Batch) -> None:
-            some = [distinct[index] for index in indices]
-            wanted = torch.cat([path[len(path) - row.n :] for path, row in zip(batch.paths, some, strict=True)])
-            with model.writing(_written(batch, some)) if model.edits_some_tokens else nullcontext():
-                logits = model.forward_at(batch, wanted, use_cache=False).logits
-            for row, of_row in zip(some, logits.split([row.n for row in some]), strict=True):
-                for index, targets in rows[row]:
-                    found[index] = _added(found[index], of_row, targets)
-            advance(len(some))
-
-        shared = not model.edits_some_tokens  # of what two begin with alike, one may be a prompt and one an answer
-        model.over_packs([row.ids for row in distinct], budget, row_bytes, measure, shared=shared)
-    return found
+    """Cross-entropy of each document under whatever edits are in force; see `Texts`."""
+    return Texts(model, documents, batch_size, some_tokens=model.edits_some_tokens).now(progress)
 
 
 def most_scored(model: ChatModel, budget: RowBudget) -> int:
@@ -112,23 +150,10 @@ def next_token_loss(logits: Float[Tensor, "s vocab"], targets: Int[Tensor, " s"]
     return float(sum(torch.nn.functional.cross_entropy(part.double(), of, reduction="sum") for part, of in parts))
 
 
-def _pieces(document: Scored, most: int) -> Iterator[tuple[_Row, list[int]]]:
+def _pieces(document: Scored, most: int) -> Iterator[tuple[Row, list[int]]]:
     """The rows that the scored tokens of a document are foreseen by, and the tokens."""
     ids, n = document
     first = len(ids) - n
     for start in range(first, len(ids), most):
         end = min(start + most, len(ids))
-        yield _Row(tuple(ids[: end - 1]), end - start, end - 1 - first), ids[start:end]
-
-
-def _written(batch: Batch, rows: Sequence[_Row]) -> Bool[Tensor, "n s"]:
-    """Which tokens of rows that are padded on the left count as generated."""
-    from_the_end = torch.arange(batch.ids.shape[1], 0, -1, device=batch.ids.device)
-    return from_the_end <= torch.tensor([[row.written] for row in rows], device=batch.ids.device)
-
-
-def _added(loss: Loss, logits: Float[Tensor, "n vocab"], targets: Sequence[int]) -> Loss:
-    """The loss with that of more tokens."""
-    wanted = torch.tensor(targets, device=logits.device)
-    is_greedy = bool((logits.argmax(-1) == wanted).all())
-    return loss._replace(total=loss.total + next_token_loss(logits, wanted), is_greedy=loss.is_greedy and is_greedy)
+        yield Row(tuple(ids[: end - 1]), end - start, end - 1 - first), ids[start:end]

@@ -23,11 +23,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusal_cmp.edit import LowRankEdit, stack
 from refusal_cmp.model import Batch, ChatModel, refusal_metric
 from refusal_cmp.model.batching import RowBudget
+from refusal_cmp.model.passes import Edits, edited_pass
 from refusal_cmp.model.reading import stream_at
-from refusal_cmp.plan import Place, Plan, Tokens
 from refusal_cmp.planning import Chosen, Scope, Setting, make_plan
 from refusal_cmp.progress import Progress, silent
 from refusal_cmp.subspace import Component, SubspaceField
@@ -78,9 +77,6 @@ class Part:
     def log_probs(self) -> Float[Tensor, "n vocab"]:
         """Of the unedited model, float64."""
         return self.logits.double().log_softmax(-1)
-
-
-Edits = Mapping[Place, LowRankEdit]
 
 
 def _last_logits(model: ChatModel, batch: Batch) -> Float[Tensor, "n vocab"]:
@@ -265,33 +261,6 @@ class Scorer:
 
     def _metric(self, _: Part, logits: Float[Tensor, "g n vocab"]) -> Float[Tensor, "g n"]:
         return refusal_metric(logits.flatten(0, 1), self.refusal_tokens).view(logits.shape[:2]).cpu()
-
-
-def edited_pass(
-    model: ChatModel,
-    start: int,
-    edits: Sequence[Edits],
-    batch: Batch,
-    stream: Float[Tensor, "r t d"],
-    read: Callable[[ChatModel, Batch], Float[Tensor, "gn ..."]] = _last_logits,
-    tokens: Tokens = "all",
-) -> Float[Tensor, "g n ..."]:
-    """What is read of the batch under each of g sets of edits, in one pass from block `start` on."""
-    shared: dict[tuple[int, ...], LowRankEdit] = {}
-    stacked = {}
-    for place in {place for one in edits for place in one}:
-        here = [one.get(place) for one in edits]
-        key = tuple(map(id, here))  # places with the same edits share one stack
-        if key not in shared:
-            shared[key] = stack(here)
-        stacked[place] = shared[key]
-    with (
-        torch.inference_mode(),
-        model.resumed(start, stream.repeat(len(edits), 1, 1)),
-        model.edited(Plan("", stacked, tokens=tokens)),
-    ):
-        found = read(model, batch.repeated(len(edits)))
-    return found.view(len(edits), len(batch), *found.shape[1:])
 
 
 def by_start(components: Sequence[Component], reach: Reach) -> dict[int, list[int]]:

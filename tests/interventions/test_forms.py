@@ -14,10 +14,10 @@ from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.interventions import INTERVENTIONS, edits_whole_subspace
 from refusal_cmp.model.folding import InexactError, fold
 from refusal_cmp.model.hooks import before, installed
+from refusal_cmp.model.passes import edited_pass
 from refusal_cmp.model.reading import stream_at
 from refusal_cmp.plan import Plan, component_of, file_name, label_of
 from refusal_cmp.planning import Chosen, Scope, Setting, grid, most_plans
-from refusal_cmp.selection.scoring import edited_pass
 from refusal_cmp.subspace import Component
 
 WORDS = "cake cow bird red blue one two three".split()

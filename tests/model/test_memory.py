@@ -17,6 +17,7 @@ from refusal_cmp.model import batching, refusal_metric
 from refusal_cmp.model.batching import PASS_BYTES, Cost, RowBudget, slices
 from refusal_cmp.model.hooks import after, installed
 from refusal_cmp.model.losses import Scored, losses
+from refusal_cmp.plan import baseline
 from refusal_cmp.selection.scoring import Scorer
 
 from support.models import instructions
@@ -103,7 +104,7 @@ def test_completions_scores_and_divergences_do_not_depend_on_the_budget(tiny, ti
         tokens = tiny.refusal_tokens(prompts[0])
         scores = Scorer(tiny, *prompts, tokens).score(some, "local", multipliers=(1.0,))
         unedited = tiny.per_prompt(prompts[1], tiny.last_logits, None)
-        kl = divergences(tiny, prompts[1], unedited.roll(1, 0), None)
+        (kl,) = divergences(tiny, prompts[1], unedited.roll(1, 0), [baseline()], None)
         completions = [one.text for one in tiny.generate(prompts[0], max_new_tokens=6)]
         return tokens, scores, torch.tensor(kl), completions
 
@@ -170,6 +171,7 @@ from refusal_cmp.data import DATASETS
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.batching import peak, start_peak
 from refusal_cmp.model.losses import Scored, losses
+from refusal_cmp.plan import baseline
 from refusal_cmp.evals.capability import _strict_lm
 
 torch.set_num_threads(1)
