@@ -11,6 +11,7 @@ from torch import Tensor
 
 from refusal_cmp.calibration.search import TOLERANCE, Found, Search, Tried
 from refusal_cmp.calibration.varied import Varied
+from refusal_cmp.model.linear import prepacked
 from refusal_cmp.plan import Plan
 from refusal_cmp.progress import Progress, silent
 
@@ -35,6 +36,7 @@ class Calibration:
     tried: tuple[Tried, ...]
 
 
+@prepacked()
 def calibrate(
     cells: Sequence[Varied],
     damage: Measures,

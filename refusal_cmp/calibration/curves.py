@@ -18,6 +18,7 @@ from torch import Tensor
 from refusal_cmp.calibration.calibrate import Measures, calibrate
 from refusal_cmp.calibration.varied import Varied
 from refusal_cmp.model import Batch, ChatModel, refusal_metric
+from refusal_cmp.model.linear import prepacked
 from refusal_cmp.model.passes import Passes, Row
 from refusal_cmp.plan import Plan
 from refusal_cmp.progress import Progress, silent
@@ -94,6 +95,7 @@ def strengths_within(
     return [[float(f"{one.found.times * step / STEPS:.4g}") for step in range(1, STEPS + 1)] for one in ends]
 
 
+@prepacked()
 def sweep(
     cells: Sequence[Varied],
     strengths: Sequence[Sequence[float]],

@@ -25,6 +25,7 @@ from refusal_cmp.model.foreign import check_code
 from refusal_cmp.model.generation import Completion, greedy
 from refusal_cmp.model.hooks import after, before, installed
 from refusal_cmp.model.kv_cache import is_plain
+from refusal_cmp.model.linear import prepacked
 from refusal_cmp.model.narrow import narrow_module, narrowed
 from refusal_cmp.model.packing import MOST_TOKENS, Pack, PackedBatch, packs
 from refusal_cmp.model.source import ModelSource
@@ -240,6 +241,7 @@ class ChatModel(Chat):
 
         self.over_packs(self.tokenize(instructions), RowBudget(self.device, batch_size or PASS_ROWS), row, work)
 
+    @prepacked()
     def over_packs(
         self,
         sequences: Sequence[Sequence[int]],

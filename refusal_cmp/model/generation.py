@@ -20,7 +20,7 @@ from torch import Tensor
 from refusal_cmp.model.batching import Batch, RowBudget
 from refusal_cmp.model.by_row import PlansByRow
 from refusal_cmp.model.kv_cache import along, joined, with_room
-from refusal_cmp.model.linear import packed
+from refusal_cmp.model.linear import prepacked
 from refusal_cmp.model.packing import Pack, PackedBatch
 from refusal_cmp.plan import Plan, baseline
 from refusal_cmp.progress import Progress, silent
@@ -148,7 +148,7 @@ def complete(
         Told of each job once none of its completions is missing.
     """
     wanted = sum(len(job.instructions) for job in jobs)
-    with torch.inference_mode(), packed(), progress("generating", wanted) as advance:
+    with torch.inference_mode(), prepacked(), progress("generating", wanted) as advance:
         notes = _Notes(jobs, advance, finished)
         left = _prompts(model, jobs, max_new_tokens)
         while left:

@@ -5,8 +5,8 @@ vectors: oneDNN, which torch has as well and takes for 16-bit numbers, does. On 
 shapes of small models takes 0.4 of the time; both add up in float32. Small products stay with torch: a call of oneDNN
 costs some microseconds.
 
-oneDNN puts weights in an order of its own first, which takes a third of a step of generation. Inside `packed` a layer
-keeps them so from its second product on.
+oneDNN puts weights in an order of its own first, which takes a third of the product where few tokens are read. Inside
+`prepacked` a layer keeps them so from its second product on.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _packs: _Packs | None = None
 
 
 @contextmanager
-def packed() -> Iterator[None]:
+def prepacked() -> Iterator[None]:
     """Inside the block, in which no weight may change, products are made of weights that are put in order once."""
     global _packs
     if _packs is not None:

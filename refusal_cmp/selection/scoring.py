@@ -25,6 +25,7 @@ from torch import Tensor
 
 from refusal_cmp.model import Batch, ChatModel, refusal_metric
 from refusal_cmp.model.batching import RowBudget
+from refusal_cmp.model.linear import prepacked
 from refusal_cmp.model.passes import Edits, edited_pass
 from refusal_cmp.model.reading import stream_at
 from refusal_cmp.planning import Chosen, Scope, Setting, make_plan
@@ -124,6 +125,7 @@ class Scorer:
             metric[part.rows] = part.metric
         return metric
 
+    @prepacked()
     def score(
         self,
         field: SubspaceField,
@@ -174,6 +176,7 @@ class Scorer:
                 advance(len(removed))
         return PromptScores(bypass, induce, kl)
 
+    @prepacked()
     def local_kl(self, field: SubspaceField, setting: Setting | None = None) -> Float[Tensor, "c n"]:
         """The local KL scores alone."""
         components = list(field)

@@ -10,7 +10,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from refusal_cmp.model import linear
-from refusal_cmp.model.linear import use_onednn
+from refusal_cmp.model.linear import prepacked, use_onednn
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
 
@@ -70,6 +70,39 @@ def test_weights_may_change(both, by_onednn):
     with torch.inference_mode():
         torch.testing.assert_close(fast(inputs(50)), layer(inputs(50)), rtol=1e-5, atol=1e-5)
     assert by_onednn
+
+
+def test_weights_that_are_put_in_order_once_give_the_same_bits(both, by_onednn):
+    _, fast = both
+    with torch.inference_mode():
+        expected = [fast(inputs(n)) for n in (50, 50, 90)]
+        for room in (linear.PACKED_BYTES, 0):
+            with prepacked(), prepacked():
+                linear._packs.left = room
+                found = [fast(inputs(n)) for n in (50, 50, 90)]
+                kept = [one for one in linear._packs.kept.values() if one is not None]
+                assert len(kept) == (1 if room else 0)
+            assert all(map(torch.equal, found, expected))
+    assert linear._packs is None
+    assert by_onednn
+
+
+def test_what_is_put_in_order_is_forgotten_though_the_work_fails(both):
+    layer, fast = both
+
+    @prepacked()
+    def fail():
+        for _ in range(3):
+            fast(inputs(50))
+        raise LookupError("no such prompt")
+
+    with torch.inference_mode():
+        with pytest.raises(LookupError, match="no such prompt"):
+            fail()
+        for one in (layer, fast):
+            one.weight.data.mul_(3)
+        with prepacked():
+            torch.testing.assert_close(fast(inputs(50)), layer(inputs(50)), rtol=1e-5, atol=1e-5)
 
 
 def test_gradients_are_torchs_own(both, by_onednn):
