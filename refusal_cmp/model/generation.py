@@ -27,6 +27,8 @@ from refusal_cmp.progress import Progress, silent
 
 ROUND = 4
 """Batches that a round of work fills: it is what a kill, or a lack of memory, costs at most."""
+LEAVE = 8
+"""Rows that have ended leave once they are one in so many: keys and values are copied when they do."""
 REFILL = 4
 """Prompts enter once a batch has room for one in so many of its rows: keys and values are copied when they do."""
 
@@ -197,11 +199,13 @@ class _Entry(NamedTuple):
         return len(self.prompts)
 
 
-class _Row(NamedTuple):
-    """An answer in the making."""
+@dataclass
+class _Row:
+    """An answer in the making, or one that has ended and whose row is still read along."""
 
     prompt: _Prompt
-    tokens: list[int]
+    tokens: list[int] = field(default_factory=list)
+    ended: bool = False
 
 
 @dataclass
@@ -299,8 +303,8 @@ def _work_off(model: Generates, jobs: Sequence[Job], some: _Round, rows: RowBudg
         running = _Running(model, some.max_new_tokens, notes, told)
         held, edits = model.row_bytes(1, logits=1, cached=some.tokens), _edit_bytes(jobs, some)
         notes.begin(some.prompts)
-        while waiting or running.rows:
-            n = len(running.rows)
+        while waiting or running.now.rows:
+            n = running.now.live
             if waiting and (not n or (model.shares_cache and some.rows - n >= max(1, some.rows // REFILL))):
                 entering = rows.first(waiting, row, _Entry.size, taken=(n, n * held + edits))
                 waiting = waiting[len(entering) :]
@@ -339,18 +343,57 @@ def _under(model: Generates, jobs: Sequence[Job], some: _Round) -> Iterator[_Tol
             yield lambda prompts, generated: by_row.now([at[one.job] for one in prompts], generated=generated)
 
 
-class _Running:
+@dataclass
+class _Rows:
     """The rows of a batch that answers are written in."""
+
+    rows: list[_Row]
+    ids: Int[Tensor, "n 1"]
+    """The token of each that is to be read."""
+    mask: Int[Tensor, "n s"]
+    """Of what is read: 0 where it is padding."""
+    cache: Any
+
+    @property
+    def live(self) -> int:
+        """How many have not ended."""
+        return sum(not row.ended for row in self.rows)
+
+    def leave(self, least: int = 1) -> bool:
+        """Drop those that have ended, if they are so many or all there are; whether any was dropped."""
+        kept = [at for at, row in enumerate(self.rows) if not row.ended]
+        ended = len(self.rows) - len(kept)
+        if not ended or (kept and ended < least):
+            return False
+        which = torch.tensor(kept, dtype=torch.long, device=self.ids.device)
+        self.rows, self.ids, self.mask = [self.rows[at] for at in kept], self.ids[which], self.mask[which]
+        if kept:
+            self.cache.reorder_cache(which)  # unlike batch_select_indices, every kind of layer has it, on any device
+        else:
+            self.cache = None
+        return True
+
+    def join(self, other: _Rows) -> _Rows:
+        """These rows and then the others, which are used up."""
+        if not self.rows or not other.rows:
+            return self if self.rows else other
+        size = int(max(self.mask.sum(-1).max(), other.mask.sum(-1).max()))
+        return _Rows(
+            self.rows + other.rows,
+            torch.cat([self.ids, other.ids]),
+            torch.cat([_last(self.mask, size), _last(other.mask, size)]),
+            joined(self.cache, other.cache, size),
+        )
+
+
+class _Running:
+    """A batch in which answers are written."""
 
     def __init__(self, model: Generates, max_new_tokens: int, notes: _Notes, told: _Told) -> None:
         self.model, self.max_new_tokens, self.notes, self.told = model, max_new_tokens, notes, told
-        self.rows: list[_Row] = []
         self.stop: Int[Tensor, " k"] = torch.tensor(sorted(model.stop_ids), dtype=torch.long)
-        self.ids: Int[Tensor, "n 1"]
-        """The token of each row that is to be read."""
-        self.mask: Int[Tensor, "n s"]
-        """Of what is read: 0 where it is padding."""
-        self.cache: Any = None
+        none = torch.empty(0, 0, dtype=torch.long)
+        self.now = _Rows([], none, none, None)
 
     def enter(self, entries: Sequence[_Entry]) -> None:
         """Read prompts, and write on them beside those that are there."""
@@ -365,62 +408,49 @@ class _Running:
         _, batch = self.model.packed([prompt.ids for prompt in prompts], packs)
         self.told([entry.prompts[0] for entry in entries], False)
         logits, cache = _read(self.model, batch)
-        rows, ids, kept = self._written([_Row(prompt, []) for prompt in prompts], logits)
-        mask = batch.path_mask.long()
-        if kept is not None:
-            mask = mask[kept]
-            cache.reorder_cache(kept)
-        if rows and self.rows:
-            size = int(max(self.mask.sum(-1).max(), mask.sum(-1).max()))
-            cache = joined(self.cache, cache, size)
-            mask = torch.cat([_last(self.mask, size), _last(mask, size)])
-            ids, rows = torch.cat([self.ids, ids]), self.rows + rows
-        if rows:
-            self.rows, self.ids, self.mask, self.cache = rows, ids, mask, cache
-        if self.rows:
-            self.told([row.prompt for row in self.rows], True)
+        rows = [_Row(prompt) for prompt in prompts]
+        new = _Rows(rows, self._written(rows, logits), batch.path_mask.long(), cache)
+        for some in (self.now, new):
+            some.leave()
+        self._now(self.now.join(new))
 
     def step(self) -> None:
-        """One more token of every row; rows that end leave."""
-        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=-1)
+        """One more token of every row; those that end leave when there are enough of them."""
+        now = self.now
+        now.mask = torch.cat([now.mask, now.mask.new_ones(len(now.mask), 1)], dim=-1)
         out = self.model.forward(
             1,
-            input_ids=self.ids,
-            attention_mask=self.mask,
-            position_ids=self.mask.sum(-1, keepdim=True) - 1,
-            past_key_values=self.cache,
+            input_ids=now.ids,
+            attention_mask=now.mask,
+            position_ids=now.mask.sum(-1, keepdim=True) - 1,
+            past_key_values=now.cache,
             use_cache=True,
         )
-        self.cache = out.past_key_values
-        self.rows, self.ids, kept = self._written(self.rows, out.logits[:, -1].float())
-        if not self.rows:
-            self.cache = None
-        elif kept is not None:
-            self.mask = self.mask[kept]
-            self.cache.reorder_cache(kept)  # unlike batch_select_indices, every kind of layer has it, on any device
-            self.told([row.prompt for row in self.rows], True)
+        now.cache = out.past_key_values
+        now.ids = self._written(now.rows, out.logits[:, -1].float())
+        if now.leave(len(now.rows) // LEAVE):
+            self._now(now)
 
-    def _written(
-        self, rows: list[_Row], logits: Float[Tensor, "n vocab"]
-    ) -> tuple[list[_Row], Int[Tensor, "m 1"], Int[Tensor, " m"] | None]:
-        """The rows that go on, their tokens, and which they are: None where all do. The others are noted."""
+    def _now(self, rows: _Rows) -> None:
+        self.now = rows
+        if rows.rows:
+            self.told([row.prompt for row in rows.rows], True)
+
+    def _written(self, rows: Sequence[_Row], logits: Float[Tensor, "n vocab"]) -> Int[Tensor, "n 1"]:
+        """The next token of each row; those that end with it are noted."""
         chosen = logits.argmax(-1)
         self.stop = self.stop.to(chosen.device)
         stops = torch.isin(chosen, self.stop)
         broken = _broken(logits)
-        kept = []
-        for at, (token, stop, bad) in enumerate(torch.stack([chosen, stops, broken]).T.tolist()):
-            row = rows[at]
+        for row, (token, stop, bad) in zip(rows, torch.stack([chosen, stops, broken]).T.tolist(), strict=True):
+            if row.ended:
+                continue
             if not (stop or bad):
                 row.tokens.append(token)
             if stop or bad or len(row.tokens) >= self.max_new_tokens:
+                row.ended = True
                 self._note(row, "non-finite" if bad else "stop" if stop else "length")
-            else:
-                kept.append(at)
-        if len(kept) == len(rows):
-            return rows, chosen[:, None], None
-        which = torch.tensor(kept, dtype=torch.long, device=chosen.device)
-        return [rows[at] for at in kept], chosen[which, None], which
+        return chosen[:, None]
 
     def _note(self, row: _Row, finish: Literal["stop", "length", "non-finite"]) -> None:
         text = self.model.tokenizer.decode(row.tokens, skip_special_tokens=True)

@@ -270,7 +270,11 @@ def test_the_document_is_up_to_date():
 
 
 def test_completions_are_the_same_where_heads_that_share_keys_stand_as_queries(model, monkeypatch):
-    """As in a step of generation on a GPU, where torch groups no heads under a mask."""
-    expected = model.generate(PROMPTS, max_new_tokens=6)
-    monkeypatch.setattr(attention, "_groups", lambda *_: False)
-    assert model.generate(PROMPTS, max_new_tokens=6) == expected
+    """In a step of generation: by plain products, and by torch as on a GPU; beside transformers' own."""
+    found = [model.generate(PROMPTS, max_new_tokens=6)]
+    monkeypatch.setattr(attention, "_by_products", attention._by_torch)
+    found.append(model.generate(PROMPTS, max_new_tokens=6))
+    monkeypatch.setattr(attention, "step", lambda *_: pytest.fail("this is ours"))
+    monkeypatch.setattr(attention, "_is_step", lambda *_: False)
+    found.append(model.generate(PROMPTS, max_new_tokens=6))
+    assert found[0] == found[1] == found[2]
