@@ -19,13 +19,14 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from refusal_cmp.config import load_config
 from refusal_cmp.data import DATASETS
+from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.evals import Answer, Subject, configured
 from refusal_cmp.evals.capability import _strict_lm
 from refusal_cmp.model import ChatModel, model_path
 from refusal_cmp.model.batching import PASS_ROWS, Cost, RowBudget, peak, start_peak
-from refusal_cmp.model.losses import Scored, losses
+from refusal_cmp.model.losses import Scored, Texts
 from refusal_cmp.model.reading import collect
-from refusal_cmp.plan import baseline
+from refusal_cmp.plan import Place, Plan
 from refusal_cmp.selection.scoring import Scorer
 
 SHAPES: dict[str, dict[str, int]] = {
@@ -88,11 +89,21 @@ def complete(model: ChatModel) -> None:
     model.generate(prompts("harmless", 96), max_new_tokens=12)
 
 
+def nudges(model: ChatModel) -> list[Plan]:
+    """Plans that begin at several blocks, two at each."""
+    offset = torch.zeros(model.d_model)
+    return [
+        Plan(f"hand/{layer}-{size}", {Place(layer, "resid_pre"): LowRankEdit(b=offset + size)})
+        for layer in range(0, model.n_layers, 8)
+        for size in (0.1, 0.2)
+    ]
+
+
 def measure_losses(model: ChatModel) -> None:
     """Texts of the length at which they are cut."""
     vocabulary = model.model.config.vocab_size
     ids = torch.randint(vocabulary, (12, TEXT), generator=torch.Generator().manual_seed(0)).tolist()
-    losses(model, [Scored(text, TEXT - 1) for text in ids])
+    Texts(model, [Scored(text, TEXT - 1) for text in ids]).under(nudges(model))
 
 
 def ask_questions(model: ChatModel) -> None:
@@ -103,11 +114,12 @@ def ask_questions(model: ChatModel) -> None:
 
 
 def measure_kl(model: ChatModel) -> None:
-    """The baseline's distribution, and a plan's against it."""
+    """The baseline's distribution, and those of plans against it."""
     answers = [Answer(text, "", "", 0, "stop") for text in prompts("harmless", 64)]
     judge = configured(load_config(None, {}), "kl")
-    for _ in range(2):
-        judge.evaluate(Subject(baseline(), {"harmless": answers}, {}, lambda: model))
+    subjects = [Subject(plan, {"harmless": answers}, {}, lambda: model) for plan in nudges(model)]
+    judge.prepare(subjects, {})
+    judge.evaluate(subjects[0])
 
 
 MEASURED: dict[str, Callable[[ChatModel], None]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from typing import Any
 
 from _measure import RESULTS
@@ -76,12 +77,25 @@ def generation_rows(results: dict[str, Any]) -> list[str]:
     return rows
 
 
+def evaluation_rows(results: dict[str, Any]) -> list[str]:
+    """A row for each kind of work, the medians of its rounds."""
+    rows = []
+    for work, times in results["seconds"].items():
+        alone, together = map(statistics.median, times)
+        rows.append(
+            f"| evaluate: {work}, {results['plans']} plans, {results['shape']['model']} | {duration(alone)} | "
+            f"{duration(together)} | {alone / together:.1f} × |"
+        )
+    return rows
+
+
 def main() -> None:
     """Print the table."""
     forms = [
         (read("inlp"), inlp_rows),
         (read("extraction"), extraction_rows),
         *((read(f"selection-{shape}"), selection_rows) for shape in ("tiny", "135m", "0.5b", "7b")),
+        *((read(f"evaluation-{shape}"), evaluation_rows) for shape in ("tiny", "135m")),
         *((read(f"generation-{shape}"), generation_rows) for shape in ("tiny", "0.5b", "7b")),
     ]
     print("| work | textbook form | here | faster by | threads |\n|---|---|---|---|--:|")

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from refusal_cmp.api import extract, plan_intervention
+from refusal_cmp.api import class_covariances, extract, plan_intervention
 from refusal_cmp.data import Document
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
@@ -35,13 +35,14 @@ FORMS = ("ablation[keep-norm=true]", "actadd[when=0.0]", "actadd[share=0.5]")
 def plans(random_model) -> list[Plan]:
     """Every intervention at one layer after the other and at all, in forms with gates and kept norms; the baseline."""
     field = extract(random_model, HARMFUL, HARMLESS, "inlp", c=10.0, stop="0.55", max_k=3)
-    at = itertools.cycle(range(1, random_model.n_layers))
-    made = [
-        plan_intervention(name, field, layer=next(at), position=-1, scope=scope)
-        for name in (*INTERVENTIONS, *FORMS)
-        for scope in ("single", "all")
-        if name != "transport"  # made from covariances, which is what the others are not
-    ]
+    layers, made = itertools.cycle(range(1, random_model.n_layers)), []
+    for name in (*INTERVENTIONS, *FORMS):
+        for scope in ("single", "all"):
+            at = {"layer": next(layers), "position": -1}
+            covariances = None
+            if name == "transport":
+                covariances = class_covariances(random_model, HARMFUL, HARMLESS, field, **at)
+            made.append(plan_intervention(name, field, scope=scope, covariances=covariances, **at))
     return [made[0], baseline(), *made[1:]]
 
 
