@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.grid import Cell
 from refusal_cmp.interventions import INTERVENTIONS
 from refusal_cmp.plan import Plan, number
-from refusal_cmp.planning import Cell
 from refusal_cmp.registry import parse_spec, spelled
 
 SHARE = "share"

@@ -17,8 +17,8 @@ from refusal_cmp.calibration.damage import MEASURES, Meter
 from refusal_cmp.calibration.search import Status
 from refusal_cmp.calibration.varied import Varied, varied
 from refusal_cmp.config import RunConfig
+from refusal_cmp.grid import Cell
 from refusal_cmp.plan import Plan, number
-from refusal_cmp.planning import Cell
 from refusal_cmp.report.wording import counted, sentence_list
 from refusal_cmp.run.contents import CALIBRATION, CALIBRATION_PASSES, PROMPTS, read_prompts
 from refusal_cmp.run.session import Session

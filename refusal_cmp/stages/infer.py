@@ -10,10 +10,11 @@ from typing import Any
 from refusal_cmp.config import COMPLETING, RunConfig
 from refusal_cmp.data import Prompt
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.grid import Cell, grid_cells, strengths_of
 from refusal_cmp.model.beside import content_beside
 from refusal_cmp.model.generation import Answer, Completion, Job, completion_of
 from refusal_cmp.plan import BASELINE, Plan, baseline, checkpoint, prompted
-from refusal_cmp.planning import Cell, Chosen, Scope, Setting, grid_cells, strengths_of
+from refusal_cmp.planning import Chosen, Scope, Setting
 from refusal_cmp.run.contents import (
     PLANS,
     PROMPTS,

@@ -18,8 +18,9 @@ from refusal_cmp.calibration.damage import MEASURES, Meter
 from refusal_cmp.calibration.search import TOLERANCE
 from refusal_cmp.calibration.varied import Varied, check_varied, varied
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.grid import grid_cells
 from refusal_cmp.plan import Place, Plan
-from refusal_cmp.planning import Chosen, Scope, grid_cells
+from refusal_cmp.planning import Chosen, Scope
 from refusal_cmp.subspace import Component
 
 WORDS = "cake cow bird red blue one two three".split()
