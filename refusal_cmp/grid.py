@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from refusal_cmp.config import RunConfig
@@ -30,6 +30,17 @@ class Cell:
     def at(self, intervention: str, strength: float | None) -> Plan:
         """That plan with another form or strength of its intervention."""
         return make_plan(intervention, self.chosen, self.scope, strength=strength, **self.how)
+
+    def leading(self, k: int) -> Cell:
+        """The cell with the first k directions."""
+        return replace(self, chosen=self.chosen.leading(k))
+
+    @property
+    def most(self) -> int:
+        """The most directions that its plans may use, where their number is varied, or 1."""
+        maker = INTERVENTIONS.create(self.intervention)
+        varies = maker.whole_subspace and not maker.needs_covariances  # those are read along as many as were selected
+        return self.chosen.most(self.how["direction"]) if varies else 1
 
 
 def grid_cells(

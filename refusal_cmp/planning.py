@@ -180,6 +180,23 @@ class Chosen:
     """Why that component: it is the method's `best`, or `shared` by all methods, or was asked for, `-1,8`."""
     covariances: ClassCovariances | None = None
     """Along what `where_read` says, for interventions that need them."""
+    whole: SubspaceField | None = None
+    """The field with all directions in their order, where the number that plans use may be varied."""
+    k: int | None = None
+    """How many of those are used, where that is not the choice of selection; labels say it."""
+
+    def leading(self, k: int) -> Chosen:
+        """The same choice with the first k directions of the whole, at every component."""
+        assert self.whole is not None, "only what has an order is asked"
+        return replace(
+            self, field=replace(self.field, subspaces=self.whole.first(dict.fromkeys(self.field, k)).subspaces), k=k
+        )
+
+    def most(self, direction: str) -> int:
+        """The most directions that there are of the subspaces that plans apply; 1 where their number is not varied."""
+        if self.whole is None:
+            return 1
+        return max(self.whole[at].k for at, _ in where_read(self, direction))
 
 
 def make_plan(
@@ -274,6 +291,7 @@ def _differing(
     component = tuple(chosen.component.split(","))
     return {
         **({"component": component} if chosen.component != Chosen.component else {}),
+        **({"k": chosen.k} if chosen.k is not None else {}),
         **({"direction": direction} if own else {}),
         **({"pool": chosen.pool} if ordered and chosen.pool != Chosen.pool else {}),
         **{name.replace("_", "-"): value for name, value in options.items()},

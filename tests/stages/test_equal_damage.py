@@ -151,6 +151,37 @@ def test_killed_calibration_goes_on(run, tiny, tmp_path, monkeypatch):
     assert not list((tmp_path / "run" / "infer").glob("*part"))
 
 
+def test_the_number_of_directions_is_searched_and_then_the_strength(tiny, tmp_path):
+    settings = {**SETTINGS, "methods": "diff-in-means,inlp", "interventions": "ablation,alterrep", "curve": False}
+    settings |= {"calibrate": "kl=0.05", "calibrate_over": "k", "inlp_k": "1"}
+    run = make_run(tmp_path / "over-k", tiny, "report", **settings)
+    meter = Meter(tiny, [one.instruction for one in read_prompts(run, "harmless_val")], "kl", 6)
+    rows = {(row["method"], row["cell"]): row for row in run.run.read_json(CALIBRATION)["plans"]}
+    assert [rows[key]["k"] for key in rows if key[1] == "ablation" or key[0] == "diff-in-means"] == [None] * 3
+    row = rows["inlp[k=1]", "alterrep:1"]
+    assert row["status"] == "met"
+    assert f"[k={row['k']},share={row['times']:g}]:1@all" in row["plan"]
+    plan = next(plan for plan, _ in read_plans(run) if plan.label == row["plan"])
+    assert plan.k == row["k"] > 1, "more than select was told to use"
+    assert float(meter([plan]).mean()) == pytest.approx(0.05, rel=1.1 * TOLERANCE)
+    (_, less, fewer), (_, more, larger) = row["beside"]
+    assert (fewer, larger) == (row["k"] - 1, row["k"])
+    assert less < 0.05 < more
+    table = run.run.read_table(CALIBRATION_PASSES)
+    assert set(table.loc[table["chosen"], "plan"]) == {row["plan"] for row in rows.values()}
+    page = (run.run.path / PAGE).read_text(encoding="utf-8")
+    assert f"with k = {fewer}" in page
+    before = run.run.read_json(CALIBRATION)
+    again_ = session_on(run.run.path, tiny, **settings)
+    run_stages(again_, ("infer",))
+    assert again_.run.read_json(CALIBRATION) == before
+
+
+def test_what_is_varied_needs_a_budget():
+    with pytest.raises(RefusalCmpError, match="calibrate-over k says what is calibrated to a budget of damage"):
+        load_config(None, {"calibrate_over": "k"})
+
+
 @pytest.mark.parametrize("value", ["kl", "kl=0", "kl=-1", "kl=x", "kll=0.1", "kl=inf", "nan"])
 def test_a_budget_that_is_none_is_refused_in_a_sentence(value):
     with pytest.raises(RefusalCmpError, match=r"it must be MEASURE=BUDGET as in kl=0.1"):

@@ -63,18 +63,25 @@ def calibration_table(data: RunData) -> dict[str, Any] | None:
     return {
         "said": f"{found['said']}, on {found['n']} harmless validation prompts",
         "budget": f"{found['budget']:g}{unit}",
+        "over_k": any(row.get("k") is not None for row in found["plans"]),
         "rows": [_row(row) for row in found["plans"] if row["plan"] in labels],
     }
 
 
+def _damage(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
 def _row(row: dict[str, Any]) -> dict[str, Any]:
     notes = [STATUSES[row["status"]]]
+    beside = [f"{_damage(damage)} with k = {k}" for _, damage, k in row.get("beside", [])]
+    notes += [f"in whole {sentence_list(beside)}"] if beside else []
     notes += [] if row["is_monotone"] else ["damage does not grow everywhere"]
     notes += ["flat"] if row["status"] == "met" and row["is_flat"] else []
     return {
         "plan": row["plan"],
         "times": f"{row['times']:.4g}",
-        "damage": "–" if row["damage"] is None else f"{row['damage']:.3g}",
+        "damage": _damage(row["damage"]),
         "passes": len(row["tried"]),
         "elasticity": "–" if row["elasticity"] is None else decimal(row["elasticity"], 1),
         "note": "; ".join(note for note in notes if note),
