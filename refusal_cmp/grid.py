@@ -48,7 +48,7 @@ def grid_cells(
     interventions: Sequence[str],
     scopes: Sequence[Scope],
     *,
-    strengths: dict[str, Sequence[float]],
+    strengths: Mapping[str, Sequence[float]],
     direction: str = "best",
     setting: Setting | None = None,
 ) -> list[Cell]:

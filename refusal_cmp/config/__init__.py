@@ -418,6 +418,7 @@ class InferSettings(BaseModel):
         "strength",
         description="what calibrate varies: the strength; or k, the number of directions of methods that have them in "
         "an order, in interventions along all of them, and then the strength",
+        json_schema_extra=GRID,  # plans with other numbers of directions are other plans, beside those that are there
     )
     calibrate_tokens: int = Field(
         16, ge=1, description="tokens of each of the model's own answers that damage is measured on"
