@@ -58,6 +58,16 @@ class Varied:
             return f"{self.cell.intervention}:{number(self.default)}"
         return f"{self.cell.intervention}:{'-' if self.default < self.neutral else '+'}"
 
+    def to(self, budget: str) -> str:
+        """A label that is the same whatever strength meets a budget: `ablation:kl=0.1@all`, `actadd:-,kl=0.1@all`."""
+        label = self.cell.at(self.cell.intervention, self.default).label
+        start, _, scope = label.rpartition("@")
+        if self.default is None:
+            return f"{start}:{budget}@{scope}"
+        if self.neutral is not None:
+            start = f"{start.removesuffix(number(self.default))}{self.name[-1]}"
+        return f"{start},{budget}@{scope}"
+
     @cached_property
     def digest(self) -> str:
         """Of what it does: cells of one digest do the same at every strength."""

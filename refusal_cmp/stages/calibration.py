@@ -64,7 +64,14 @@ def calibrated(session: Session, grid: Sequence[Cell]) -> list[Plan]:
         known = known | {one.digest: _row(one) for one in found}
     plans = [cell.at(known[cell.digest]["times"], known[cell.digest].get("k")) for cell in cells]
     rows = [
-        {"plan": plan.label, "method": plan.method, "cell": cell.name, "scope": plan.scope, "digest": cell.digest}
+        {
+            "plan": plan.label,
+            "to": cell.to(str(config.calibrate)),
+            "method": plan.method,
+            "cell": cell.name,
+            "scope": plan.scope,
+            "digest": cell.digest,
+        }
         | known[cell.digest]
         for cell, plan in zip(cells, plans, strict=True)
     ]

@@ -6,6 +6,8 @@ from typing import Any
 
 from refusal_cmp.report.curves import Sweep
 from refusal_cmp.report.data import RunData
+from refusal_cmp.report.seeds import SeedsData
+from refusal_cmp.report.seeds_at_equal_damage import areas_over
 from refusal_cmp.report.wording import bracketed, decimal, minus, sentence_list
 
 SURE = 0.05
@@ -86,3 +88,36 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
         "elasticity": "–" if row["elasticity"] is None else decimal(row["elasticity"], 1),
         "note": "; ".join(note for note in notes if note),
     }
+
+
+def equal_damage_over_seeds(data: SeedsData) -> dict[str, Any] | None:
+    """The strengths that each seed calibrated, and the areas under the frontiers of its sweep; None without either."""
+    found = data.as_run.calibration
+    areas, sweep = areas_over(list(data.runs.values())), data.first.sweep
+    if found is None and not areas:
+        return None
+    return {
+        "said": "" if found is None else f"{found['said']}, on {found['n']} harmless validation prompts",
+        "budget": "" if found is None else f"{found['budget']:g} {found['unit']}".strip(),
+        "rows": [] if found is None else [_over_seeds(data, str(row["plan"])) for row in found["plans"]],
+        "limit": "" if sweep is None else f"{f'{sweep.limit:g} {sweep.unit}'.strip()} ({sweep.said})",
+        "areas": [
+            {
+                "method": name,
+                "mean": f"{decimal(over.mean.value)} {bracketed(over.mean.low, over.mean.high)}",
+                "sd": decimal(over.sd),
+                "each": [decimal(one.value) for one in those],
+            }
+            for name, (over, those) in areas.items()
+        ],
+    }
+
+
+def _over_seeds(data: SeedsData, plan: str) -> dict[str, Any]:
+    cells = []
+    for run in data.runs.values():
+        rows = [] if run.calibration is None else [row for row in run.calibration["plans"] if row["plan"] == plan]
+        row = _row(rows[0]) if rows else {"times": "–", "damage": "–", "note": ""}
+        k = f", k = {rows[0]['k']}" if rows and rows[0].get("k") is not None else ""
+        cells.append({"times": f"{row['times']}{k}", "damage": row["damage"], "note": row["note"]})
+    return {"plan": plan, "cells": cells}
