@@ -104,9 +104,9 @@ def equal_damage_over_seeds(data: SeedsData) -> dict[str, Any] | None:
         "areas": [
             {
                 "method": name,
-                "mean": f"{decimal(over.mean.value)} {bracketed(over.mean.low, over.mean.high)}",
-                "sd": decimal(over.sd),
-                "each": [decimal(one.value) for one in those],
+                "mean": f"{decimal(over.mean.value, 3)} [{decimal(over.mean.low, 3)}, {decimal(over.mean.high, 3)}]",
+                "sd": decimal(over.sd, 3),
+                "each": [decimal(one.value, 3) for one in those],
             }
             for name, (over, those) in areas.items()
         ],
