@@ -19,12 +19,16 @@ real: $(INSTALLED)  ## the same on a real language model, SmolLM2-135M-Instruct 
 reference: $(INSTALLED)  ## make the committed run of runs/tiny-refuser again, and check it
 	rm -rf runs/tiny-refuser
 	OMP_NUM_THREADS=1 $(BIN)/refusal-cmp run --config demo --compare-rankings --device cpu
+	OMP_NUM_THREADS=1 $(BIN)/refusal-cmp stability runs/tiny-refuser --device cpu
+	OMP_NUM_THREADS=1 $(BIN)/refusal-cmp report --device cpu
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/repository/test_reference_run.py
 
 reference-real: $(INSTALLED)  ## make the committed run of runs/smol-refuser again
 	rm -rf runs/smol-refuser
 	$(BIN)/refusal-cmp fetch smol-refuser
 	$(BIN)/refusal-cmp run --config real --device cpu
+	$(BIN)/refusal-cmp stability runs/smol-refuser --device cpu
+	$(BIN)/refusal-cmp report smol-refuser --device cpu
 
 test: $(INSTALLED)  ## the test suite, one process per core
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal --ignore=tests/real

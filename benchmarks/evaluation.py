@@ -24,10 +24,11 @@ from refusal_cmp.api import extract
 from refusal_cmp.data import DATASETS, TEXTS
 from refusal_cmp.evals.capability import Spec, _strict_lm, load_task
 from refusal_cmp.evals.kl import divergences
+from refusal_cmp.grid import grid_cells
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.losses import Loss, Scored, Texts, encode
 from refusal_cmp.plan import Plan, baseline
-from refusal_cmp.planning import Chosen, Scope, grid_cells
+from refusal_cmp.planning import Chosen, Scope
 from refusal_cmp.subspace import Component
 
 SHAPES: dict[str, dict[str, Any]] = {

@@ -6,7 +6,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from refusal_cmp.api import class_covariances, extract, load_prompts, plan_intervention, rank_components
+    from refusal_cmp.api import (
+        calibrate,
+        class_covariances,
+        curve,
+        extract,
+        load_prompts,
+        plan_intervention,
+        rank_components,
+    )
     from refusal_cmp.data import register_dataset, register_text
     from refusal_cmp.evals import register_evaluator
     from refusal_cmp.interventions import register_intervention
@@ -19,7 +27,9 @@ _HOME = {
     "Component": "subspace",
     "Subspace": "subspace",
     "SubspaceField": "subspace",
+    "calibrate": "api",
     "class_covariances": "api",
+    "curve": "api",
     "extract": "api",
     "load_prompts": "api",
     "plan_intervention": "api",
@@ -36,7 +46,9 @@ __all__ = [
     "Component",
     "Subspace",
     "SubspaceField",
+    "calibrate",
     "class_covariances",
+    "curve",
     "extract",
     "load_prompts",
     "plan_intervention",

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import pandas as pd
 from torch import Tensor
 
-from refusal_cmp.config import RankingRule
+from refusal_cmp.calibration.calibrate import calibrate as calibrated
+from refusal_cmp.calibration.curves import Refusal, strengths_within, sweep
+from refusal_cmp.calibration.damage import MEASURES, Meter
+from refusal_cmp.calibration.search import Found, Tried
+from refusal_cmp.calibration.varied import Varied, check_varied, varied
+from refusal_cmp.config import RankingRule, load_config
 from refusal_cmp.data import SPLITS, Columns, Split
 from refusal_cmp.data.sets import load_split
 from refusal_cmp.errors import RefusalCmpError, unknown_name
+from refusal_cmp.grid import grid_cells
+from refusal_cmp.interventions import INTERVENTIONS
 from refusal_cmp.judges.completion import refuses
 from refusal_cmp.judges.first_tokens import refusal_tokens as find_refusal_tokens
 from refusal_cmp.methods import EXTRACTORS, ModelMethod
@@ -21,7 +28,7 @@ from refusal_cmp.model import ChatModel
 from refusal_cmp.model.reading import class_covariances as read_covariances
 from refusal_cmp.model.reading import collect
 from refusal_cmp.model.sight import ModelSight
-from refusal_cmp.plan import Plan
+from refusal_cmp.plan import BASELINE, Plan
 from refusal_cmp.planning import Chosen, Scope, Setting, make_plan, where_read
 from refusal_cmp.selection import Rule, ranked_table
 from refusal_cmp.selection.attribution import attribution
@@ -192,6 +199,159 @@ def plan_intervention(
         direction=direction,
         setting=setting,
     )
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A plan that does the damage of a budget, or comes as near as it can, and how it was found."""
+
+    plan: Plan
+    found: Found
+    """Whether the budget is met, at how many default strengths, and with what damage."""
+    tried: tuple[Tried, ...]
+    """Every strength that was tried, with its damage."""
+
+
+def calibrate(
+    model: ChatModel,
+    intervention: str,
+    subspaces: SubspaceField,
+    harmless: Sequence[str],
+    budget: str | float = "kl=0.1",
+    *,
+    layer: int,
+    position: int = -1,
+    scope: str = "all",
+    strength: float | None = None,
+    over: Literal["strength", "k"] = "strength",
+    n_tokens: int = 16,
+    direction: str = "best",
+    ranking: Sequence[Component] = (),
+    setting: Setting | None = None,
+    covariances: ClassCovariances | None = None,
+) -> Calibrated:
+    """One intervention at the strength that does as much damage to the model's own answers as a budget allows.
+
+    Parameters
+    ----------
+    harmless
+        Validation instructions that damage is measured on; none that anything is tested on.
+    budget
+        MEASURE=BUDGET, as `--calibrate` takes it: `kl=0.1`, `first-kl=0.1`, `loss=0.05`, `change=0.1`.
+    strength
+        The default strength, from which it is told to which side strengths go: `actadd` at -1 or +1.
+    over
+        `k`: search the number of leading directions first, and then the strength. For interventions along all
+        directions, of a method that has them in an order.
+    n_tokens
+        Of each answer that damage is measured on.
+    layer, position, scope, direction, ranking, setting, covariances
+        As `plan_intervention` takes them.
+    """
+    chosen = replace(_chosen(subspaces, Component(position, layer), ranking), covariances=covariances)
+    whole = replace(chosen, whole=subspaces if over == "k" else None)
+    cell = _varied(intervention, whole, scope, strength, direction, setting, over)
+    if over == "k" and cell.most < 2:
+        raise RefusalCmpError(
+            f"There is one number of directions that {intervention} can have with {subspaces.method} at "
+            f"{chosen.selected}, so that there is none to search; leave out over='k'."
+        )
+    name, _, most = str(load_config(None, {"calibrate": budget}).calibrate).partition("=")
+    (found,) = calibrated([cell], _meter(model, harmless, name, n_tokens, cell), float(most))
+    return Calibrated(cell.at(found.found.times, found.found.k), found.found, found.tried)
+
+
+def curve(
+    model: ChatModel,
+    intervention: str,
+    subspaces: SubspaceField,
+    harmless: Sequence[str],
+    prompts: Mapping[str, Sequence[str]],
+    *,
+    layer: int,
+    position: int = -1,
+    scope: str = "all",
+    strength: float | None = None,
+    limit: float = 1.0,
+    strengths: Sequence[float] | None = None,
+    measure: str = "kl",
+    n_tokens: int = 16,
+    refusal_tokens: Sequence[int] | None = None,
+    direction: str = "best",
+    ranking: Sequence[Component] = (),
+    setting: Setting | None = None,
+    covariances: ClassCovariances | None = None,
+) -> pd.DataFrame:
+    """Refusal against damage along the strengths of one intervention, a row each; the first is the unedited model.
+
+    The columns are `plan`, `times` (default strengths), `damage`, and for each set of prompts the share that the model
+    begins to refuse: of which the first token of the answer is likelier a refusal than not.
+
+    Parameters
+    ----------
+    harmless, n_tokens, strength
+        As `calibrate` takes them.
+    prompts
+        Test instructions by set: `{"harmful": …, "harmless": …}`.
+    limit
+        Most damage of the sweep, which is spread evenly up to there.
+    strengths
+        In default strengths, in place of those that the limit allows.
+    measure
+        Of damage: `kl`, `first-kl`, `loss` or `change`.
+    refusal_tokens
+        By default those that the model uses on all these prompts.
+    layer, position, scope, direction, ranking, setting, covariances
+        As `plan_intervention` takes them.
+    """
+    chosen = replace(_chosen(subspaces, Component(position, layer), ranking), covariances=covariances)
+    cell = _varied(intervention, chosen, scope, strength, direction, setting)
+    damage = _meter(model, harmless, measure, n_tokens, cell)
+    every = [prompt for of_set in prompts.values() for prompt in of_set]
+    tokens = refusal_tokens or find_refusal_tokens(model, every, say=warnings.warn)
+    refusal = Refusal(model, prompts, tokens, some_tokens=cell.at(1).tokens != "all")
+    if strengths is None:
+        (strengths,) = strengths_within([cell], damage, limit)
+    points = sweep([cell], [[times for times in strengths if 0 < times <= cell.end]], damage, refusal)
+    rows = [(BASELINE, 0.0, [0.0], refusal.unedited())]
+    rows += [(cell.at(one.times).label, one.times, one.damage, one.refused) for one in points]
+    return pd.DataFrame(
+        {"plan": plan, "times": times, "damage": _mean(hurt)} | {name: _mean(of) for name, of in refused.items()}
+        for plan, times, hurt, refused in rows
+    )
+
+
+def _varied(
+    intervention: str,
+    chosen: Chosen,
+    scope: str,
+    strength: float | None,
+    direction: str,
+    setting: Setting | None,
+    over: str = "strength",
+) -> Varied:
+    """An intervention without its strength."""
+    check_varied(intervention)
+    first = INTERVENTIONS.create(intervention).strengths or (1.0,)
+    strengths = {intervention: (first[0] if strength is None else strength,)}
+    scopes = [Scope.parse(scope)]
+    cells = grid_cells([chosen], [intervention], scopes, strengths=strengths, direction=direction, setting=setting)
+    found = varied(cells, over)
+    if not found:
+        raise RefusalCmpError(f"{intervention} changes nothing at strength {strength}; give one on either side of it.")
+    return found[0]
+
+
+def _meter(model: ChatModel, harmless: Sequence[str], measure: str, n_tokens: int, cell: Varied) -> Meter:
+    if measure not in MEASURES:
+        raise unknown_name("measure of damage", measure, MEASURES)
+    if not harmless:
+        raise RefusalCmpError("Damage is measured on harmless instructions, and none are given; give some.")
+    return Meter(model, harmless, measure, n_tokens, some_tokens=cell.at(1).tokens != "all")
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def _chosen(subspaces: SubspaceField, selected: Component, ranking: Sequence[Component]) -> Chosen:

@@ -1,4 +1,4 @@
-"""Planning: a method's subspaces, a selection, a scope and an intervention → plans.
+"""Planning: a method's subspaces, a selection, a scope and an intervention → a plan.
 
 `Scope` says which components and layers; `Target` is a layer in scope with what an intervention needs of it;
 `Setting` holds the choices that hold for a whole run.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -180,6 +180,23 @@ class Chosen:
     """Why that component: it is the method's `best`, or `shared` by all methods, or was asked for, `-1,8`."""
     covariances: ClassCovariances | None = None
     """Along what `where_read` says, for interventions that need them."""
+    whole: SubspaceField | None = None
+    """The field with all directions in their order, where the number that plans use may be varied."""
+    k: int | None = None
+    """How many of those are used, where that is not the choice of selection; labels say it."""
+
+    def leading(self, k: int) -> Chosen:
+        """The same choice with the first k directions of the whole, at every component."""
+        assert self.whole is not None, "only what has an order is asked"
+        return replace(
+            self, field=replace(self.field, subspaces=self.whole.first(dict.fromkeys(self.field, k)).subspaces), k=k
+        )
+
+    def most(self, direction: str) -> int:
+        """The most directions that there are of the subspaces that plans apply; 1 where their number is not varied."""
+        if self.whole is None:
+            return 1
+        return max(self.whole[at].k for at, _ in where_read(self, direction))
 
 
 def make_plan(
@@ -249,85 +266,6 @@ def make_plan(
     )
 
 
-def grid(
-    chosen: Iterable[Chosen],
-    interventions: Sequence[str],
-    scopes: Sequence[Scope],
-    *,
-    strengths: dict[str, Sequence[float]],
-    direction: str = "best",
-    setting: Setting | None = None,
-) -> list[Plan]:
-    """Every method with every intervention at every scope and strength; the pool is the smallest of the methods'.
-
-    Parameters
-    ----------
-    strengths
-        By intervention; those that are not named take their own defaults.
-    """
-    cells = grid_cells(chosen, interventions, scopes, strengths=strengths, direction=direction, setting=setting)
-    return [cell.plan() for cell in cells]
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A cell of the grid: what its plan is made of, as `make_plan` takes it."""
-
-    intervention: str
-    chosen: Chosen
-    scope: Scope
-    strength: float | None
-    how: Mapping[str, Any]
-    """What is the same for all cells."""
-
-    def plan(self) -> Plan:
-        """The plan of the cell."""
-        return self.at(self.intervention, self.strength)
-
-    def at(self, intervention: str, strength: float | None) -> Plan:
-        """That plan with another form or strength of its intervention."""
-        return make_plan(intervention, self.chosen, self.scope, strength=strength, **self.how)
-
-
-def grid_cells(
-    chosen: Iterable[Chosen],
-    interventions: Sequence[str],
-    scopes: Sequence[Scope],
-    *,
-    strengths: dict[str, Sequence[float]],
-    direction: str = "best",
-    setting: Setting | None = None,
-) -> list[Cell]:
-    """The cells of `grid`."""
-    chosen = list(chosen)
-    pool = min((len(one.ranking) for one in chosen if len(one.ranking) > 1), default=1)  # one: a given direction
-    how = {"direction": direction, "pool": pool, "setting": setting, "selected_norm": _selected_norm(chosen)}
-    return [
-        Cell(name, one, scope, strength, how)
-        for one in chosen
-        for name in interventions
-        for scope in scopes
-        for strength in _strengths(strengths, name)
-    ]
-
-
-def strengths_of(config: RunConfig) -> dict[str, Sequence[float]]:
-    """The strengths that the settings name, by intervention."""
-    return {**config.strengths, "actadd": config.actadd_multipliers, "reflection": config.reflection_alphas}
-
-
-def most_plans(config: RunConfig) -> int:
-    """Plans of the grid, of which some may do the same; fewer where a method has no subspace at a component."""
-    strengths = strengths_of(config)
-    each = [len(_strengths(strengths, name)) for name in config.interventions]
-    return len(config.methods) * len(config.component) * len(config.scope) * sum(each)
-
-
-def _strengths(named: Mapping[str, Sequence[float]], spec: str) -> Sequence[float | None]:
-    """Those named for an intervention with just these options, or for all of its name, or its own defaults."""
-    return named.get(spec) or named.get(parse_spec(spec)[0]) or INTERVENTIONS.create(spec).strengths or (None,)
-
-
 def label(method: str, intervention: str, strength: float | None, scope: Scope, differing: Mapping[str, object]) -> str:
     """`method/intervention:strength@scope`, with what differs from the defaults in brackets."""
     brackets = ",".join(f"{name}={_value(value)}" for name, value in differing.items())
@@ -353,6 +291,7 @@ def _differing(
     component = tuple(chosen.component.split(","))
     return {
         **({"component": component} if chosen.component != Chosen.component else {}),
+        **({"k": chosen.k} if chosen.k is not None else {}),
         **({"direction": direction} if own else {}),
         **({"pool": chosen.pool} if ordered and chosen.pool != Chosen.pool else {}),
         **{name.replace("_", "-"): value for name, value in options.items()},
@@ -407,11 +346,3 @@ def _with_covariances(intervention: str, chosen: Chosen, source: Component, targ
         )
     harmful, harmless = chosen.covariances.of[key]
     return replace(target, harmful_covariance=harmful, harmless_covariance=harmless)
-
-
-def _selected_norm(chosen: Sequence[Chosen]) -> float | None:
-    """The norm at the component selected for difference in means, if that is among the methods."""
-    for one in chosen:
-        if one.field.method == UNIT_METHOD:
-            return one.field.means.distance(one.selected)
-    return None

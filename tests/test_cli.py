@@ -99,6 +99,12 @@ def test_a_component_that_the_model_has_not_is_refused_before_a_folder_is_made(a
     assert not [*tmp_path.iterdir()]
 
 
+def test_it_runs_as_a_module(tmp_path):
+    command = [sys.executable, "-m", "refusal_cmp", "--version"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout == f"refusal-cmp {version('refusal-cmp')}\n"
+
+
 def test_the_version_is_shown(tmp_path):
     assert run("--version", cwd=tmp_path).stdout == f"refusal-cmp {version('refusal-cmp')}\n"
 

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 from refusal_cmp.api import class_covariances, extract, plan_intervention
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.grid import grid_cells
 from refusal_cmp.interventions import INTERVENTIONS
 from refusal_cmp.model.hooks import before, installed
 from refusal_cmp.plan import Place, Plan, baseline, file_name, label_of
-from refusal_cmp.planning import Chosen, Scope, Setting, grid, make_plan
+from refusal_cmp.planning import Chosen, Scope, Setting, make_plan
 from refusal_cmp.subspace import Component
 
 WORDS = "cake cow bird red blue one two three".split()
@@ -24,6 +25,10 @@ HARMLESS = [f"help {a} {b} {c} ?" for a, b, c in itertools.permutations(WORDS[4:
 PROMPTS = ["how do you make a cake ?", "one cow"]
 AT = {"layer": 2, "position": -1}
 AT_2 = Component(-1, 2)
+
+
+def plans_of(*args, **options):
+    return [cell.plan() for cell in grid_cells(*args, **options)]
 
 
 @pytest.fixture(scope="module")
@@ -213,13 +218,13 @@ def test_selected_norm_measures_additions_by_the_selected_difference_in_means(fi
     chosen = [Chosen(fields["diff-in-means"], selected, ()), Chosen(fields["inlp"], Component(-1, 3), ())]
     norm = {"strengths": {"actadd": (1.0,)}, "setting": Setting(norm="selected")}
     expected = fields["inlp"].means.distance(selected)
-    for plan in grid(chosen, ["actadd"], [Scope("all")], **norm):
+    for plan in plans_of(chosen, ["actadd"], [Scope("all")], **norm):
         assert [float(edit.b.norm()) * 4 for edit in plan.edits.values()] == pytest.approx([expected] * 4)
-    (alone,) = grid(chosen[1:], ["actadd"], [Scope("single")], **norm)
+    (alone,) = plans_of(chosen[1:], ["actadd"], [Scope("single")], **norm)
     assert float(alone.edits[Place(3, "resid_pre")].b.norm()) == pytest.approx(
         fields["inlp"].means.distance(Component(-1, 3))
     )
-    (alone,) = grid(chosen[1:], ["actadd"], [Scope("all")], **norm)
+    (alone,) = plans_of(chosen[1:], ["actadd"], [Scope("all")], **norm)
     assert len({round(float(edit.b.norm()), 9) for edit in alone.edits.values()}) == 1
 
 
@@ -279,7 +284,7 @@ def test_grid_is_full_and_labels_differ(random_model, fields):
     pairs = zip(fields.values(), read, strict=True)
     chosen = [Chosen(one, Component(-1, 2), tuple(one), covariances=covariances) for one, covariances in pairs]
     scopes = [Scope.parse(text) for text in ("single", "top:50", "all")]
-    plans = grid(chosen, sorted(INTERVENTIONS), scopes, strengths={"actadd": (-1, 1), "reflection": (1, 2)})
+    plans = plans_of(chosen, sorted(INTERVENTIONS), scopes, strengths={"actadd": (-1, 1), "reflection": (1, 2)})
     labels = [plan.label for plan in plans]
     each = [2 if name == "reflection" else len(INTERVENTIONS.get(name).strengths or (None,)) for name in INTERVENTIONS]
     assert len(set(labels)) == len(labels) == 2 * 3 * sum(each)
@@ -293,7 +298,7 @@ def test_grid_is_full_and_labels_differ(random_model, fields):
 def test_a_top_percentage_is_of_the_smallest_ranking(fields):
     rankings = [tuple(fields["diff-in-means"])[:8], tuple(fields["inlp"])[:4]]
     chosen = [Chosen(one, ranking[0], ranking) for one, ranking in zip(fields.values(), rankings, strict=True)]
-    plans = grid(chosen, ["nullspace"], [Scope("top", 50)], strengths={})
+    plans = plans_of(chosen, ["nullspace"], [Scope("top", 50)], strengths={})
     assert [plan.n_components for plan in plans] == [2, 2]
 
 

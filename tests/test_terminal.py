@@ -144,6 +144,16 @@ def test_without_a_terminal_long_work_prints_a_line_a_minute_with_progress_and_t
     ]
 
 
+def test_work_without_steps_prints_nothing_however_long_it_takes(monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    console = Terminal(file=io.StringIO(), width=80)
+    with live_progress(console) as progress, progress("reading the model's files", 0) as advance:
+        now += 90
+        advance(1)
+    assert console.file.getvalue() == ""
+
+
 @pytest.mark.parametrize("console", [Console, Terminal])
 def test_what_differs_between_runs_is_escaped_on_any_console(console):
     name = f"{EVIL}\n"

@@ -1,4 +1,4 @@
-"""Every plan at the strength that meets one budget of damage: all searches go in step, and share their passes."""
+"""Every plan at what meets one budget of damage: all searches go in step, and share their passes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from jaxtyping import Float
 from torch import Tensor
 
+from refusal_cmp.calibration.rank import RankSearch
 from refusal_cmp.calibration.search import TOLERANCE, Found, Search, Tried
 from refusal_cmp.calibration.varied import Varied
 from refusal_cmp.model.linear import prepacked
@@ -46,7 +47,7 @@ def calibrate(
     done: MutableMapping[int, list[list[float]]] | None = None,
     progress: Progress = silent,
 ) -> list[Calibration]:
-    """The strength of each cell at which the damage is the budget, or how near it comes.
+    """The strength of each cell at which the damage is the budget, or how near it comes; and how many directions.
 
     Parameters
     ----------
@@ -54,7 +55,7 @@ def calibrate(
         Damage that was measured before, by the number of its pass; what is measured is added. Cells, budget and
         prompts have to be the same.
     """
-    searches = [Search(budget, cell.end, tolerance) for cell in cells]
+    searches = [_search(cell, budget, tolerance) for cell in cells]
     measured = _numbered(damage, {} if done is None else done)
     next(measured)
     with progress("calibrating", len(cells)) as advance:
@@ -65,7 +66,7 @@ def calibrate(
             left = [index for index, _ in asked]
             if not asked:
                 break
-            plans = [cells[index].at(times) for index, times in asked]
+            plans = [cells[index].at(times, searches[index].k) for index, times in asked]
             for which in damage.groups(plans):
                 for at, values in zip(which, measured.send([plans[i] for i in which]), strict=True):
                     index, times = asked[at]
@@ -74,6 +75,12 @@ def calibrate(
         Calibration(cell.digest, search.found(), tuple(search.tried))
         for cell, search in zip(cells, searches, strict=True)
     ]
+
+
+def _search(cell: Varied, budget: float, tolerance: float) -> Search | RankSearch:
+    if cell.most > 1:
+        return RankSearch(budget, cell.most, cell.end, tolerance)
+    return Search(budget, cell.end, tolerance)
 
 
 def _numbered(damage: Measures, done: MutableMapping[int, list[list[float]]]) -> Any:

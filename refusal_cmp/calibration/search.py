@@ -39,6 +39,8 @@ class Tried(NamedTuple):
 
     times: float
     damage: float
+    k: int | None = None
+    """With so many directions, where their number is searched too."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,10 @@ class Found:
     elasticity: float
     """d log D / d log u at the budget, from what was tried around it; 2 is that of a small edit, below `FLAT` is flat.
     """
+    k: int | None = None
+    """The number of directions, where that was searched too."""
+    beside: tuple[Tried, ...] = ()
+    """Where no number of directions meets the budget by itself: the nearest on either side, done in whole."""
 
     @property
     def is_flat(self) -> bool:
@@ -80,6 +86,10 @@ class Search:
     end: float = 1.0
     tolerance: float = TOLERANCE
     tried: list[Tried] = field(default_factory=list)
+    most: int = MOST
+    """Evaluations, those that it begins with among them."""
+    k: int | None = None
+    """How many directions what is asked for has; None where their number is not searched."""
 
     def __post_init__(self) -> None:
         self.end = _rounded(self.end)
@@ -88,7 +98,7 @@ class Search:
         """The next strength to try; None once the search is over."""
         if not self.tried:
             return min(1.0, self.end)
-        if self._meets or len(self.tried) >= MOST:
+        if self._meets or len(self.tried) >= self.most:
             return None
         below, above = self._below, self._above
         if above is None:
@@ -106,13 +116,13 @@ class Search:
 
     def tell(self, times: float, damage: float) -> None:
         """What that strength does; NaN, of broken numbers, is more than any budget."""
-        self.tried.append(Tried(times, math.inf if math.isnan(damage) else damage))
+        self.tried.append(Tried(times, math.inf if math.isnan(damage) else damage, self.k))
 
     def found(self) -> Found:
         """The outcome, once there is nothing left to ask."""
         status, best = self._outcome()
-        is_monotone = not any(_falls(one, later) for one, later in pairwise(sorted(self.tried)))
-        return Found(status, best.times, best.damage, is_monotone, self._elasticity())
+        is_monotone = not any(falls(one, later) for one, later in pairwise(sorted(self.tried)))
+        return Found(status, best.times, best.damage, is_monotone, self._elasticity(), self.k)
 
     def _outcome(self) -> tuple[Status, Tried]:
         below, above = self._below, self._above
@@ -198,7 +208,7 @@ def _gap(one: Tried, budget: float) -> float:
     return math.log(one.damage / budget) if 0 < one.damage < math.inf else math.inf
 
 
-def _falls(one: Tried, later: Tried) -> bool:
+def falls(one: Tried, later: Tried) -> bool:
     """Whether damage falls from a strength to a larger one, by more than a little."""
     if not math.isfinite(one.damage):
         return math.isfinite(later.damage)

@@ -3,6 +3,8 @@
 An intervention that changes nothing at some strength (`Intervention.neutral`) is varied by it: u stands for
 neutral + u (default − neutral), on the side of each of its default strengths. Any other is done in part, by its option
 `share`: `clamp[share=0.3]:-1`. So u = 1 is the plan of the default strength, and u = 0 changes nothing.
+
+What edits along all directions of a subspace whose directions have an order can be varied by their number k as well.
 """
 
 from __future__ import annotations
@@ -12,9 +14,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.grid import Cell
 from refusal_cmp.interventions import INTERVENTIONS
 from refusal_cmp.plan import Plan, number
-from refusal_cmp.planning import Cell
 from refusal_cmp.registry import parse_spec, spelled
 
 SHARE = "share"
@@ -30,9 +32,13 @@ class Varied:
     """The strength of u = 1; None where it is a share."""
     end: float
     """The largest u."""
+    most: int = 1
+    """The most directions, where their number is varied."""
 
-    def at(self, times: float) -> Plan:
-        """The plan of so many default strengths; it says which cell it is of."""
+    def at(self, times: float, k: int | None = None) -> Plan:
+        """The plan of so many default strengths, and with k directions; it says which cell it is of."""
+        if k is not None:
+            return replace(self, cell=self.cell.leading(k)).at(times)
         name, options = parse_spec(self.cell.intervention)
         if self.neutral is not None:
             default = 1.0 if self.default is None else self.default
@@ -52,10 +58,22 @@ class Varied:
             return f"{self.cell.intervention}:{number(self.default)}"
         return f"{self.cell.intervention}:{'-' if self.default < self.neutral else '+'}"
 
+    def to(self, budget: str) -> str:
+        """A label that is the same whatever strength meets a budget: `ablation:kl=0.1@all`, `actadd:-,kl=0.1@all`."""
+        label = self.cell.at(self.cell.intervention, self.default).label
+        start, _, scope = label.rpartition("@")
+        if self.default is None:
+            return f"{start}:{budget}@{scope}"
+        if self.neutral is not None:
+            start = f"{start.removesuffix(number(self.default))}{self.name[-1]}"
+        return f"{start},{budget}@{scope}"
+
     @cached_property
     def digest(self) -> str:
         """Of what it does: cells of one digest do the same at every strength."""
-        return f"{self.at(1).digest[:16]}-{self.at(0.5).digest[:16]}-{number(self.end)}"
+        k = self.most if self.most > 1 else None
+        which = "" if k is None else f"-k{k}"
+        return f"{self.at(1, k).digest[:16]}-{self.at(0.5, k).digest[:16]}-{number(self.end)}{which}"
 
 
 def check_varied(intervention: str) -> None:
@@ -72,8 +90,14 @@ def check_varied(intervention: str) -> None:
     INTERVENTIONS.create(spelled(name, {**options, SHARE: 0.5}))
 
 
-def varied(cells: Iterable[Cell]) -> list[Varied]:
-    """The cells without their strengths: those that differ by how far they go to one side are one, by the first."""
+def varied(cells: Iterable[Cell], over: str = "strength") -> list[Varied]:
+    """The cells without their strengths: those that differ by how far they go to one side are one, by the first.
+
+    Parameters
+    ----------
+    over
+        `strength`, or `k`: the number of directions too, where there is one to vary.
+    """
     found: dict[tuple[str, str, str], Varied] = {}
     for cell in cells:
         maker = INTERVENTIONS.create(cell.intervention)
@@ -85,5 +109,7 @@ def varied(cells: Iterable[Cell]) -> list[Varied]:
             one = Varied(cell, None, cell.strength, 1.0)
         else:
             one = Varied(cell, maker.neutral, cell.strength, maker.farthest)
+        if over == "k":
+            one = replace(one, most=cell.most)
         found.setdefault((cell.chosen.field.method, cell.chosen.component, f"{one.name}@{cell.scope}"), one)
     return list(found.values())

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from refusal_cmp.config import STAGES
-from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.report.figures import images
 from refusal_cmp.report.figures.seeds import draw_seeds
 from refusal_cmp.report.page.seeds import render_seeds
 from refusal_cmp.report.seeds import read_seeds
 from refusal_cmp.report.table import summary
 from refusal_cmp.report.wording import counted
-from refusal_cmp.run.contents import BY_SEED, PAGE, RESULTS, SUMMARY, figure_file
+from refusal_cmp.run.contents import BY_SEED, CALIBRATION, CURVE, PAGE, RESULTS, SUMMARY, figure_file
 from refusal_cmp.run.directory import RunDir, cell_name
 from refusal_cmp.run.seeds import claim
 from refusal_cmp.run.session import Session
@@ -30,12 +29,6 @@ def run_seeds(home: RunDir, sessions: Mapping[int, Session], stages: Sequence[st
         By seed, each on its own run directory in that folder.
     """
     first = next(iter(sessions.values()))
-    if first.config.calibrate is not None or first.config.curve:
-        raise RefusalCmpError(
-            "Each seed would have strengths of its own, which no table over seeds lays side by side; leave out "
-            "calibrate and curve, or run the seeds one by one, each with a name of its own.",
-            alias="NAME",
-        )
     check_stages(first, stages)
     claim(home, tuple(sessions))
     for at, (seed, session) in enumerate(sessions.items(), 1):
@@ -49,7 +42,12 @@ def run_seeds(home: RunDir, sessions: Mapping[int, Session], stages: Sequence[st
 
 def write_over(home: RunDir, sessions: Mapping[int, Session]) -> None:
     """Write the results over seeds, their figures and their page, unless they are there for these results."""
-    sources = {f"{cell_name(seed)}/{RESULTS}": session.run.digest(RESULTS) for seed, session in sessions.items()}
+    sources = {
+        f"{cell_name(seed)}/{name}": session.run.digest(name)
+        for seed, session in sessions.items()
+        for name in (RESULTS, CALIBRATION, CURVE)
+        if session.run.has(name)
+    }
     if home.is_fresh(PAGE, {}, sources):
         return
     data = read_seeds(home.path.resolve().name, sessions)

@@ -78,7 +78,10 @@ class _Log:
 
     @contextmanager
     def __call__(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """A task, or a part of the one that is under way."""
+        """A task, or a part of the one that is under way; one without steps is soon done, and is not shown."""
+        if not total:
+            yield lambda steps: None
+            return
         task = _Task(visible(description), total)
         self.tasks.append(task)
 

@@ -47,6 +47,8 @@ SAME = 0.99
 BY_CHANCE = "draws its directions by chance, other ones each time, whatever the prompts are"
 COLUMNS = ["position", "layer", "by", "n", "draw", "cosine", "overlap", "k", "why"]
 """Of a method's file, which has no rows where its directions are drawn by chance."""
+KEPT_DIGITS = 5
+"""Of cosines and overlaps, in files with thousands of them; three are shown."""
 FEWEST_DRAWS = 20
 """That an interval of 95 % can be read off."""
 
@@ -159,7 +161,7 @@ def _measure_directions(
                 found = alike(methods[name], pool, field[at], plans, advance)
             tables.append(found.assign(position=at.position, layer=at.layer))
         table = pd.concat(tables, ignore_index=True)[COLUMNS] if tables else pd.DataFrame(columns=COLUMNS)
-        run.write_table(stability_file(name), table)
+        run.write_table(stability_file(name), table.round(dict.fromkeys(("cosine", "overlap"), KEPT_DIGITS)))
         run.record(stability_file(name), {}, sources[name])
 
 

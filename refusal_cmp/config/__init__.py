@@ -414,6 +414,12 @@ class InferSettings(BaseModel):
         "strength that it takes, in place of the strengths that are set; measures: kl (mean KL over the unedited "
         "model's own answers), first-kl, loss, change",
     )
+    calibrate_over: Literal["strength", "k"] = Field(
+        "strength",
+        description="what calibrate varies: the strength; or k, the number of directions of methods that have them in "
+        "an order, in interventions along all of them, and then the strength",
+        json_schema_extra=GRID,  # plans with other numbers of directions are other plans, beside those that are there
+    )
     calibrate_tokens: int = Field(
         16, ge=1, description="tokens of each of the model's own answers that damage is measured on"
     )
@@ -711,6 +717,15 @@ class RunConfig(ExtractSettings, SelectSettings, InferSettings, EvaluateSettings
             raise ValueError(
                 "reflection composed once over several layers mirrors what each of the sites "
                 f"{', '.join(SITES)} adds, so give them all, compose: repeat, scope: single, or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _what_is_varied_is_calibrated(self) -> RunConfig:
+        if self.calibrate_over != "strength" and self.calibrate is None:
+            raise ValueError(
+                f"calibrate-over {self.calibrate_over} says what is calibrated to a budget of damage, so give one, as "
+                "calibrate kl=0.1, or leave it out"
             )
         return self
 

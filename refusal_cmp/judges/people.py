@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,8 @@ WENT_ALONG: Mapping[str, bool] = {**COMPLIED, "degenerate": False, "unfinished":
 """Judges' verdicts as people's are compared with them; a completion that says nothing did not go along."""
 OF_SAFETY = ("safe", "unsafe")
 """Verdicts that say whether the model went along where what is asked for is harmful, and nothing elsewhere."""
+FORMULA = re.compile(r"'*[=+\-@\t\r\n]")
+"""How a cell begins that a spreadsheet would compute, and one that looks as if it were guarded against that."""
 
 
 class Shown(NamedTuple):
@@ -47,8 +50,18 @@ def sheet(shown: Sequence[Shown]) -> bytes:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for one in dict.fromkeys(shown):
-        writer.writerow([one.id, *one, ""])
+        writer.writerow([one.id, *map(guarded, one), ""])
     return text.getvalue().encode("utf-8-sig", errors="backslashreplace")  # with a mark: spreadsheets know UTF-8 by it
+
+
+def guarded(text: str) -> str:
+    """A cell that spreadsheets take for text: what would be a formula has an apostrophe before it."""
+    return f"'{text}" if FORMULA.match(text) else text
+
+
+def unguarded(cell: str) -> str:
+    """The text of a cell; inverse of `guarded`."""
+    return cell[1:] if cell.startswith("'") and FORMULA.match(cell) else cell
 
 
 def filled(path: Path) -> int:
@@ -125,4 +138,4 @@ def _rows(path: Path) -> list[dict[str, str]]:
         raise RefusalCmpError(f"{path} is no label sheet, which has the columns id and verdict: it has {there}.")
     if any(row["id"] is None or row["verdict"] is None for row in rows):
         raise RefusalCmpError(f"{path} has a row with fewer cells than columns; save it as CSV again.")
-    return rows
+    return [{name: unguarded(cell) if isinstance(cell, str) else cell for name, cell in row.items()} for row in rows]

@@ -36,6 +36,8 @@ def inlp_directions(data: RunData) -> str:
     if not whole:
         return f"Of INLP's directions {along_first}; the scores of components remove {each}."
     along_whole = f"{sentence_list(whole)} and the scores of components use {each}"
+    if data.config.get("calibrate_over") == "k":
+        along_whole = f"the scores of components use {each}, and {sentence_list(whole)} as many as are calibrated"
     return f"Of INLP's directions {along_whole}{f'; {along_first}' if first else ''}."
 
 
@@ -167,11 +169,13 @@ def _calibrated(data: RunData) -> list[str]:
         return []
     rows, unit = found["plans"], f" {found['unit']}" if found["unit"] else ""
     other = sum(row["status"] != "met" for row in rows)
+    varies = any(row.get("k") is not None for row in rows)
+    over = "number of directions, where they have an order and it edits along all, and the " if varies else ""
     rest = f", and {other} of {len(rows)} plans, for which there is none, at the nearest one" if other else ""
     return [
-        f"Every edit has the strength at which it does the same damage to {found['n']} harmless validation prompts, a "
-        f"{escaped(found['said'])} of {found['budget']:g}{unit}{rest}. Edits that have no strength of their own, or "
-        "change something at each, are done in part."
+        f"Every edit has the {over}strength at which it does the same damage to {found['n']} harmless validation "
+        f"prompts, a {escaped(found['said'])} of {found['budget']:g}{unit}{rest}. Edits that have no strength of "
+        "their own, or change something at each, are done in part."
     ]
 
 

@@ -14,6 +14,7 @@ from refusal_cmp.evals import measure_of
 from refusal_cmp.plan import FACTS, Plan, component_of
 from refusal_cmp.report.answer import Standing, answers_already, costs, destroyed, standings
 from refusal_cmp.report.data import RunData, read_run
+from refusal_cmp.report.seeds_at_equal_damage import calibration_over, named_alike
 from refusal_cmp.run.session import Session
 from refusal_cmp.selection import Selection
 from refusal_cmp.statistics import Estimate, fewest, over_seeds
@@ -91,6 +92,7 @@ class SeedsData:
             plans=list(plans.values()),
             run_as={label: self._same_everywhere(label) for label in plans},
             comparisons=None,
+            calibration=calibration_over([data.calibration for data in self.runs.values()]),
             destroyed_with_some_seed=frozenset(chain.from_iterable(map(destroyed, self.runs.values()))),
         )
 
@@ -163,7 +165,7 @@ class SeedsData:
 
 def read_seeds(name: str, sessions: Mapping[int, Session]) -> SeedsData:
     """Everything that tables, figures and the page over seeds are made from."""
-    return SeedsData(name, {seed: read_run(session) for seed, session in sessions.items()})
+    return SeedsData(name, {seed: named_alike(read_run(session)) for seed, session in sessions.items()})
 
 
 def pooled(results: Sequence[pd.DataFrame]) -> pd.DataFrame:

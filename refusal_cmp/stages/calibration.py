@@ -1,4 +1,5 @@
-"""Calibration in a run: the strength of every plan at which the damage to harmless validation prompts is the budget.
+"""Calibration in a run: the strength, or the number of directions and the strength, of every plan at which the damage
+to harmless validation prompts is the budget.
 
 What was calibrated before stands in `infer/calibration.json`, by what the plans do, and is not done again.
 """
@@ -17,8 +18,8 @@ from refusal_cmp.calibration.damage import MEASURES, Meter
 from refusal_cmp.calibration.search import Status
 from refusal_cmp.calibration.varied import Varied, varied
 from refusal_cmp.config import RunConfig
+from refusal_cmp.grid import Cell
 from refusal_cmp.plan import Plan, number
-from refusal_cmp.planning import Cell
 from refusal_cmp.report.wording import counted, sentence_list
 from refusal_cmp.run.contents import CALIBRATION, CALIBRATION_PASSES, PROMPTS, read_prompts
 from refusal_cmp.run.session import Session
@@ -47,10 +48,10 @@ def meter(session: Session, cells: Sequence[Varied]) -> Meter:
 
 
 def calibrated(session: Session, grid: Sequence[Cell]) -> list[Plan]:
-    """The plans of the grid, each at the strength that does the damage of the budget, or as near as it comes."""
+    """The plans of the grid, each at what does the damage of the budget, or as near as it comes."""
     config, run = session.config, session.run
     measure, budget = budget_of(config)
-    cells = varied(grid)
+    cells = varied(grid, config.calibrate_over)
     settings = {"calibrate": config.calibrate, "calibrate_tokens": config.calibrate_tokens}
     sources = {PROMPTS: run.digest(PROMPTS)}
     known: dict[str, dict[str, Any]] = {}
@@ -61,9 +62,16 @@ def calibrated(session: Session, grid: Sequence[Cell]) -> list[Plan]:
     if new:
         found = calibrate(new, meter(session, new), budget, done=done, progress=session.progress)
         known = known | {one.digest: _row(one) for one in found}
-    plans = [cell.at(known[cell.digest]["times"]) for cell in cells]
+    plans = [cell.at(known[cell.digest]["times"], known[cell.digest].get("k")) for cell in cells]
     rows = [
-        {"plan": plan.label, "method": plan.method, "cell": cell.name, "scope": plan.scope, "digest": cell.digest}
+        {
+            "plan": plan.label,
+            "to": cell.to(str(config.calibrate)),
+            "method": plan.method,
+            "cell": cell.name,
+            "scope": plan.scope,
+            "digest": cell.digest,
+        }
         | known[cell.digest]
         for cell, plan in zip(cells, plans, strict=True)
     ]
@@ -84,6 +92,12 @@ def calibrated(session: Session, grid: Sequence[Cell]) -> list[Plan]:
     done.discard()
     for sentence in said(rows, str(config.calibrate)):
         session.say(sentence)
+    if config.calibrate_over == "k":
+        n = sum(cell.most > 1 for cell in cells)
+        session.say(
+            f"The number of directions is searched for {n} of {counted(len(cells), 'plan')}, those along all "
+            "directions of a method that has several in an order."
+        )
     return plans
 
 
@@ -110,13 +124,14 @@ def _passes(cells: Sequence[Varied], rows: Sequence[dict[str, Any]]) -> pd.DataF
                 "intervention": row["cell"],
                 "scope": row["scope"],
                 "pass": index,
-                "plan": cell.at(times).label,
+                "plan": cell.at(times, *k).label,
                 "times": times,
+                "k": cell.at(times, *k).k,
                 "damage": damage,
-                "chosen": times == row["times"],
+                "chosen": (times, *k) == (row["times"], row.get("k"))[: 1 + len(k)],
             }
             for cell, row in zip(cells, rows, strict=True)
-            for index, (times, damage) in enumerate(row["tried"], 1)
+            for index, (times, damage, *k) in enumerate(row["tried"], 1)
         ]
     )
 
@@ -130,6 +145,12 @@ def said(rows: Sequence[dict[str, Any]], budget: str) -> list[str]:
         found.append(
             f"{counted(len(of['below']), 'plan')} cannot do that much damage, and stand at the end of their range: "
             f"{_named(of['below'])}."
+        )
+    split = [row for row in rows if row.get("beside")]
+    if split:
+        found.append(
+            f"No number of directions meets the budget by itself for {counted(len(split), 'plan')}, and the larger of "
+            f"the two beside it is done in part: {_listed([_between(row) for row in split])}."
         )
     if of["above"]:
         found.append(f"Warning: even at the least strength more damage is done by {_named(of['above'])}.")
@@ -151,7 +172,15 @@ def said(rows: Sequence[dict[str, Any]], budget: str) -> list[str]:
 
 
 def _named(rows: Sequence[dict[str, Any]]) -> str:
-    names = [f"{row['plan']} ({_damage(row['damage'])})" for row in rows]
+    return _listed([f"{row['plan']} ({_damage(row['damage'])})" for row in rows])
+
+
+def _between(row: dict[str, Any]) -> str:
+    """A plan with the damage of the two numbers of directions beside the budget, done in whole."""
+    return f"{row['plan']} ({', '.join(f'k = {k}: {_damage(damage)}' for _, damage, k in row['beside'])})"
+
+
+def _listed(names: Sequence[str]) -> str:
     more = [f"{len(names) - NAMED} more"] if len(names) > NAMED else []
     return sentence_list([*names[:NAMED], *more])
 

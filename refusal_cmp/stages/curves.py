@@ -8,8 +8,8 @@ from typing import Any
 from refusal_cmp.calibration.calibrate import same_cells
 from refusal_cmp.calibration.curves import Point, Refusal, strengths_within, sweep
 from refusal_cmp.calibration.varied import Varied, varied
+from refusal_cmp.grid import Cell
 from refusal_cmp.plan import BASELINE
-from refusal_cmp.planning import Cell
 from refusal_cmp.run.contents import CURVE, PROMPTS, prompts_file, read_refusal_tokens
 from refusal_cmp.run.session import Session
 from refusal_cmp.stages.calibration import budget_of, meter

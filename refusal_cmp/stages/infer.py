@@ -10,10 +10,12 @@ from typing import Any
 from refusal_cmp.config import COMPLETING, RunConfig
 from refusal_cmp.data import Prompt
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.grid import Cell, grid_cells, strengths_of
+from refusal_cmp.methods import configured
 from refusal_cmp.model.beside import content_beside
 from refusal_cmp.model.generation import Answer, Completion, Job, completion_of
 from refusal_cmp.plan import BASELINE, Plan, baseline, checkpoint, prompted
-from refusal_cmp.planning import Cell, Chosen, Scope, Setting, grid_cells, strengths_of
+from refusal_cmp.planning import Chosen, Scope, Setting
 from refusal_cmp.run.contents import (
     PLANS,
     PROMPTS,
@@ -24,6 +26,7 @@ from refusal_cmp.run.contents import (
     plan_row,
     prompts_file,
     read_answers,
+    read_field,
     read_fields,
     read_selections,
 )
@@ -112,7 +115,8 @@ def _cells(session: Session) -> list[Cell]:
                     session.say(f"{field.method} reads other tokens than position {at.position}: no plan with {at}.")
                 continue  # what is of one component, or of another token, is there, and nowhere else
             pool = one.pool(config.pool, everywhere=config.direction == "own")
-            chosen.append(Chosen(field, at or one.selected, pool, config.pool, which))
+            whole = _whole(session, field)
+            chosen.append(Chosen(field, at or one.selected, pool, config.pool, which, whole=whole))
     scopes = [Scope.parse(scope) for scope in config.scope]
     return grid_cells(
         with_covariances(session, chosen),
@@ -122,6 +126,12 @@ def _cells(session: Session) -> list[Cell]:
         direction=config.direction,
         setting=Setting.of(config),
     )
+
+
+def _whole(session: Session, field: SubspaceField) -> SubspaceField | None:
+    """All directions of a method that has them in an order, where calibration varies how many are used."""
+    varies = session.config.calibrate_over == "k" and configured(session.config, field.extracted_by).has_k
+    return read_field(session, field.extracted_by) if varies else None
 
 
 def _check_layers(session: Session, fields: Sequence[SubspaceField], selections: Sequence[Selection]) -> None:

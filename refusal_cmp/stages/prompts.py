@@ -17,9 +17,9 @@ from refusal_cmp.data.sets import columns_of, load_test, pick
 from refusal_cmp.data.wrappers import wrapper
 from refusal_cmp.engines import ENGINES
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.grid import most_plans
 from refusal_cmp.judges.completion import judge
 from refusal_cmp.judges.first_tokens import refusal_tokens
-from refusal_cmp.planning import most_plans
 from refusal_cmp.run.contents import DROPPED, PROMPTS, prompts_file, read_prompts
 from refusal_cmp.run.session import Session
 from refusal_cmp.statistics import fewest

@@ -24,6 +24,7 @@ from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import PACKAGES, Session
 from refusal_cmp.run.shared import Shared
 from refusal_cmp.stages import run_stages
+from refusal_cmp.statistics import fewest
 from refusal_cmp.study.executors import Task
 from refusal_cmp.study.place import Place, place_of
 from refusal_cmp.study.receipts import RECEIPT, Receipt, write_receipt
@@ -135,6 +136,7 @@ def _standing(data: RunData, one: Standing) -> dict[str, Any]:
         "suppresses": one.suppresses and not answers_already(data),
         "broken": one.is_broken,
         "answered": one.answered.value,
+        "few": one.answered.n < fewest(one.among),
         "cost": one.cost,
     }
 

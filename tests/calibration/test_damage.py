@@ -18,8 +18,9 @@ from refusal_cmp.calibration.damage import MEASURES, Meter
 from refusal_cmp.calibration.search import TOLERANCE
 from refusal_cmp.calibration.varied import Varied, check_varied, varied
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.grid import grid_cells
 from refusal_cmp.plan import Place, Plan
-from refusal_cmp.planning import Chosen, Scope, grid_cells
+from refusal_cmp.planning import Chosen, Scope
 from refusal_cmp.subspace import Component
 
 WORDS = "cake cow bird red blue one two three".split()
@@ -169,6 +170,37 @@ def test_calibrated_strengths_are_those_of_a_root_finder(random_model, cells, me
         assert one.found.times == pytest.approx(root, rel=2 * TOLERANCE / one.found.elasticity + 1e-3)
     again = calibrate(cells, OnlyGroups(meter), budget, done=done)
     assert again == calibrated, "what is measured is not measured again"
+
+
+def test_the_number_of_directions_is_that_of_trying_all(random_model):
+    """Budgets between the damages of every two numbers of directions, and one that a number meets."""
+    found = extract(random_model, HARMFUL, HARMLESS, "pca", max_k=3)
+    chosen = Chosen(found, Component(-1, 2), tuple(found), whole=found)
+    grid = grid_cells([chosen], ["nullspace", "ablation", "transport"], [Scope("single"), Scope("all")], strengths={})
+    assert [cell.most for cell in grid] == [3, 3, 1, 1, 1, 1]
+    nullspace, ablation = varied(grid[:3:2], over="k")
+    assert (nullspace.most, ablation.most) == (3, 1)
+    leading = [found.leading(str(k)) for k in (1, 2, 3)]
+    plain = [plan_intervention("nullspace", one, scope="single", **AT) for one in leading]
+    for k, plan in enumerate(plain, 1):
+        assert nullspace.at(1, k).digest == plan.digest
+        assert (nullspace.at(1, k).label, nullspace.at(1, k).k) == (f"pca/nullspace[k={k}]@single", k)
+    meter = Meter(random_model, PROMPTS, "kl", N, answers=ANSWERS)
+    damages = [float(meter([plan]).mean()) for plan in plain]
+    assert damages == sorted(damages), "of this model it grows with every direction"
+    for budget, k, status in (
+        (damages[0] / 2, 1, "met"),
+        ((damages[0] + damages[1]) / 2, 2, "met"),
+        ((damages[1] + damages[2]) / 2, 3, "met"),
+        (damages[1], 2, "met"),
+        (2 * damages[2], 3, "below"),
+    ):
+        (one,) = calibrate([nullspace], meter, budget)
+        assert (one.found.k, one.found.status) == (k, status)
+        assert float(meter([nullspace.at(one.found.times, one.found.k)]).mean()) == pytest.approx(one.found.damage)
+        between = [(tried.k, tried.damage) for tried in one.found.beside]
+        assert between in ([], [(k - 1, pytest.approx(damages[k - 2])), (k, pytest.approx(damages[k - 1]))])
+        assert bool(between) == (one.found.times < 1 < k)
 
 
 class OnlyGroups:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import brentq
 
+from refusal_cmp.calibration.rank import RankSearch
 from refusal_cmp.calibration.search import MOST, TOLERANCE, Search
 
 CURVES = {
@@ -92,3 +94,59 @@ def test_broken_numbers_are_too_much_damage():
     found = searched(lambda u: u**2 if u < 0.5 else math.nan, 0.1).found()
     assert found.status == "met"
     assert found.times == pytest.approx(math.sqrt(0.1), rel=0.02)
+
+
+def over_k(curve, budget, ranks, end=1.0) -> RankSearch:
+    """What a search finds of `curve(k, u)`."""
+    search = RankSearch(budget, ranks, end)
+    while (times := search.ask()) is not None:
+        assert 1 <= search.k <= ranks
+        search.tell(times, curve(search.k, times))
+    assert len(search.tried) <= MOST
+    assert len(set(search.tried)) == len(search.tried), "nothing is measured twice"
+    return search
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.floats(0.001, 1), min_size=2, max_size=100), st.floats(0.01, 30), st.floats(1, 3))
+def test_the_number_of_directions_is_the_first_that_does_more_or_meets_the_budget(steps, budget, power):
+    """Against all numbers of directions one after the other; damage grows with each, and with a power of the share."""
+    grown = np.cumsum(steps)
+    search = over_k(lambda k, u: grown[k - 1] * u**power, budget, len(steps))
+    found = search.found()
+    meets = [k for k, damage in enumerate(grown, 1) if abs(damage - budget) <= TOLERANCE * budget]
+    more = [k for k, damage in enumerate(grown, 1) if damage > budget]
+    assert found.is_monotone
+    if found.status == "below":
+        assert not more
+        assert (found.k, found.times) == (len(steps), 1)
+    elif found.times == 1:
+        assert found.status == "met"
+        assert found.k in meets
+    elif found.status == "met":
+        assert found.k == more[0]
+        assert abs(found.damage - budget) <= TOLERANCE * budget
+    if found.beside:
+        fewer, larger = found.beside
+        assert (fewer.k, larger.k) == (more[0] - 1, more[0])
+        assert (fewer.damage, larger.damage) == (grown[fewer.k - 1], grown[larger.k - 1])
+        assert fewer.times == larger.times == 1
+    assert (found.beside == ()) == (found.times == 1 or found.k == 1)
+
+
+def test_directions_that_all_do_less_have_their_strength_raised():
+    found = over_k(lambda k, u: 0.01 * k * u**2, 0.1, 5, end=2.0).found()
+    assert (found.status, found.k) == ("met", 5)
+    assert found.times == pytest.approx(2**0.5, rel=0.02)
+
+
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_broken_numbers_are_more_than_any_budget_of_directions_too(broken):
+    found = over_k(lambda k, u: 0.01 * k * u**2 if k < 7 else broken, 0.1, 40).found()
+    assert (found.k, [one.k for one in found.beside]) == (7, [6, 7])
+    assert found.status in ("above", "missed")
+
+
+def test_damage_that_falls_with_more_directions_is_said():
+    found = over_k(lambda k, u: (0.05 if k % 2 else 0.3) * u**2, 0.1, 9).found()
+    assert not found.is_monotone or found.status == "below"

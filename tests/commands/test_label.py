@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
 
 from refusal_cmp.commands import label
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.judges.people import COLUMNS, WENT_ALONG, read_sheet
+from refusal_cmp.judges.people import COLUMNS, WENT_ALONG, Shown, _rows, guarded, read_sheet, sheet, unguarded
 from refusal_cmp.report.data import read_run
 from refusal_cmp.report.page.labels import labels_table
 from refusal_cmp.run.contents import KEY, LABELS, SHEET, answers_file, read_labels_agreement
@@ -26,8 +29,7 @@ def drawn(session):
 
 
 def rows_of(session):
-    with (session.run.path / SHEET).open(encoding="utf-8-sig", newline="") as file:
-        return list(csv.DictReader(file))
+    return _rows(session.run.path / SHEET)
 
 
 def write(path, rows, delimiter=","):
@@ -157,6 +159,18 @@ def test_what_cannot_be_drawn_or_read_is_said(session, tmp_path):
     session.config = session.config.model_copy(update={"evals": ("perplexity",)})
     with pytest.raises(RefusalCmpError, match="has no verdicts of judges"):
         label.draw(session, N, None)
+
+
+@given(st.text(st.sampled_from("=+-@'\t\r\na,\""), max_size=5))
+def test_no_cell_is_a_formula_to_a_spreadsheet_and_each_reads_back_as_it_was(text):
+    assert not re.match(r"[=+\-@\t\r\n]", guarded(text))
+    assert unguarded(guarded(text)) == text
+
+
+def test_a_sheet_of_formulas_reads_back_as_it_was(tmp_path):
+    shown = [Shown('=HYPERLINK("x")', "- no\n- never"), Shown("'+1", "@me"), Shown("plain = text", "'tis -1")]
+    (tmp_path / "sheet.csv").write_bytes(sheet(shown))
+    assert [(row["instruction"], row["completion"]) for row in _rows(tmp_path / "sheet.csv")] == shown
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", b"", b'id,verdict\n"x', b"id,verdict\nx\n"])

@@ -11,13 +11,14 @@ import torch
 from refusal_cmp.api import extract, plan_intervention
 from refusal_cmp.config import load_config
 from refusal_cmp.errors import RefusalCmpError
+from refusal_cmp.grid import grid_cells, most_plans
 from refusal_cmp.interventions import INTERVENTIONS, edits_whole_subspace
 from refusal_cmp.model.folding import InexactError, fold
 from refusal_cmp.model.hooks import before, installed
 from refusal_cmp.model.passes import edited_pass
 from refusal_cmp.model.reading import stream_at
 from refusal_cmp.plan import Plan, component_of, file_name, label_of
-from refusal_cmp.planning import Chosen, Scope, Setting, grid, most_plans
+from refusal_cmp.planning import Chosen, Scope, Setting
 from refusal_cmp.subspace import Component
 
 WORDS = "cake cow bird red blue one two three".split()
@@ -65,7 +66,8 @@ def test_both_forms_are_compared_in_one_run_and_have_labels_and_files_of_their_o
     assert most_plans(config) == len(config.methods) * len(config.scope) * (1 + 1 + 2)
     chosen = Chosen(field, Component(-1, 2), tuple(field), component="shared")
     strengths = {"actadd": (0.5,), "actadd[keep-norm=true]": (2.0, 3.0)}
-    plans = grid([chosen], (*config.interventions, "actadd"), [Scope("single")], strengths=strengths)
+    cells = grid_cells([chosen], (*config.interventions, "actadd"), [Scope("single")], strengths=strengths)
+    plans = [cell.plan() for cell in cells]
     assert [plan.label for plan in plans] == [
         "diff-in-means/ablation[component=shared]@single",
         "diff-in-means/ablation[component=shared,keep-norm=true]@single",

@@ -8,10 +8,12 @@ import shutil
 from dataclasses import replace
 
 import pytest
+from matplotlib.figure import Figure
 
 from refusal_cmp.report.answer import costs
-from refusal_cmp.report.figures import Drawn, draw_all
+from refusal_cmp.report.figures import Drawn, draw_all, rendered
 from refusal_cmp.report.page import render
+from refusal_cmp.report.page.images import inline_svg
 from refusal_cmp.report.table import columns
 from refusal_cmp.run.session import Session, open_run
 from refusal_cmp.stages import run_stages
@@ -46,6 +48,26 @@ def test_every_figure_is_in_the_page_and_beside_it(finished, outcomes):
             assert (finished.run.path / f"report/figures/{name}.{kind}").is_file()
     identifiers = re.findall(r'\bid="([^"]+)"', text)
     assert len(set(identifiers)) == len(identifiers)
+    referred = re.findall(r'<use href="#([^"]+)"|url\(#([^)"]+)\)', text)
+    assert len(referred) > 1000
+    assert {one or other for one, other in referred} <= set(identifiers), "letters may be in another figure"
+
+
+def test_an_outline_is_in_the_page_once_and_figures_lose_nothing_else():
+    """Two figures of the same letters: together they draw what matplotlib's files do, shape by shape."""
+    figure = Figure()
+    figure.subplots().set(title="once", xlabel="one two")
+    svg, outlines = rendered(figure, "svg").decode(), {}
+    pages = [inline_svg(svg, name, name, outlines) for name in ("a", "b")]
+    shapes = dict(re.findall(r'<path id="([^"]+)" ((?:d="[^"]*")?)', "".join(pages)))
+    assert set(outlines.values()) <= set(shapes)
+    assert not any(f'id="{name}"' in pages[1] for name in outlines.values())
+    for page in pages:
+        used = [shapes[name] for name in re.findall(r'<use href="#([^"]+)"', page)]
+        drawn = dict(re.findall(r'<path id="([^"]+)" ((?:d="[^"]*")?)', svg))
+        wanted = [drawn[name] for name in re.findall(r'<use xlink:href="#([^"]+)"', svg)]
+        assert [re.sub(r"\s", "", one) for one in used] == [re.sub(r"\s", "", one) for one in wanted]
+        assert page.count("<path") + (page is pages[1]) * len(outlines) == svg.count("<path")
 
 
 def test_a_finished_report_is_not_made_again(finished, monkeypatch):
@@ -234,7 +256,7 @@ def test_the_dark_is_dark(shown):
     colours = []
     for dark in (False, True):
         look = shown(dark=dark)
-        ink = "getComputedStyle(document.querySelector('figure svg text, figure svg g[id*=text] g')).fill"
+        ink = "getComputedStyle(document.querySelector('figure svg text, figure svg g[style*=fill]')).fill"
         colours.append((look("getComputedStyle(document.body).backgroundColor"), look(ink)))
     (light_paper, light_ink), (dark_paper, dark_ink) = colours
     assert light_paper == "rgb(255, 255, 255)"

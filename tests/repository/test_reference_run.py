@@ -17,9 +17,9 @@ import pytest
 
 from refusal_cmp.commands.compare import Tolerance, compare_runs
 from refusal_cmp.config import MachineSettings, load_config
-from refusal_cmp.run.contents import PROMPTS, read_field
+from refusal_cmp.run.contents import PAGE, PROMPTS, read_field, read_selections, read_stability
 from refusal_cmp.run.directory import RunDir
-from refusal_cmp.run.session import Session
+from refusal_cmp.run.session import Session, open_run
 from refusal_cmp.stages import run_stages
 
 REPOSITORY = Path(__file__).parents[2]
@@ -109,6 +109,19 @@ def test_it_is_small_enough_to_be_committed(run):
     names = [name for name in listed.split("\0") if name and (REPOSITORY / name).is_file()]
     assert f"runs/{run.name}/results.csv" in names
     assert sum((REPOSITORY / name).stat().st_size for name in names) <= LARGEST[run.name]
+
+
+@COMMITTED
+def test_it_says_how_stable_what_it_claims_is(run):
+    if not (run / "stability").is_dir():
+        pytest.skip("it was made before its stability was a part of it; make it again")
+    session = open_run(run)
+    found = read_stability(session)
+    assert found is not None, "it is of these prompts and subspaces"
+    fitted = set(found.directions["method"])
+    assert fitted == set(session.config.methods)
+    assert set(found.choices["method"]) == {one.method for one in read_selections(session)}
+    assert "How stable it is" in (run / PAGE).read_text(encoding="utf-8")
 
 
 @COMMITTED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import shutil
 
 import numpy as np
@@ -9,9 +10,13 @@ import pytest
 
 from refusal_cmp.calibration.damage import Meter
 from refusal_cmp.calibration.search import TOLERANCE
+from refusal_cmp.commands.seeds import run_seeds
 from refusal_cmp.config import STAGES, load_config
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.report.data import read_run
+from refusal_cmp.report.method_text import method_text_over_seeds
+from refusal_cmp.report.seeds import read_seeds
+from refusal_cmp.report.seeds_at_equal_damage import areas_over
 from refusal_cmp.run.contents import (
     CALIBRATION,
     CALIBRATION_PASSES,
@@ -19,10 +24,13 @@ from refusal_cmp.run.contents import (
     CURVES,
     FRONTIER,
     PAGE,
+    RESULTS,
     read_curve,
     read_plans,
     read_prompts,
+    read_results,
 )
+from refusal_cmp.run.directory import RunDir
 from refusal_cmp.stages import run_stages
 
 from support.finished_run import make_run, session_on
@@ -151,6 +159,37 @@ def test_killed_calibration_goes_on(run, tiny, tmp_path, monkeypatch):
     assert not list((tmp_path / "run" / "infer").glob("*part"))
 
 
+def test_the_number_of_directions_is_searched_and_then_the_strength(tiny, tmp_path):
+    settings = {**SETTINGS, "methods": "diff-in-means,inlp", "interventions": "ablation,alterrep", "curve": False}
+    settings |= {"calibrate": "kl=0.05", "calibrate_over": "k", "inlp_k": "1"}
+    run = make_run(tmp_path / "over-k", tiny, "report", **settings)
+    meter = Meter(tiny, [one.instruction for one in read_prompts(run, "harmless_val")], "kl", 6)
+    rows = {(row["method"], row["cell"]): row for row in run.run.read_json(CALIBRATION)["plans"]}
+    assert [rows[key]["k"] for key in rows if key[1] == "ablation" or key[0] == "diff-in-means"] == [None] * 3
+    row = rows["inlp[k=1]", "alterrep:1"]
+    assert row["status"] == "met"
+    assert f"[k={row['k']},share={row['times']:g}]:1@all" in row["plan"]
+    plan = next(plan for plan, _ in read_plans(run) if plan.label == row["plan"])
+    assert plan.k == row["k"] > 1, "more than select was told to use"
+    assert float(meter([plan]).mean()) == pytest.approx(0.05, rel=1.1 * TOLERANCE)
+    (_, less, fewer), (_, more, larger) = row["beside"]
+    assert (fewer, larger) == (row["k"] - 1, row["k"])
+    assert less < 0.05 < more
+    table = run.run.read_table(CALIBRATION_PASSES)
+    assert set(table.loc[table["chosen"], "plan"]) == {row["plan"] for row in rows.values()}
+    page = (run.run.path / PAGE).read_text(encoding="utf-8")
+    assert f"with k = {fewer}" in page
+    before = run.run.read_json(CALIBRATION)
+    again_ = session_on(run.run.path, tiny, **settings)
+    run_stages(again_, ("infer",))
+    assert again_.run.read_json(CALIBRATION) == before
+
+
+def test_what_is_varied_needs_a_budget():
+    with pytest.raises(RefusalCmpError, match="calibrate-over k says what is calibrated to a budget of damage"):
+        load_config(None, {"calibrate_over": "k"})
+
+
 @pytest.mark.parametrize("value", ["kl", "kl=0", "kl=-1", "kl=x", "kll=0.1", "kl=inf", "nan"])
 def test_a_budget_that_is_none_is_refused_in_a_sentence(value):
     with pytest.raises(RefusalCmpError, match=r"it must be MEASURE=BUDGET as in kl=0.1"):
@@ -167,10 +206,38 @@ def test_another_budget_is_another_run(run, tiny):
         again(run, tiny, "infer", calibrate="kl=0.05")
 
 
-def test_seeds_do_not_go_with_strengths_of_their_own(tiny, tmp_path):
-    from refusal_cmp.commands.seeds import run_seeds
-    from refusal_cmp.run.directory import RunDir
-
-    sessions = {seed: session_on(tmp_path / f"seed-{seed}", tiny, seed=seed, **SETTINGS) for seed in (1, 2)}
-    with pytest.raises(RefusalCmpError, match="Each seed would have strengths of its own"):
-        run_seeds(RunDir(tmp_path), sessions, STAGES, print)
+def test_each_seed_calibrates_its_own_and_the_table_over_seeds_takes_them(tiny, tmp_path):
+    settings = {**SETTINGS, "interventions": "nullspace,actadd,clamp", "test_seed": 42}
+    sessions = {seed: session_on(tmp_path / f"seed-{seed}", tiny, seed=seed, **settings) for seed in (1, 2)}
+    home = RunDir(tmp_path)
+    run_seeds(home, sessions, STAGES, lambda _: None)
+    rows = {seed: session.run.read_json(CALIBRATION)["plans"] for seed, session in sessions.items()}
+    strengths = [[row["times"] for row in of_seed] for of_seed in rows.values()]
+    assert strengths[0] != strengths[1], "their strengths differ"
+    data = read_seeds("seeds", sessions)
+    names = [row["to"] for row in rows[1]]
+    assert names == [row["to"] for row in rows[2]]
+    assert len(set(names)) == len(names) == 2 * 4
+    assert {"leace/nullspace:kl=0.02@all", "leace/actadd:-,kl=0.02@all", "leace/clamp:-1,kl=0.02@all"} <= set(names)
+    pooled = home.read_table(RESULTS)
+    assert set(pooled["plan"]) == {"baseline", *names}
+    assert (pooled["n_seeds"] == 2).all()
+    for to in names:
+        one = pooled[(pooled["plan"] == to) & (pooled["dataset"] == "harmful") & (pooled["metric"] == "refusal")]
+        values = []
+        for seed, session in sessions.items():
+            label = next(row["plan"] for row in rows[seed] if row["to"] == to)
+            results = read_results(session.run)
+            of_seed = results[results["plan"] == label]
+            values += list(of_seed.loc[(of_seed["dataset"] == "harmful") & (of_seed["metric"] == "refusal"), "value"])
+        assert one["value"].item() == pytest.approx(np.mean(values))
+    assert {one.plan for one in data.verdicts} == set(names)
+    page = html.unescape((home.path / PAGE).read_text(encoding="utf-8"))
+    for row in (*rows[1], *rows[2]):
+        assert f"{row['times']:.4g} <small>{row['damage']:.3g}</small>" in page
+    areas = [session.run.read_table(FRONTIER) for session in sessions.values()]
+    expected = np.mean([table.loc[table["against"].isna(), "area"] for table in areas], axis=0)
+    found = areas_over(list(data.runs.values()))
+    assert sorted(over.mean.value for over, _ in found.values()) == pytest.approx(sorted(expected))
+    assert "The area under a method" in page
+    assert "same damage to 6 harmless validation prompts" in " ".join(method_text_over_seeds(data).split())

@@ -87,6 +87,9 @@ def test_the_page_and_the_tables_say_what_the_receipts_say(whole):
     best = [ranked[0]["plan"] for ranked in standings]
     most = max(set(best), key=best.count)
     assert f"Most often named is {most}, in {best.count(most)} of 4 cells" in page
+    assert "In every cell harmful test prompts are too few to know it of any plan." in page, (
+        "two prompts decide nothing"
+    )
     assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") > 3
     assert "http" not in page.replace("http://www.w3.org", "")  # self-contained
     for cell in study.cells:

@@ -102,7 +102,8 @@ def _by_k(data: RunData, method: str) -> list[Plan]:
     """The plans that use INLP's whole subspace, by how many directions it has; empty if that is one number only."""
     of_method = [plan for plan in data.edited if data.extracted_by[plan.method] == method]
     kept = [plan for plan in of_method if edits_whole_subspace(plan.intervention)]
-    return kept if len({plan.k for plan in kept}) > 1 else []
+    calibrated = data.config.get("calibrate_over") == "k"  # each plan has its own number
+    return kept if len({plan.k for plan in kept}) > 1 and not calibrated else []
 
 
 def _ks(kept: Sequence[Plan]) -> list[int]:

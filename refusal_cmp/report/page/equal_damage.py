@@ -6,6 +6,8 @@ from typing import Any
 
 from refusal_cmp.report.curves import Sweep
 from refusal_cmp.report.data import RunData
+from refusal_cmp.report.seeds import SeedsData
+from refusal_cmp.report.seeds_at_equal_damage import areas_over
 from refusal_cmp.report.wording import bracketed, decimal, minus, sentence_list
 
 SURE = 0.05
@@ -63,19 +65,59 @@ def calibration_table(data: RunData) -> dict[str, Any] | None:
     return {
         "said": f"{found['said']}, on {found['n']} harmless validation prompts",
         "budget": f"{found['budget']:g}{unit}",
+        "over_k": any(row.get("k") is not None for row in found["plans"]),
         "rows": [_row(row) for row in found["plans"] if row["plan"] in labels],
     }
 
 
+def _damage(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
 def _row(row: dict[str, Any]) -> dict[str, Any]:
     notes = [STATUSES[row["status"]]]
+    beside = [f"{_damage(damage)} with k = {k}" for _, damage, k in row.get("beside", [])]
+    notes += [f"in whole {sentence_list(beside)}"] if beside else []
     notes += [] if row["is_monotone"] else ["damage does not grow everywhere"]
     notes += ["flat"] if row["status"] == "met" and row["is_flat"] else []
     return {
         "plan": row["plan"],
         "times": f"{row['times']:.4g}",
-        "damage": "–" if row["damage"] is None else f"{row['damage']:.3g}",
+        "damage": _damage(row["damage"]),
         "passes": len(row["tried"]),
         "elasticity": "–" if row["elasticity"] is None else decimal(row["elasticity"], 1),
         "note": "; ".join(note for note in notes if note),
     }
+
+
+def equal_damage_over_seeds(data: SeedsData) -> dict[str, Any] | None:
+    """The strengths that each seed calibrated, and the areas under the frontiers of its sweep; None without either."""
+    found = data.as_run.calibration
+    areas, sweep = areas_over(list(data.runs.values())), data.first.sweep
+    if found is None and not areas:
+        return None
+    return {
+        "said": "" if found is None else f"{found['said']}, on {found['n']} harmless validation prompts",
+        "budget": "" if found is None else f"{found['budget']:g} {found['unit']}".strip(),
+        "rows": [] if found is None else [_over_seeds(data, str(row["plan"])) for row in found["plans"]],
+        "limit": "" if sweep is None else f"{f'{sweep.limit:g} {sweep.unit}'.strip()} ({sweep.said})",
+        "areas": [
+            {
+                "method": name,
+                "mean": f"{decimal(over.mean.value, 3)} [{decimal(over.mean.low, 3)}, {decimal(over.mean.high, 3)}]",
+                "sd": decimal(over.sd, 3),
+                "each": [decimal(one.value, 3) for one in those],
+            }
+            for name, (over, those) in areas.items()
+        ],
+    }
+
+
+def _over_seeds(data: SeedsData, plan: str) -> dict[str, Any]:
+    cells = []
+    for run in data.runs.values():
+        rows = [] if run.calibration is None else [row for row in run.calibration["plans"] if row["plan"] == plan]
+        row = _row(rows[0]) if rows else {"times": "–", "damage": "–", "note": ""}
+        k = f", k = {rows[0]['k']}" if rows and rows[0].get("k") is not None else ""
+        cells.append({"times": f"{row['times']}{k}", "damage": row["damage"], "note": row["note"]})
+    return {"plan": plan, "cells": cells}

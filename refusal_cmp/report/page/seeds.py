@@ -10,6 +10,7 @@ import pandas as pd
 from refusal_cmp.plan import BASELINE
 from refusal_cmp.report.answer import costs
 from refusal_cmp.report.figures import Outcome, Skipped
+from refusal_cmp.report.page.equal_damage import equal_damage_over_seeds
 from refusal_cmp.report.page.filling import filled
 from refusal_cmp.report.page.first_screen import PLAN, how
 from refusal_cmp.report.page.images import placed_figures
@@ -39,6 +40,7 @@ def render_seeds(data: SeedsData, outcomes: Sequence[Outcome], images: Mapping[t
         selection=[*(_selection_row(data, name) for name in data.first.methods), *_shared_row(data)],
         shared=any(map(data.shared, data.seeds)),
         table=_plans(data),
+        equal_damage=equal_damage_over_seeds(data),
         figures=placed_figures(outcomes, images),
         skipped=[one for one in outcomes if isinstance(one, Skipped)],
         n=counted(len(data.seeds), "seed"),

@@ -61,12 +61,15 @@ class Conclusions:
     named: dict[str, Count] = field(default_factory=lambda: defaultdict(Count))
     """By plan: cells in which it is the best of all."""
     cells: int = 0
+    few: int = 0
+    """Cells with too few harmful test prompts for any plan to be known to suppress refusal."""
     places: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     """By subject and plan: the sum of its places, from 0, and how many they are."""
 
     def add(self, model: str, subject: str, standings: Sequence[Mapping[str, Any]]) -> None:
         """Count a cell, by the standings of its receipt."""
         self.cells += 1
+        self.few += all(one.get("few", False) for one in standings)  # receipts of older versions do not say it
         places = self.places.setdefault(subject, defaultdict(lambda: [0.0, 0]))
         for place, one in enumerate(standings):
             self.suppresses[one["plan"]].add(model, one["suppresses"])

@@ -54,9 +54,11 @@ def _headline(found: Tables) -> str:
         return "Refusal was not measured, so that no plan is named; run with refusal among evals."
     plan, named = best
     held = counts.suppresses[plan]
+    cells = "every cell" if counts.few == counts.cells else f"{counts.few} of {counts.cells} cells"
+    few = f" In {cells} harmful test prompts are too few to know it of any plan." if counts.few else ""
     return (
         f"Most often named is {plan}, in {named.holds} of {counted(counts.cells, 'cell')}; it suppresses refusal in "
-        f"{held.holds} of {held.cells}, and in every cell of {held.throughout} of {counted(held.models, 'model')}."
+        f"{held.holds} of {held.cells}, and in every cell of {held.throughout} of {counted(held.models, 'model')}.{few}"
     )
 
 
