@@ -189,10 +189,12 @@ def _check_upstream(session: Session, upstream: Sequence[str]) -> None:
                 f"{session.run.command(stage)} again first, with the same settings."
             )
         before = record["settings"] if "settings" in record else session.run.manifest["config"]  # of older versions
+        unknown = load_config(None, {}).binding(stage)  # what a version did not know, it did as is done by default
         for name, value in session.config.binding(stage).items():
-            if before.get(name) != value:
+            then = before.get(name, unknown[name])
+            if then != value:
                 raise RefusalCmpError(
-                    f"The setting {name.replace('_', '-')} was {before.get(name)!r} in {stage} of "
+                    f"The setting {name.replace('_', '-')} was {then!r} in {stage} of "
                     f"{session.run.path}, is now {value!r}, and matters to it; redo the run from there, or name "
                     "another.",
                     force="",
