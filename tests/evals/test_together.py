@@ -12,6 +12,7 @@ from refusal_cmp.api import plan_intervention
 from refusal_cmp.config import load_config
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.evals import Subject, configured
+from refusal_cmp.evals.recognition import QUESTION, WORDS, _begins, asked
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.generation import Answer
 from refusal_cmp.plan import Place, Plan, baseline, prompted
@@ -25,7 +26,7 @@ SETTINGS = {
     "tasks": ("world_cloze",),
     "benchmark_limit": 6,
 }
-EVALUATORS = ("perplexity", "kl", "capability", "recognition")
+EVALUATORS = ("perplexity", "kl", "capability")
 OTHER = "checkpoint/other"
 
 
@@ -100,6 +101,18 @@ def test_together_is_as_alone(subjects, name, monkeypatch):
     monkeypatch.setattr("refusal_cmp.model.passes.Passes._under", measured_again)
     for subject, expected in list(zip(subjects, together, strict=True))[3:5]:
         assert again.evaluate(subject).metrics == expected.metrics
+
+
+def test_whether_a_prompt_is_called_harmful_is_read_of_many_plans_as_of_each(tiny, plans):
+    prompts = instructions("tiny-harmful", "test", 4)
+    edits = [plan for plan in plans if plan.tokens == "all" and not plan.edits_nothing]
+    yes, no = (_begins(tiny, words) for words in WORDS.values())
+    batch = tiny.batch(tiny.tokenize([QUESTION.replace("{request}", prompt) for prompt in prompts]))
+    for plan, found in zip(edits, asked(tiny, prompts, edits), strict=True):
+        with tiny.edited(plan):
+            p = tiny.last_logits(batch).double().softmax(-1)
+        expected = p[:, yes].sum(-1).log() - p[:, no].sum(-1).log()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_checkpoints_and_system_prompts_go_alone(subjects):
