@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from refusal_cmp.evals.recognition import QUESTION, WORDS, _begins, asked
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.generation import Answer
 from refusal_cmp.plan import Place, Plan, baseline, prompted
+from refusal_cmp.stages.evaluate import _read_from
 from refusal_cmp.subspace import Component
 
 from support.models import instructions
@@ -122,3 +124,18 @@ def test_checkpoints_and_system_prompts_go_alone(subjects):
     for subject in subjects[-2:]:
         judge.evaluate(subject)
     assert not known
+
+
+def test_work_in_progress_of_another_model_is_not_gone_on_with():
+    """As where a model's files change under their name after a kill, and all is done again."""
+
+    def made_from(name, dtype, completions):
+        run = SimpleNamespace(manifest={"model": {"dtype": dtype}}, digest=lambda file: f"{completions} {file}")
+        config = SimpleNamespace(test_sets=("harmful", "harmless"))
+        return json.dumps(_read_from(SimpleNamespace(run=run, config=config), evaluator(name)))
+
+    for name in EVALUATORS:
+        same = made_from(name, "float32", "a")
+        assert same == made_from(name, "float32", "a")
+        assert same not in (made_from(name, "float32", "b"), made_from(name, "bfloat16", "a"))
+    assert made_from("refusal", "float32", "a") == made_from("refusal", "float32", "b"), "it reads no model"
