@@ -67,7 +67,7 @@ def evaluate_stage(session: Session) -> None:
     }
     busy = [name for name in order if missing[name]]
     for name in order:
-        done = session.run.journal(f"evaluate/{name}", made_with[name])
+        done = session.run.journal(f"evaluate/{name}", [made_with[name], _read_from(session, evaluators[name])])
         if name in busy:
             if evaluators[name].loads_model:
                 session.release()
@@ -126,6 +126,17 @@ def _inputs(
     lists = {name: value for name, value in made_with.items() if is_marked(RunConfig.model_fields[name], GRID)}
     settings = {name: value for name, value in made_with.items() if name not in lists}
     return settings, {**made_of(plan), **lists, **{file: run.digest(file) for file in files}}
+
+
+def _read_from(session: Session, evaluator: Evaluator) -> dict[str, Any]:
+    """Which model work in progress was read from, so that none goes on with what was read from another.
+
+    Files of a model may change under their name: its completions tell.
+    """
+    if "model" not in evaluator.reads:
+        return {}
+    files = [answers_file(BASELINE, dataset) for dataset in session.config.test_sets]
+    return {"model": session.run.manifest.get("model"), **{file: session.run.digest(file) for file in files}}
 
 
 def _subject(session: Session, plan: Plan, evaluator: str, is_done: bool) -> Subject:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from refusal_cmp.api import plan_intervention
 from refusal_cmp.config import load_config
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.evals import Subject, configured
+from refusal_cmp.evals.recognition import QUESTION, WORDS, _begins, asked
 from refusal_cmp.model import ChatModel
 from refusal_cmp.model.generation import Answer
 from refusal_cmp.plan import Place, Plan, baseline, prompted
+from refusal_cmp.stages.evaluate import _read_from
 from refusal_cmp.subspace import Component
 
 from support.models import instructions
@@ -25,7 +28,7 @@ SETTINGS = {
     "tasks": ("world_cloze",),
     "benchmark_limit": 6,
 }
-EVALUATORS = ("perplexity", "kl", "capability", "recognition")
+EVALUATORS = ("perplexity", "kl", "capability")
 OTHER = "checkpoint/other"
 
 
@@ -102,6 +105,18 @@ def test_together_is_as_alone(subjects, name, monkeypatch):
         assert again.evaluate(subject).metrics == expected.metrics
 
 
+def test_whether_a_prompt_is_called_harmful_is_read_of_many_plans_as_of_each(tiny, plans):
+    prompts = instructions("tiny-harmful", "test", 4)
+    edits = [plan for plan in plans if plan.tokens == "all" and not plan.edits_nothing]
+    yes, no = (_begins(tiny, words) for words in WORDS.values())
+    batch = tiny.batch(tiny.tokenize([QUESTION.replace("{request}", prompt) for prompt in prompts]))
+    for plan, found in zip(edits, asked(tiny, prompts, edits), strict=True):
+        with tiny.edited(plan):
+            p = tiny.last_logits(batch).double().softmax(-1)
+        expected = p[:, yes].sum(-1).log() - p[:, no].sum(-1).log()
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_checkpoints_and_system_prompts_go_alone(subjects):
     """Their work is not kept: nothing of the model's own plans is in it."""
     judge, known = evaluator("perplexity"), {}
@@ -109,3 +124,18 @@ def test_checkpoints_and_system_prompts_go_alone(subjects):
     for subject in subjects[-2:]:
         judge.evaluate(subject)
     assert not known
+
+
+def test_work_in_progress_of_another_model_is_not_gone_on_with():
+    """As where a model's files change under their name after a kill, and all is done again."""
+
+    def made_from(name, dtype, completions):
+        run = SimpleNamespace(manifest={"model": {"dtype": dtype}}, digest=lambda file: f"{completions} {file}")
+        config = SimpleNamespace(test_sets=("harmful", "harmless"))
+        return json.dumps(_read_from(SimpleNamespace(run=run, config=config), evaluator(name)))
+
+    for name in EVALUATORS:
+        same = made_from(name, "float32", "a")
+        assert same == made_from(name, "float32", "a")
+        assert same not in (made_from(name, "float32", "b"), made_from(name, "bfloat16", "a"))
+    assert made_from("refusal", "float32", "a") == made_from("refusal", "float32", "b"), "it reads no model"

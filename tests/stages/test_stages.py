@@ -119,7 +119,7 @@ def test_identical_plans_are_run_once_and_have_the_same_numbers(finished):
 def test_finished_work_is_not_done_again(copied, tiny, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in copied.rglob("*.jsonl")}
     monkeypatch.setattr(HFEngine, "generate_many", refuses_to_work)
-    monkeypatch.setattr("refusal_cmp.evals.perplexity.losses", refuses_to_work)
+    monkeypatch.setattr("refusal_cmp.model.passes.Passes.over", refuses_to_work)
     monkeypatch.setattr("refusal_cmp.stages.select.Scorer", refuses_to_work)
     monkeypatch.setattr("refusal_cmp.stages.extract.collect", refuses_to_work)
     start(copied, tiny)
