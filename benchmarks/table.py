@@ -89,14 +89,53 @@ def evaluation_rows(results: dict[str, Any]) -> list[str]:
     return rows
 
 
+def hooks_rows(results: dict[str, Any]) -> list[str]:
+    """A row for each plan under vLLM's compiler, beside vLLM as it comes."""
+    return [
+        f"| vLLM compiled, {results['prompts']} completions of {results['new_tokens']} tokens, {results['shape']} "
+        f"model, {way.removeprefix('compiled, ')} | vLLM's own {results['own']:,.0f} tokens/s | "
+        f"{statistics.median(shares) * results['own']:,.0f} tokens/s | {statistics.median(shares):.2f} × |"
+        for way, shares in results["shares"].items()
+        if way.startswith("compiled")
+    ]
+
+
+def gpu_rows(results: dict[str, Any]) -> list[str]:
+    """What a GPU told of an 8B shape: plans at once, a study, and prompts that begin alike."""
+    card, shape, parts = results["machine"]["gpu"], results["shape"], results["parts"]
+    made, study, prefix = (parts.get(name, {}) for name in ("generation", "study", "prefix"))
+    rows = []
+    if "ratio" in made:
+        rows.append(
+            f"| 8B shape on {card}: {made['completions']:,} completions of {shape['new_tokens']} tokens, "
+            f"{made['plans']} plans | plan after plan {made['one_at_a_time_tokens_per_s']:,.0f} tokens/s | "
+            f"{made['at_once_tokens_per_s']:,.0f} tokens/s | {made['ratio']:.1f} × |"
+        )
+    if "study_s" in study:
+        rows.append(
+            f"| 8B shape on {card}: extraction of {2 * shape['train']} prompts by diff-in-means and INLP, local "
+            f"selection among {study['diff-in-means_components'] + study['inlp_components']} components | | "
+            f"{duration(study['study_s'])} | |"
+        )
+    if "ratio" in prefix:
+        rows.append(
+            f"| 8B shape on {card}: {prefix['prompts']} prompts of {prefix['tokens_of_a_prompt']:.0f} tokens that "
+            f"begin alike | {duration(prefix['plain_s'])} | {duration(prefix['shared_s'])} | {prefix['ratio']:.1f} × |"
+        )
+    return rows
+
+
 def main() -> None:
     """Print the table."""
+    cards = sorted(path.stem for path in RESULTS.glob("gpu-*.json"))
     forms = [
         (read("inlp"), inlp_rows),
         (read("extraction"), extraction_rows),
         *((read(f"selection-{shape}"), selection_rows) for shape in ("tiny", "135m", "0.5b", "7b")),
         *((read(f"evaluation-{shape}"), evaluation_rows) for shape in ("tiny", "135m")),
         *((read(f"generation-{shape}"), generation_rows) for shape in ("tiny", "0.5b", "7b")),
+        (read("hooks-135m"), hooks_rows),
+        *((read(card), gpu_rows) for card in cards),
     ]
     print("| work | textbook form | here | faster by | threads |\n|---|---|---|---|--:|")
     there = [(results, rows) for results, rows in forms if results is not None]

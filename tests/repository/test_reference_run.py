@@ -113,8 +113,6 @@ def test_it_is_small_enough_to_be_committed(run):
 
 @COMMITTED
 def test_it_says_how_stable_what_it_claims_is(run):
-    if not (run / "stability").is_dir():
-        pytest.skip("it was made before its stability was a part of it; make it again")
     session = open_run(run)
     found = read_stability(session)
     assert found is not None, "it is of these prompts and subspaces"

@@ -221,6 +221,18 @@ def test_a_method_that_select_has_not_scored_is_named(copied, tiny):
         start(copied, tiny, stages=("infer",), inlp_k="full,1")
 
 
+def test_a_setting_that_an_older_version_did_not_know_counts_as_its_default(copied, tiny):
+    file = copied / "manifest.json"
+    manifest = json.loads(file.read_text())
+    for stage in ("extract", "select", "infer"):
+        for name in ("calibrate", "calibrate_tokens", "wrappers", "seed"):
+            manifest["stages"][stage]["settings"].pop(name, None)
+    file.write_text(json.dumps(manifest))
+    start(copied, tiny, stages=("evaluate", "report"))
+    with pytest.raises(RefusalCmpError, match=r"The setting calibrate-tokens was 16 in infer of .*, is now 8"):
+        start(copied, tiny, stages=("report",), calibrate_tokens=8)
+
+
 def test_a_changed_setting_stops_and_leaves_the_run_as_it_was(copied, tiny):
     kept = (copied / "infer/baseline/harmful.jsonl").read_text()
     with pytest.raises(RefusalCmpError, match="max-new-tokens was 8 and is now 9"):
