@@ -142,7 +142,9 @@ def main() -> None:
     for results, rows in there:
         for row in rows(results):
             print(f"{row} {results['machine']['threads']} |")
-    for machine in {(results["machine"]["processor"], results["machine"]["torch"]) for results, _ in there}:
+    for machine in dict.fromkeys(
+        (results["machine"]["processor"], results["machine"]["torch"]) for results, _ in there
+    ):
         print("\n{}, torch {}.".format(*machine))
 
 

@@ -6,14 +6,14 @@ shapes of small models takes 0.4 of the time; both add up in float32. Small prod
 costs some microseconds.
 
 oneDNN puts weights in an order of its own first, which takes a third of the product where few tokens are read. Inside
-`prepacked` a layer keeps them so from its second product on.
+`prepacked` a layer keeps them so. Every product there is made of them: what a product gives may not depend on what was
+done before it, and for a single token the order decides the last bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float
@@ -26,38 +26,21 @@ PACKED_BYTES = 2**31
 """What weights may take a second time: a model of half a billion parameters."""
 
 
-@dataclass
-class _Packs:
-    """The weights of layers in oneDNN's order, by the layer's id; None after its first product."""
-
-    left: int = PACKED_BYTES
-    kept: dict[int, Tensor | None] = field(default_factory=dict)
-
-    def of(self, layer: nn.Module, weight: Float[Tensor, "o i"]) -> Tensor:
-        """The weights of a layer as they are or, if they fit, in that order: the product is the same to the bit."""
-        known = self.kept.get(id(layer))
-        if known is not None:
-            return known
-        if id(layer) not in self.kept or weight.nbytes > self.left:
-            self.kept[id(layer)] = None
-            return weight
-        self.left -= weight.nbytes
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, None)
-        self.kept[id(layer)] = packed
-        return packed
-
-
-_packs: _Packs | None = None
+_packs: dict[int, Tensor] | None = None
+"""The weights of layers in oneDNN's order, by the layer's id, while they are kept."""
 
 
 @contextmanager
 def prepacked() -> Iterator[None]:
-    """Inside the block, in which no weight may change, products are made of weights that are put in order once."""
+    """Inside the block, in which no weight may change, the weights of a small model are put in order once.
+
+    It is small if they take no more than `PACKED_BYTES`.
+    """
     global _packs
     if _packs is not None:
         yield
         return
-    _packs = _Packs()
+    _packs = {}
     try:
         yield
     finally:
@@ -84,9 +67,15 @@ def use_onednn(model: nn.Module) -> None:
     """
     if not (torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability().startswith("AVX512")):
         return
-    for module in model.modules():
-        if type(module) in FAST and "forward" not in vars(module) and _plain(dict(module.named_parameters())):
-            module.__class__ = FAST[type(module)]
+    layers = [
+        module
+        for module in model.modules()
+        if type(module) in FAST and "forward" not in vars(module) and _plain(dict(module.named_parameters()))
+    ]
+    is_small = sum(int(layer.get_parameter("weight").nbytes) for layer in layers) <= PACKED_BYTES
+    for layer in layers:
+        layer.__class__ = FAST[type(layer)]
+        vars(layer)["may_be_packed"] = is_small
 
 
 def _plain(parameters: Mapping[str, Tensor]) -> bool:
@@ -102,5 +91,8 @@ def _worth(x: Tensor, weight: Tensor) -> bool:
 
 
 def _product(layer: nn.Module, x: Tensor, weight: Float[Tensor, "o i"], bias: Tensor | None) -> Tensor:
-    weight = weight if _packs is None else _packs.of(layer, weight)
+    if _packs is not None and layer.may_be_packed:
+        if id(layer) not in _packs:
+            _packs[id(layer)] = torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        weight = _packs[id(layer)]
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")

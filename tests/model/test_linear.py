@@ -72,18 +72,42 @@ def test_weights_may_change(both, by_onednn):
     assert by_onednn
 
 
-def test_weights_that_are_put_in_order_once_give_the_same_bits(both, by_onednn):
+def test_weights_that_are_put_in_order_once_give_the_same_numbers(both, by_onednn):
     _, fast = both
     with torch.inference_mode():
         expected = [fast(inputs(n)) for n in (50, 50, 90)]
-        for room in (linear.PACKED_BYTES, 0):
-            with prepacked(), prepacked():
-                linear._packs.left = room
-                found = [fast(inputs(n)) for n in (50, 50, 90)]
-                kept = [one for one in linear._packs.kept.values() if one is not None]
-                assert len(kept) == (1 if room else 0)
-            assert all(map(torch.equal, found, expected))
+        with prepacked(), prepacked():
+            found = [fast(inputs(n)) for n in (50, 50, 90)]
+            assert list(linear._packs) == [id(fast)]
     assert linear._packs is None
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    assert torch.equal(found[0], found[1])
+    assert len(by_onednn) == 6
+
+
+def test_a_product_does_not_depend_on_those_before_it(monkeypatch, by_onednn):
+    """That of one token alone is another one where weights are in another order."""
+    monkeypatch.setattr(linear, "LEAST", 1)
+    fast = nn.Linear(160, 8192)
+    use_onednn(nn.Sequential(fast))
+    x = torch.randn(1, 160, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        with prepacked():
+            first = fast(x)
+        with prepacked():
+            fast(inputs(1)[..., :1].expand(3, 1, 160))
+            assert torch.equal(fast(x), first)
+    assert len(by_onednn) == 3
+
+
+def test_a_large_model_is_not_held_twice(monkeypatch, by_onednn):
+    monkeypatch.setattr(linear, "PACKED_BYTES", 2 * 4 * 144 * 96 - 1)
+    fast = nn.Sequential(nn.Linear(144, 96), nn.Linear(96, 144))
+    use_onednn(fast)
+    with torch.inference_mode(), prepacked():
+        fast(inputs(50))
+        assert not linear._packs
     assert by_onednn
 
 

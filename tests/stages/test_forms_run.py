@@ -55,8 +55,8 @@ def test_every_form_is_a_plan_with_results_a_file_and_a_place_on_the_page(finish
         assert label in page
         assert label == "baseline" or (finished / "infer" / file_name(label) / "plan.safetensors").is_file()
     kl = results[results["metric"] == "kl"].set_index("plan")["value"]
-    assert kl["diff-in-means/actadd[keep-norm=true,tokens=generated]:1@all"] == 0, "no prompt is edited"
-    assert kl["diff-in-means/ablation[tokens=prompt]@all"] == kl["diff-in-means/ablation@all"], "prompts are all"
+    assert kl["diff-in-means/actadd[keep-norm=true,tokens=generated]:1@all"] < 1e-9, "no prompt is edited"
+    assert kl["diff-in-means/ablation[tokens=prompt]@all"] == pytest.approx(kl["diff-in-means/ablation@all"], rel=1e-5)
 
 
 def test_the_paragraph_on_the_method_says_what_the_forms_are(finished):

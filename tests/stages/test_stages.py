@@ -222,12 +222,13 @@ def test_a_method_that_select_has_not_scored_is_named(copied, tiny):
 
 
 def test_a_setting_that_an_older_version_did_not_know_counts_as_its_default(copied, tiny):
-    file = copied / "manifest.json"
-    manifest = json.loads(file.read_text())
+    run = RunDir(copied)
+    stages = run.manifest["stages"]
     for stage in ("extract", "select", "infer"):
-        for name in ("calibrate", "calibrate_tokens", "wrappers", "seed"):
-            manifest["stages"][stage]["settings"].pop(name, None)
-    file.write_text(json.dumps(manifest))
+        for name in ("calibrate", "calibrate_tokens", "wrappers"):
+            stages[stage]["settings"].pop(name, None)
+    assert "calibrate_tokens" not in stages["infer"]["settings"]
+    run.note(stages=stages)
     start(copied, tiny, stages=("evaluate", "report"))
     with pytest.raises(RefusalCmpError, match=r"The setting calibrate-tokens was 16 in infer of .*, is now 8"):
         start(copied, tiny, stages=("report",), calibrate_tokens=8)
