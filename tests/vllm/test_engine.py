@@ -74,8 +74,8 @@ def disagreements(ours, theirs):
 
 
 def test_completions_are_those_of_the_hooked_model(tiny, tiny_fields, engine):
-    """For every method, intervention, strength and scope, 100 prompts; and for the baseline again after the last."""
-    prompts = instructions("tiny-harmful", "test", 50) + instructions("tiny-harmless", "test", 50)
+    """For every method, intervention, strength and scope, 200 prompts; and for the baseline again after the last."""
+    prompts = instructions("tiny-harmful", "test", 100) + instructions("tiny-harmless", "test", 100)
     plans = [
         plan_intervention(name, subspaces, scope=scope, strength=strength, **AT)
         for subspaces in tiny_fields.values()
