@@ -26,7 +26,7 @@ from refusal_cmp.model.generation import Completion, greedy
 from refusal_cmp.model.hooks import after, before, installed
 from refusal_cmp.model.kv_cache import is_plain
 from refusal_cmp.model.linear import prepacked
-from refusal_cmp.model.narrow import narrow_module, narrowed
+from refusal_cmp.model.narrow import is_watched, narrow_module, narrowed
 from refusal_cmp.model.packing import MOST_TOKENS, Pack, PackedBatch, packs
 from refusal_cmp.model.source import ModelSource
 from refusal_cmp.plan import Place, Plan, Tokens
@@ -416,8 +416,9 @@ class ChatModel(Chat):
 
         There are none where somebody looks at what leaves the block: all tokens of it may be read.
         """
-        is_watched = bool(self.blocks[-1].module._forward_hooks)
-        return iter(()) if self.narrow is None or is_watched else narrowed(self.narrow, at, tokens)
+        if self.narrow is None or is_watched(self.blocks[-1].module):
+            return iter(())
+        return narrowed(self.narrow, at, tokens)
 
     def _narrows(self) -> nn.Module | None:
         """The last block's MLP, where a token of it is what it is without the others."""

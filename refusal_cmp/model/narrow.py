@@ -18,6 +18,8 @@ from refusal_cmp.model.hooks import first, with_first
 
 WORTH = 0.75
 """Of a pass's tokens at most so many may be wanted: moving rows costs as well."""
+CAPTURES = "transformers.utils.output_capturing"
+"""Whose hooks stay on a model once it was asked for hidden states, and do nothing in passes that do not ask."""
 
 
 def narrow_module(block: Block) -> nn.Module | None:
@@ -35,6 +37,11 @@ def _has_matrix(module: nn.Module) -> bool:
     return any(parameter.ndim > 1 for parameter in module.parameters())
 
 
+def is_watched(module: nn.Module) -> bool:
+    """Whether somebody looks at what the module gives, or changes it."""
+    return any(getattr(hook, "__module__", "") != CAPTURES for hook in module._forward_hooks.values())
+
+
 def narrowed(module: nn.Module, at: Int[Tensor, " m"], tokens: int) -> Iterator[Any]:
     """Hooks that have a module compute some of the tokens of a pass; none where that is not worth it.
 
@@ -46,7 +53,7 @@ def narrowed(module: nn.Module, at: Int[Tensor, " m"], tokens: int) -> Iterator[
         Which of the pass's tokens, rows one after the other.
     """
     inside = (one for one in module.modules() if one is not module)
-    if len(at) > WORTH * tokens or torch.is_grad_enabled() or any(one._forward_hooks for one in inside):
+    if len(at) > WORTH * tokens or torch.is_grad_enabled() or any(map(is_watched, inside)):
         return
     shape: list[torch.Size] = []
 

@@ -137,6 +137,15 @@ def test_the_last_block_computes_for_the_last_position_what_it_computes_for_all(
     assert not seen or seen[0] == batch.ids.numel()
 
 
+def test_a_model_that_was_once_asked_for_hidden_states_computes_as_before(model, batch):
+    """transformers leaves hooks on the blocks of such a model."""
+    before = model.last_logits(batch)
+    with torch.inference_mode():
+        states = model.model(**batch.inputs, output_hidden_states=True).hidden_states
+    assert len(states) == model.n_layers + 1
+    assert torch.equal(model.last_logits(batch), before)
+
+
 def test_which_families_narrow_is_known(model):
     assert (model.narrow is None) == (model.name in WHOLE)
 
