@@ -26,7 +26,7 @@ from refusal_cmp.model.generation import Completion, greedy
 from refusal_cmp.model.hooks import after, before, installed
 from refusal_cmp.model.kv_cache import is_plain
 from refusal_cmp.model.linear import prepacked
-from refusal_cmp.model.narrow import is_watched, narrow_module, narrowed
+from refusal_cmp.model.narrow import is_watched, narrow_modules, narrowed
 from refusal_cmp.model.packing import MOST_TOKENS, Pack, PackedBatch, packs
 from refusal_cmp.model.source import ModelSource
 from refusal_cmp.plan import Place, Plan, Tokens
@@ -80,8 +80,8 @@ class ChatModel(Chat):
         """Whether a plan is in force that edits the tokens of prompts, or those that are generated, alone."""
         self._told: Bool[Tensor, "n s"] | None = None
         self._written: Bool[Tensor, "n s"] | bool = False
-        self.narrow: nn.Module | None = None
-        """What is computed of the last block where logits are read alone, if anything can be."""
+        self.narrow: tuple[nn.Module, ...] = ()
+        """What is computed of the last block for those tokens alone whose logits are read."""
         self.narrow = self._narrows()
         self.shares_rows, self.shares_cache = False, False
         self.shares_rows, self.shares_cache = self._sharing()
@@ -412,29 +412,27 @@ class ChatModel(Chat):
         return out
 
     def _narrowed(self, at: Int[Tensor, " m"], tokens: int) -> Iterator[Any]:
-        """Hooks that have the last block's MLP compute some tokens alone, where that gives what it gives of all.
+        """Hooks that have the last block compute some tokens alone, where that gives what it gives of all.
 
         There are none where somebody looks at what leaves the block: all tokens of it may be read.
         """
-        if self.narrow is None or is_watched(self.blocks[-1].module):
-            return iter(())
-        return narrowed(self.narrow, at, tokens)
+        return narrowed(() if is_watched(self.blocks[-1].module) else self.narrow, at, tokens)
 
-    def _narrows(self) -> nn.Module | None:
-        """The last block's MLP, where a token of it is what it is without the others."""
-        module = narrow_module(self.blocks[-1])
-        if module is None:
-            return None
-        try:
-            batch = self.batch(self.tokenize(PROBE_INSTRUCTIONS))
-            whole = self.last_logits(batch)
-            self.narrow = module
-            off = float((self.last_logits(batch) - whole).norm() / whole.norm())
-        except Exception:  # of the code that comes with a model; what is wrong with a prompt is said of real ones
-            return None
-        finally:
-            self.narrow = None
-        return module if off <= ROUNDING[self.model.dtype == torch.float32] else None
+    def _narrows(self) -> tuple[nn.Module, ...]:
+        """What of the last block computes a token as it would without the others."""
+        for modules in narrow_modules(self.blocks[-1]):
+            try:
+                batch = self.batch(self.tokenize(PROBE_INSTRUCTIONS))
+                whole = self.last_logits(batch)
+                self.narrow = modules
+                off = float((self.last_logits(batch) - whole).norm() / whole.norm())
+            except Exception:  # of the code that comes with a model; what is wrong with a prompt is said of real ones
+                continue
+            finally:
+                self.narrow = ()
+            if off <= ROUNDING[self.model.dtype == torch.float32]:
+                return modules
+        return ()
 
     @torch.inference_mode()
     def last_logits(self, batch: Batch) -> Float[Tensor, "n vocab"]:

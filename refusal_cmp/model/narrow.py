@@ -1,36 +1,45 @@
-"""In the last block the MLP is computed for those tokens alone whose logits are wanted: no other token reads it.
+"""In the last block, what is computed of a token for itself is computed where its logits are wanted: no other is read.
 
-Attention is not narrowed: it writes keys and values of all tokens. What the MLP writes to other tokens is zero instead,
-which edits of `mlp_out` may change and nobody reads.
+That is the MLP, and attention's queries and the projection of its output. Keys and values of all tokens are needed.
+What is written to the other tokens is zero instead, which edits may change and nobody reads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from refusal_cmp.model.blocks import MLP_NAMES, Block
+from refusal_cmp.model.blocks import ATTENTION_NAMES, MLP_NAMES, Block
 from refusal_cmp.model.hooks import first, with_first
 
 WORTH = 0.75
 """Of a pass's tokens at most so many may be wanted: moving rows costs as well."""
+QUERY_NAMES = ("q_proj", "q_b_proj", "query", "wq")
+OUTPUT_NAMES = ("o_proj", "out_proj", "c_proj", "dense", "wo")
+"""Attention's, in the families of transformers."""
 CAPTURES = "transformers.utils.output_capturing"
 """Whose hooks stay on a model once it was asked for hidden states, and do nothing in passes that do not ask."""
 
 
-def narrow_module(block: Block) -> nn.Module | None:
-    """What may be the block's MLP: the module that writes to the stream, or, before a norm that does, the one so named.
+def narrow_modules(block: Block) -> list[tuple[nn.Module, ...]]:
+    """What may be the modules that compute each token of the block for itself: the most first.
 
-    That a token of it is what it is without the others has to be seen in a pass.
+    The MLP is the module that writes to the stream, or, before a norm that does, the one so named. That a token is what
+    it is without the others has to be seen in a pass.
     """
-    named = [module for name, module in block.module.named_children() if any(word in name for word in MLP_NAMES)]
-    children = set(block.module.children())
-    found = (one for one in (block.mlp_out, *named) if one in children and _has_matrix(one))
-    return None if block.also else next(found, None)
+    children = dict(block.module.named_children())
+    named = [module for name, module in children.items() if any(word in name for word in MLP_NAMES)]
+    mlps = [one for one in (block.mlp_out, *named) if one in children.values() and _has_matrix(one)]
+    if block.also or not mlps:
+        return []
+    attentions = [module for name, module in children.items() if any(word in name for word in ATTENTION_NAMES)]
+    inside = [pair for one in attentions for pair in one.named_children() if _has_matrix(pair[1])]
+    around = [module for name, module in inside if name in (*QUERY_NAMES, *OUTPUT_NAMES)]
+    return [(mlps[0], *around), (mlps[0],)] if around else [(mlps[0],)]
 
 
 def _has_matrix(module: nn.Module) -> bool:
@@ -42,19 +51,24 @@ def is_watched(module: nn.Module) -> bool:
     return any(getattr(hook, "__module__", "") != CAPTURES for hook in module._forward_hooks.values())
 
 
-def narrowed(module: nn.Module, at: Int[Tensor, " m"], tokens: int) -> Iterator[Any]:
-    """Hooks that have a module compute some of the tokens of a pass; none where that is not worth it.
+def narrowed(modules: Iterable[nn.Module], at: Int[Tensor, " m"], tokens: int) -> Iterator[Any]:
+    """Hooks that have modules compute some of the tokens of a pass; none where that is not worth it.
 
-    Nor are there any where something watches what is inside the module.
+    Nor are there any where something watches what is inside a module.
 
     Parameters
     ----------
     at
         Which of the pass's tokens, rows one after the other.
     """
-    inside = (one for one in module.modules() if one is not module)
-    if len(at) > WORTH * tokens or torch.is_grad_enabled() or any(map(is_watched, inside)):
+    if len(at) > WORTH * tokens or torch.is_grad_enabled():
         return
+    for module in modules:
+        if not any(is_watched(one) for one in module.modules() if one is not module):
+            yield from _narrowed(module, at, tokens)
+
+
+def _narrowed(module: nn.Module, at: Int[Tensor, " m"], tokens: int) -> Iterator[Any]:
     shape: list[torch.Size] = []
 
     def take(_: nn.Module, args: tuple[Any, ...]) -> Any:
