@@ -89,6 +89,18 @@ def evaluation_rows(results: dict[str, Any]) -> list[str]:
     return rows
 
 
+def shots_rows(results: dict[str, Any]) -> list[str]:
+    """A row for each benchmark, beside lm-eval's model of transformers at its best batch size."""
+    rows = []
+    for one in results["rows"]:
+        theirs, ours = min(map(statistics.median, one["theirs"].values())), statistics.median(one["ours"])
+        rows.append(
+            f"| {one['questions']} questions, {one['task'].partition('/')[0]}, {one['model']} | "
+            f"HFLM {duration(theirs)} | {duration(ours)} | {theirs / ours:.1f} × |"
+        )
+    return rows
+
+
 def hooks_rows(results: dict[str, Any]) -> list[str]:
     """A row for each plan under vLLM's compiler, beside vLLM as it comes."""
     return [
@@ -133,6 +145,7 @@ def main() -> None:
         (read("extraction"), extraction_rows),
         *((read(f"selection-{shape}"), selection_rows) for shape in ("tiny", "135m", "0.5b", "7b")),
         *((read(f"evaluation-{shape}"), evaluation_rows) for shape in ("tiny", "135m")),
+        (read("shots"), shots_rows),
         *((read(f"generation-{shape}"), generation_rows) for shape in ("tiny", "0.5b", "7b")),
         (read("hooks-135m"), hooks_rows),
         *((read(card), gpu_rows) for card in cards),
