@@ -13,14 +13,20 @@ from refusal_cmp.statistics import Estimate, OverSeeds, over_seeds
 Calibrated = Mapping[str, Any]
 
 
+def by_budget(data: RunData) -> dict[str, str]:
+    """What calibrated plans are called by the budget that they meet, `ablation:kl=0.1@all`, by their labels."""
+    rows = [] if data.calibration is None else data.calibration["plans"]
+    return {row["plan"]: row["to"] for row in rows if "to" in row}
+
+
 def named_alike(data: RunData) -> RunData:
-    """The run with calibrated plans called by their budget, `ablation:kl=0.1@all`, as strengths differ from run to run.
+    """The run with calibrated plans called by their budget, as strengths differ from run to run.
 
     What is asked of single runs alone, as where activations land, keeps its labels.
     """
     if data.calibration is None:
         return data
-    names = {row["plan"]: row["to"] for row in data.calibration["plans"] if "to" in row}
+    names = by_budget(data)
 
     def named(label: str) -> str:
         return names.get(label, label)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +39,8 @@ class Receipt:
     """Its plans, best first, as the page of its run ranks them."""
     error: str = ""
     """What was wrong, in one sentence."""
+    called: Mapping[str, str] = field(default_factory=dict)
+    """What plans of calibrated strengths are called over seeds, by the budget that they meet; by their labels."""
 
     def stands(self, cell: Cell, until: str, path: Path) -> bool:
         """Whether the cell is done: with these settings, this far, and with its results still there."""

@@ -19,6 +19,7 @@ from refusal_cmp.config.network import go_offline
 from refusal_cmp.errors import BusyError, RefusalCmpError
 from refusal_cmp.report.answer import Standing, answers_already, standings
 from refusal_cmp.report.data import RunData, read_run
+from refusal_cmp.report.seeds_at_equal_damage import by_budget
 from refusal_cmp.run.contents import RESULTS
 from refusal_cmp.run.directory import RunDir
 from refusal_cmp.run.session import PACKAGES, Session
@@ -124,13 +125,14 @@ def _receipt(task: Task, config: RunConfig, session: Session) -> Receipt:
         bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
         results=((path / RESULTS).stat().st_size, run.digest(RESULTS)),
         standings=[_standing(data, one) for one in standings(data)],
+        called=by_budget(data),
     )
 
 
 def _standing(data: RunData, one: Standing) -> dict[str, Any]:
     plan = next(plan for plan in data.plans if plan.label == one.plan)
     return {
-        "plan": one.plan,
+        "plan": by_budget(data).get(one.plan, one.plan),
         "method": one.method,
         "intervention": plan.intervention,
         "suppresses": one.suppresses and not answers_already(data),

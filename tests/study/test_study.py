@@ -31,7 +31,7 @@ from refusal_cmp.study.work import run_cell
 from refusal_cmp.terminal import Terminal
 
 from support.pipeline import start
-from support.study import run, written
+from support.study import SETTINGS, run, written
 
 
 def test_every_cell_is_the_run_that_its_settings_make(whole, tiny, tmp_path):
@@ -64,6 +64,23 @@ def test_the_table_has_the_results_of_every_cell_with_its_keys(whole):
         pd.testing.assert_frame_equal(rows[own.columns].reset_index(drop=True), own, check_dtype=False)
         assert set(rows["cell_name"]) == {cell.name}
         assert set(rows["cell_seed"]) == {cell.keys["seed"]}
+
+
+def test_calibrated_plans_are_one_over_seeds_by_the_budget_that_they_meet(tmp_path):
+    more = {"calibrate": "kl=0.001", "interventions": "ablation", "evals": "refusal"}
+    file = written(tmp_path / "small.yaml", cells={"best": {}}, settings=SETTINGS | more)
+    study, home, failed, _ = run(file, tmp_path / "runs")
+    assert not failed
+    own = {cell.keys["seed"]: read_receipt(home / cell.label).called for cell in study.cells}
+    name = "diff-in-means/ablation:kl=0.001@single"
+    assert [set(called.values()) for called in own.values()] == [{name}] * 2
+    assert len({plan for called in own.values() for plan in called}) == 2  # each has a strength of its own
+    over = pd.read_csv(home / "report/over_seeds.csv")
+    assert set(over["plan"]) == {"baseline", name}
+    assert set(over["n_seeds"]) == {2}
+    table = pd.read_csv(home / "study.csv")
+    assert set(table["plan"]) == {"baseline", *own[1], *own[2]}  # as the runs have them
+    assert name in (home / "report/index.html").read_text()
 
 
 def test_numbers_over_seeds_are_those_of_several_seeds(whole):

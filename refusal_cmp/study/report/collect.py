@@ -60,7 +60,9 @@ class Subject:
 class _Results:
     header: list[str]
     lines: list[str]
+    """As the run has them."""
     rows: list[list[str]]
+    """With calibrated plans called by their budget: strengths differ from seed to seed."""
 
 
 def subjects(study: Study, home: Path, done: Sequence[Cell], receipts: Mapping[str, Receipt]) -> Iterator[Subject]:
@@ -112,8 +114,12 @@ def _read(path: Path, receipt: Receipt) -> _Results:
             f"{path / RESULTS} is not what the cell wrote there: it is damaged or was made again; delete the "
             f"{path / 'cell.json'} beside it and run the study again."
         )
-    header, *lines = content.decode().splitlines()
-    return _Results(header.split(","), lines, list(csv.reader(lines)))
+    head, *lines = content.decode().splitlines()
+    header, rows = head.split(","), list(csv.reader(lines))
+    plan = header.index("plan")
+    for row in rows:
+        row[plan] = receipt.called.get(row[plan], row[plan])
+    return _Results(header, lines, rows)
 
 
 @cache
