@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from refusal_cmp.config import SITES
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.engines._vllm_operator import OF, SEEN, Edits
+from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.blocks import ATTENTION_NAMES, MLP_NAMES
 from refusal_cmp.model.hooks import after, first, with_first
 from refusal_cmp.plan import Place, Plan
@@ -180,7 +181,10 @@ def _edited_worker() -> type[Any]:
 
     kind = current_platform.device_type
     if kind not in WORKERS:
-        raise NotImplementedError(f"plans are known to get into vLLM's workers on {', '.join(WORKERS)}, not on {kind}")
+        raise RefusalCmpError(
+            f"Plans get into vLLM's workers on {' and '.join(WORKERS)}, and this vLLM is for {kind}; use --engine hf.",
+            engine="hf",
+        )
     module, _, name = WORKERS[kind].rpartition(".")
     return type("EditedWorker", (PlanWorker, getattr(import_module(module), name)), {})
 

@@ -26,7 +26,7 @@ from refusal_cmp.model.generation import Completion, greedy
 from refusal_cmp.model.hooks import after, before, installed
 from refusal_cmp.model.kv_cache import is_plain
 from refusal_cmp.model.linear import prepacked
-from refusal_cmp.model.narrow import is_watched, narrow_modules, narrowed
+from refusal_cmp.model.narrow import narrow_modules, narrowed
 from refusal_cmp.model.packing import MOST_TOKENS, Pack, PackedBatch, packs
 from refusal_cmp.model.source import ModelSource
 from refusal_cmp.plan import Place, Plan, Tokens
@@ -391,7 +391,7 @@ class ChatModel(Chat):
             inputs["logits_to_keep"] = keep
         ids = inputs["input_ids"]
         ends = torch.arange(ids.numel(), device=ids.device).view(ids.shape)[:, -keep:] if ids.shape[1] > keep else ids
-        with installed(self._narrowed(ends.flatten(), ids.numel())):
+        with installed(narrowed(self.blocks[-1].module, self.narrow, ends.flatten(), ids.numel())):
             out = self.model(**inputs)
         out.logits = out.logits[:, -keep:]
         return out
@@ -405,18 +405,11 @@ class ChatModel(Chat):
             return x.flatten(0, 1)[at.to(x.device)][None]
 
         head = self.model.get_output_embeddings()
-        narrowed = self._narrowed(at, batch.ids.numel()) if head is not None else iter(())
-        with installed(narrowed), installed([] if head is None else [before(head, gather)]):
+        some = narrowed(self.blocks[-1].module, self.narrow, at, batch.ids.numel()) if head is not None else ()
+        with installed(some), installed([] if head is None else [before(head, gather)]):
             out = self.model(**batch.inputs, use_cache=use_cache)
         out.logits = out.logits[0] if gathered else out.logits.flatten(0, 1)[at.to(out.logits.device)]
         return out
-
-    def _narrowed(self, at: Int[Tensor, " m"], tokens: int) -> Iterator[Any]:
-        """Hooks that have the last block compute some tokens alone, where that gives what it gives of all.
-
-        There are none where somebody looks at what leaves the block: all tokens of it may be read.
-        """
-        return narrowed(() if is_watched(self.blocks[-1].module) else self.narrow, at, tokens)
 
     def _narrows(self) -> tuple[nn.Module, ...]:
         """What of the last block computes a token as it would without the others."""

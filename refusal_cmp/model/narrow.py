@@ -14,7 +14,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from refusal_cmp.model.blocks import ATTENTION_NAMES, MLP_NAMES, Block
-from refusal_cmp.model.hooks import first, with_first
+from refusal_cmp.model.hooks import after, first, with_first
 
 WORTH = 0.75
 """Of a pass's tokens at most so many may be wanted: moving rows costs as well."""
@@ -23,6 +23,8 @@ OUTPUT_NAMES = ("o_proj", "out_proj", "c_proj", "dense", "wo")
 """Attention's, in the families of transformers."""
 CAPTURES = "transformers.utils.output_capturing"
 """Whose hooks stay on a model once it was asked for hidden states, and do nothing in passes that do not ask."""
+EDITS = after.__module__
+"""Whose hooks are those of edits, which change unread tokens to no effect."""
 
 
 def narrow_modules(block: Block) -> list[tuple[nn.Module, ...]]:
@@ -46,25 +48,35 @@ def _has_matrix(module: nn.Module) -> bool:
     return any(parameter.ndim > 1 for parameter in module.parameters())
 
 
-def is_watched(module: nn.Module) -> bool:
-    """Whether somebody looks at what the module gives, or changes it."""
-    return any(getattr(hook, "__module__", "") != CAPTURES for hook in module._forward_hooks.values())
+def _is_watched(block: nn.Module) -> bool:
+    """Whether anybody looks at what leaves a block, or anybody but an edit at what goes on inside it."""
+    inside = (one for one in block.modules() if one is not block)
+    seen = [hook for one in inside for hooks in (one._forward_pre_hooks, one._forward_hooks) for hook in hooks.values()]
+    return _has_hooks(block) or any(_origin(hook) not in (CAPTURES, EDITS) for hook in seen)
 
 
-def narrowed(modules: Iterable[nn.Module], at: Int[Tensor, " m"], tokens: int) -> Iterator[Any]:
-    """Hooks that have modules compute some of the tokens of a pass; none where that is not worth it.
+def _has_hooks(module: nn.Module) -> bool:
+    return any(_origin(hook) != CAPTURES for hook in module._forward_hooks.values())
 
-    Nor are there any where something watches what is inside a module.
+
+def _origin(hook: Any) -> str:
+    return getattr(hook, "__module__", "")
+
+
+def narrowed(block: nn.Module, modules: Iterable[nn.Module], at: Int[Tensor, " m"], tokens: int) -> Iterator[Any]:
+    """Hooks that have modules of a block compute some of the tokens of a pass; none where that is not worth it.
+
+    Nor are there any where somebody looks at what the block makes of tokens, or where an edit acts inside a module.
 
     Parameters
     ----------
     at
         Which of the pass's tokens, rows one after the other.
     """
-    if len(at) > WORTH * tokens or torch.is_grad_enabled():
+    if len(at) > WORTH * tokens or torch.is_grad_enabled() or _is_watched(block):
         return
     for module in modules:
-        if not any(is_watched(one) for one in module.modules() if one is not module):
+        if not any(_has_hooks(one) for one in module.modules() if one is not module):
             yield from _narrowed(module, at, tokens)
 
 

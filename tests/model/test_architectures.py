@@ -136,9 +136,18 @@ def test_the_last_block_computes_for_the_last_position_what_it_computes_for_all(
     assert not torch.allclose(found["narrow", "plain"], found["narrow", "edited"], rtol=1e-3)
     assert set(seen[: len(model.narrow)]) <= {len(batch)}
     seen.clear()
-    with installed([after(model.blocks[last].module, lambda _: None)]):  # somebody looks at what leaves the block
-        model.last_logits(batch)
-    assert set(seen) <= {batch.ids.numel()}
+    block, look = model.blocks[last], lambda *_: None
+    for (
+        handle
+    ) in (  # somebody looks at what leaves the block, at what is written to the stream, or at what is read for it
+        lambda: after(block.module, look),
+        lambda: block.attn_out.register_forward_hook(look),
+        lambda: block.mlp_out.register_forward_pre_hook(look),
+    ):
+        seen.clear()
+        with installed([handle()]):
+            model.last_logits(batch)
+        assert set(seen) <= {batch.ids.numel()}
 
 
 def test_a_model_that_was_once_asked_for_hidden_states_computes_as_before(model, batch):
