@@ -175,17 +175,23 @@ def _captures(eager: bool, device: torch.device) -> bool:
     return not eager and device.type != "cpu"
 
 
-@cache
-def _edited_worker() -> type[Any]:
+def worker_class() -> str:
+    """Where vLLM's worker class for this machine is; RefusalCmpError where plans are not known to get into one."""
     from vllm.platforms import current_platform
 
     kind = current_platform.device_type
     if kind not in WORKERS:
         raise RefusalCmpError(
-            f"Plans get into vLLM's workers on {' and '.join(WORKERS)}, and this vLLM is for {kind}; use --engine hf.",
+            f"Plans get into the workers of vLLM for {' and '.join(WORKERS)}, and the installed one is for {kind}; do "
+            "without it.",
             engine="hf",
         )
-    module, _, name = WORKERS[kind].rpartition(".")
+    return WORKERS[kind]
+
+
+@cache
+def _edited_worker() -> type[Any]:
+    module, _, name = worker_class().rpartition(".")
     return type("EditedWorker", (PlanWorker, getattr(import_module(module), name)), {})
 
 

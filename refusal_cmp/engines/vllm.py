@@ -27,6 +27,7 @@ from safetensors.torch import save
 
 from refusal_cmp.data.download import cache
 from refusal_cmp.engines import BatchEngine, Host, register_engine
+from refusal_cmp.engines._vllm_worker import worker_class
 from refusal_cmp.errors import RefusalCmpError
 from refusal_cmp.model.chat import Chat
 from refusal_cmp.model.generation import Completion, Job
@@ -99,8 +100,8 @@ class VLLMEngine(BatchEngine):
     Raises
     ------
     RefusalCmpError
-        If vLLM is missing, too old, or cannot load the model; or if the sites of the model's architecture cannot
-        be found and proven in vLLM.
+        If vLLM is missing, too old, for a kind of device that plans do not get into, or cannot load the model; or if
+        the sites of the model's architecture cannot be found and proven in vLLM.
     """
 
     def __init__(
@@ -114,6 +115,8 @@ class VLLMEngine(BatchEngine):
         eager: bool = False,
         say: Callable[[str], None] = print,
     ) -> None:
+        import_vllm()
+        worker_class()
         self._chat, self._say, self._eager = chat, say, eager
         self._installed = [baseline().digest]
         self._load = partial(

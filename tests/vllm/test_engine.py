@@ -223,6 +223,12 @@ def test_another_device_than_vllm_is_made_for_is_one_sentence(tiny):
         VLLMEngine(ModelSource(), tiny, device="cuda:1")
 
 
+def test_a_vllm_that_plans_do_not_get_into_is_one_sentence(tiny, monkeypatch):
+    monkeypatch.setattr(_vllm_worker, "WORKERS", {"cuda": "vllm.v1.worker.gpu_worker.Worker"})
+    with pytest.raises(RefusalCmpError, match=r"workers of vLLM for cuda, and the installed one is for cpu; do"):
+        VLLMEngine(ModelSource(), tiny)
+
+
 def test_it_says_how_it_runs_the_model(engine, told):
     assert "about a minute the first time" in told[0]
     assert re.fullmatch(r"vLLM is ready after \d+ s and runs the model compiled\.", told[1])
