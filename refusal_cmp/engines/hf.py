@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from refusal_cmp.engines import BatchEngine, Host, register_engine
 from refusal_cmp.model import ChatModel
-from refusal_cmp.model.batching import RowBudget
+from refusal_cmp.model.batching import STEP_ROWS, RowBudget
 from refusal_cmp.model.generation import Job, complete
 from refusal_cmp.progress import Progress, silent
 
@@ -26,7 +26,7 @@ class HFEngine(BatchEngine):
 
     def __init__(self, model: ChatModel, batch_size: int | None = None) -> None:
         self.model = model
-        self.rows = RowBudget(model.device, batch_size)
+        self.rows = RowBudget(model.device, batch_size, STEP_ROWS)
 
     @classmethod
     def start(cls, host: Host) -> HFEngine:

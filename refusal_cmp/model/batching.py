@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import accumulate
@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 MOST_ROWS = {"cpu": 128, "cuda": 2048}
 """Rows from which larger batches are no faster: caches on a CPU, saturation on a GPU."""
+STEP_ROWS = {"cpu": 256, "cuda": 2048}
+"""The same of steps of generation, in which a row has one token."""
 PASS_ROWS = 128
 """Rows of a pass whose logits or activations are kept, where nobody says."""
 PASS_BYTES = 2**29
@@ -87,12 +89,14 @@ class RowBudget:
     ----------
     limit
         Most rows, for tests and for those who know better; by default it is measured.
+    most
+        Rows from which more are no faster, by kind of device.
     """
 
-    def __init__(self, device: torch.device, limit: int | None = None) -> None:
+    def __init__(self, device: torch.device, limit: int | None = None, most: Mapping[str, int] = MOST_ROWS) -> None:
         self.device = device
         self.fixed = limit is not None
-        self.limit = limit or MOST_ROWS.get(device.type, MOST_ROWS["cpu"])
+        self.limit = limit or most.get(device.type, most["cpu"])
         self.bytes = pass_bytes(device)
 
     def at_most(self, rows: int) -> int:

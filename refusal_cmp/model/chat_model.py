@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from refusal_cmp.config import DATE, EMBEDDED
 from refusal_cmp.edit import LowRankEdit
 from refusal_cmp.errors import RefusalCmpError
-from refusal_cmp.model.batching import PASS_ROWS, Attempt, Batch, Cost, RowBudget, slices
+from refusal_cmp.model.batching import PASS_ROWS, STEP_ROWS, Attempt, Batch, Cost, RowBudget, slices
 from refusal_cmp.model.blocks import Block, find_blocks, input_device
 from refusal_cmp.model.by_row import PlansByRow
 from refusal_cmp.model.chat import PROBE_INSTRUCTIONS, Chat, beginning
 from refusal_cmp.model.foreign import check_code
 from refusal_cmp.model.generation import Completion, greedy
 from refusal_cmp.model.hooks import after, before, installed
-from refusal_cmp.model.kv_cache import is_plain
+from refusal_cmp.model.kv_cache import is_plain, with_room
 from refusal_cmp.model.linear import prepacked
 from refusal_cmp.model.narrow import narrow_modules, narrowed
 from refusal_cmp.model.packing import MOST_TOKENS, Pack, PackedBatch, packs
@@ -39,7 +39,7 @@ METRIC_EPSILON = 1e-8
 SAME = {True: 1e-3, False: 0.05}
 """How far the logits of prompts that share a row may be off, relatively, in float32 and in less."""
 ROUNDING = {True: 1e-5, False: 0.05}
-"""The same of logits of which the last block computes nothing else."""
+"""The same of logits that are computed as before, but for what is left out or masked."""
 
 
 class ChatModel(Chat):
@@ -85,6 +85,7 @@ class ChatModel(Chat):
         self.narrow = self._narrows()
         self.shares_rows, self.shares_cache = False, False
         self.shares_rows, self.shares_cache = self._sharing()
+        self.masks_room = self._masks_room()
 
     @classmethod
     def load(cls, source: ModelSource | str = EMBEDDED, *, device: str = "auto", **how: Any) -> ChatModel:
@@ -427,6 +428,24 @@ class ChatModel(Chat):
                 return modules
         return ()
 
+    def _masks_room(self) -> bool:
+        """Whether a step of generation may be given keys and values that are not there yet, where that is quicker."""
+        if self.device.type != "cpu" or not self.shares_cache:
+            return False
+        batch = self.batch(self.tokenize(PROBE_INSTRUCTIONS))
+        mask = torch.nn.functional.pad(batch.mask.long(), (0, 1), value=1)
+        step = {"input_ids": batch.ids[:, -1:], "attention_mask": mask, "position_ids": mask.sum(-1, keepdim=True) - 1}
+        found = []
+        try:
+            with torch.inference_mode():
+                for whole in (False, True):
+                    read = self.forward(1, **batch.inputs, use_cache=True)
+                    cache = with_room(read.past_key_values, whole=whole)
+                    found.append(self.forward(1, **step, past_key_values=cache, use_cache=True).logits.float())
+        except Exception:  # of the code that comes with a model
+            return False
+        return float((found[1] - found[0]).norm() / found[0].norm()) <= ROUNDING[self.model.dtype == torch.float32]
+
     @torch.inference_mode()
     def last_logits(self, batch: Batch) -> Float[Tensor, "n vocab"]:
         """Logits at the last position of every prompt, float32."""
@@ -580,7 +599,7 @@ class ChatModel(Chat):
         progress: Progress = silent,
     ) -> list[Completion]:
         """Greedy completions, in the order of the instructions; see `refusal_cmp.model.generation`."""
-        rows = RowBudget(self.device, batch_size)
+        rows = RowBudget(self.device, batch_size, STEP_ROWS)
         return greedy(self, instructions, max_new_tokens=max_new_tokens, rows=rows, progress=progress)
 
 

@@ -27,10 +27,10 @@ from refusal_cmp.progress import Progress, silent
 
 ROUND = 4
 """Batches that a round of work fills: it is what a kill, or a lack of memory, costs at most."""
-LEAVE = 8
-"""Rows that have ended leave once they are one in so many: keys and values are copied when they do."""
+LEAVE = 16
+"""Rows that have ended leave once they are one in so many: others take their place, and are copied."""
 REFILL = 4
-"""Prompts enter once a batch has room for one in so many of its rows: keys and values are copied when they do."""
+"""Prompts enter once a batch has room for one in so many of its rows."""
 
 
 class Generates(Protocol):
@@ -51,6 +51,10 @@ class Generates(Protocol):
     @property
     def shares_cache(self) -> bool:
         """Whether prompts that share a row leave keys and values that can be told apart."""
+
+    @property
+    def masks_room(self) -> bool:
+        """Whether attention may be given keys and values that are not there yet."""
 
     def in_packs(
         self,
@@ -361,12 +365,14 @@ class _Rows:
 
     def leave(self, least: int = 1) -> bool:
         """Drop those that have ended, if they are so many or all there are; whether any was dropped."""
-        kept = [at for at, row in enumerate(self.rows) if not row.ended]
-        ended = len(self.rows) - len(kept)
-        if not ended or (kept and ended < least):
+        live = [at for at, row in enumerate(self.rows) if not row.ended]
+        if len(live) == len(self.rows) or (live and len(self.rows) - len(live) < least):
             return False
-        which = torch.tensor(kept, dtype=torch.long, device=self.ids.device)
-        self.rows, self.ids, self.mask = [self.rows[at] for at in kept], self.ids[which], self.mask[which]
+        last = reversed(live)  # few rows change their place: they are copied
+        kept = [next(last) if row.ended else at for at, row in enumerate(self.rows[: len(live)])]
+        which = torch.tensor(kept, dtype=torch.long)
+        on = which.to(self.ids.device)
+        self.rows, self.ids, self.mask = [self.rows[at] for at in kept], self.ids[on], self.mask[on]
         if kept:
             self.cache.reorder_cache(which)  # unlike batch_select_indices, every kind of layer has it, on any device
         else:
@@ -472,9 +478,9 @@ def _read(model: Generates, batch: Batch) -> tuple[Float[Tensor, "n vocab"], Any
     """The logits that follow the prompts, float32, and their keys and values, a row for each prompt."""
     if isinstance(batch, PackedBatch):
         out = model.forward_at(batch, batch.paths[:, -1], use_cache=True)
-        return out.logits.float(), with_room(along(out.past_key_values, batch.paths))
+        return out.logits.float(), with_room(along(out.past_key_values, batch.paths), whole=model.masks_room)
     out = model.forward(1, **batch.inputs, use_cache=True)
-    return out.logits[:, -1].float(), with_room(out.past_key_values)
+    return out.logits[:, -1].float(), with_room(out.past_key_values, whole=model.masks_room)
 
 
 @dataclass(frozen=True)
