@@ -143,8 +143,8 @@ def said(rows: Sequence[dict[str, Any]], budget: str) -> list[str]:
     found = [f"{n} of {counted(len(rows), 'plan')} calibrated to {budget}, in {most} passes or fewer each."]
     if of["below"]:
         found.append(
-            f"{counted(len(of['below']), 'plan')} cannot do that much damage, and stand at the end of their range: "
-            f"{_named(of['below'])}."
+            f"{counted(len(of['below']), 'plan')} cannot do that much damage even at the end of the range, which is "
+            f"taken: {_named(of['below'])}."
         )
     split = [row for row in rows if row.get("beside")]
     if split:
