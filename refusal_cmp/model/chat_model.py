@@ -430,7 +430,7 @@ class ChatModel(Chat):
 
     def _masks_room(self) -> bool:
         """Whether a step of generation may be given keys and values that are not there yet, where that is quicker."""
-        if self.device.type != "cpu" or not self.shares_cache:
+        if self.device.type != "cpu" or self.model.dtype != torch.float32 or not self.shares_cache:
             return False
         batch = self.batch(self.tokenize(PROBE_INSTRUCTIONS))
         mask = torch.nn.functional.pad(batch.mask.long(), (0, 1), value=1)
@@ -444,7 +444,7 @@ class ChatModel(Chat):
                     found.append(self.forward(1, **step, past_key_values=cache, use_cache=True).logits.float())
         except Exception:  # of the code that comes with a model
             return False
-        return float((found[1] - found[0]).norm() / found[0].norm()) <= ROUNDING[self.model.dtype == torch.float32]
+        return float((found[1] - found[0]).norm() / found[0].norm()) <= ROUNDING[True]
 
     @torch.inference_mode()
     def last_logits(self, batch: Batch) -> Float[Tensor, "n vocab"]:

@@ -16,6 +16,7 @@ from peft import (
     PromptTuningConfig,
     TrainableTokensConfig,
 )
+from peft.tuners.lora import Linear
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
@@ -284,6 +285,22 @@ def test_an_adapter_that_is_no_change_of_weights_is_refused_before_they_are_read
     assert f"is of the kind {kind}, which is no change of weights, so it cannot be merged" in refused(folder)
     with pytest.raises(RefusalCmpError, match=kind):
         Chat.load(ModelSource(str(folder)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_an_adapter_of_which_weights_hold_only_a_part_is_refused(adapter, dtype, monkeypatch):
+    delta = Linear.get_delta_weight
+    monkeypatch.setattr(Linear, "get_delta_weight", lambda self, name: 0.5 * delta(self, name))
+    assert "does more than any change of weights, so it cannot be merged" in refused(adapter, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_an_adapter_is_merged_in_half_precision_too(adapter, dtype):
+    """As well as in float32, to the rounding of weights."""
+    halves, whole = ChatModel.load(str(adapter), dtype=dtype), ChatModel.load(str(adapter))
+    exact = dict(whole.model.named_parameters())
+    for name, weight in halves.model.named_parameters():
+        assert (weight.float() - exact[name]).norm() <= 0.01 * exact[name].norm(), name
 
 
 @pytest.mark.parametrize(

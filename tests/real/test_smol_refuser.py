@@ -13,8 +13,11 @@ import pytest
 import torch
 
 from refusal_cmp.config import STAGES, load_config
+from refusal_cmp.data import DATASETS
 from refusal_cmp.data.download import folder
 from refusal_cmp.data.sources import PUBLISHED
+from refusal_cmp.judges.completion import refuses
+from refusal_cmp.model import ChatModel
 from refusal_cmp.model.small import PACKAGED
 from refusal_cmp.run.contents import read_selections
 from refusal_cmp.run.directory import RunDir
@@ -116,3 +119,14 @@ def test_the_page_tells_what_was_run(run):
     page = (run.run.path / "report/index.html").read_text(encoding="utf-8")
     assert "smol-refuser" in page
     assert "inlp/nullspace@single" in page
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_it_refuses_in_half_precision_too(dtype, all_cores):
+    """Its adapter is merged there as well: bfloat16 is what a GPU takes by itself."""
+    model = ChatModel.load("smol-refuser", dtype=dtype, device="cpu")
+    whole = ChatModel.load("smol-refuser", dtype="float32", device="cpu")
+    prompts = [prompt.instruction for prompt in DATASETS.get("tiny-harmful")("test")[:16]]
+    refused = [[refuses(one.text) for one in some.generate(prompts, max_new_tokens=12)] for some in (model, whole)]
+    assert sum(half != other for half, other in zip(*refused, strict=True)) <= 1
+    assert sum(refused[0]) >= 8
